@@ -1,0 +1,120 @@
+"""Parameters and multiply-adds of MobileNet, layer by layer, beside what standard convolutions would cost.
+
+For a kernel of k×k from c channels to c' channels on an output of h'×w' (Howard et al. 2017, section 3.1):
+
+    standard convolution    h'·w'·k·k·c·c'
+    depthwise               h'·w'·k·k·c
+    pointwise               h'·w'·c·c'
+"""
+
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.table import Table
+
+from mobilenet_pipeline.config import Candidate, Recipe
+
+FILTERS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
+"""Output channels at α = 1 of the stem and the 13 depthwise-separable blocks (table 1 of the paper)."""
+
+STRIDES = {
+    # As published, for 224 pixels: 32 pixels are down to 1×1 after block 12.
+    "stock": (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+    # The stem keeps the resolution: 32 pixels end as 2×2, at four times the multiply-adds.
+    "stem-1": (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution or the dense head; counts are for one image.
+
+    `parameters` leaves out batch normalisation: its 4·c' are in `norm_parameters`. `standard_*` is what a 3×3 standard
+    convolution in place of the depthwise-separable pair would have (on the pointwise row; 0 on the depthwise one).
+    """
+
+    name: str
+    output: tuple[int, int, int]
+    parameters: int
+    norm_parameters: int
+    multiply_adds: int
+    standard_parameters: int
+    standard_multiply_adds: int
+
+
+def layers(candidate: Candidate, classes: int) -> list[Layer]:
+    """The candidate's layers in order, from stem to head."""
+    strides = STRIDES[candidate.strides]
+    channels = [int(filters * candidate.alpha) for filters in FILTERS]
+    size = -(-candidate.input_size // strides[0])
+    stem_parameters = 9 * 3 * channels[0]
+    stem_cost = size * size * stem_parameters
+    rows = [
+        Layer("conv1", (size, size, channels[0]), stem_parameters, 4 * channels[0], stem_cost, stem_parameters, stem_cost)
+    ]
+    for block in range(1, len(FILTERS)):
+        before, after = channels[block - 1], channels[block]
+        size = -(-size // strides[block])
+        area = size * size
+        depthwise, pointwise, standard = 9 * before, before * after, 9 * before * after
+        rows += [
+            Layer(f"conv_dw_{block}", (size, size, before), depthwise, 4 * before, area * depthwise, 0, 0),
+            Layer(
+                f"conv_pw_{block}", (size, size, after), pointwise, 4 * after, area * pointwise, standard, area * standard
+            ),
+        ]
+    head = channels[-1] * classes
+    rows.append(Layer("logits", (1, 1, classes), head + classes, 0, head, head + classes, head))
+    return rows
+
+
+def parameters(rows: list[Layer]) -> int:
+    """All weights, batch normalisation's moving moments included, as Keras counts them."""
+    return sum(row.parameters + row.norm_parameters for row in rows)
+
+
+def multiply_adds(rows: list[Layer]) -> int:
+    """Multiply-adds of one image through the network."""
+    return sum(row.multiply_adds for row in rows)
+
+
+def print_anatomy(recipe: Recipe, candidate: str) -> None:
+    """Print the candidate's layers with their cost, totals and ratios."""
+    chosen = recipe.candidate(candidate)
+    rows = layers(chosen, len(recipe.data.class_names))
+    size = chosen.input_size
+    table = Table(title=f"{recipe.name}, {candidate}: MobileNet α {chosen.alpha}, {size}×{size}, strides {chosen.strides}")
+    table.add_column("layer")
+    for column in ("output", "parameters", "multiply-adds", "standard: parameters", "multiply-adds", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        standard = ("", "", "")
+        if row.standard_multiply_adds:
+            pair = row.multiply_adds + _depthwise_before(rows, row)
+            ratio = f"{pair / row.standard_multiply_adds:.3f}"
+            standard = (f"{row.standard_parameters:,}", f"{row.standard_multiply_adds:,}", ratio)
+        output = "×".join(map(str, row.output))
+        table.add_row(row.name, output, f"{row.parameters:,}", f"{row.multiply_adds:,}", *standard)
+    total, standard_total = multiply_adds(rows), sum(row.standard_multiply_adds for row in rows)
+    table.add_section()
+    table.add_row(
+        "total",
+        "",
+        f"{sum(row.parameters for row in rows):,}",
+        f"{total:,}",
+        f"{sum(row.standard_parameters for row in rows):,}",
+        f"{standard_total:,}",
+        f"{total / standard_total:.3f}",
+    )
+    console = Console()
+    console.print(table)
+    norms = sum(row.norm_parameters for row in rows)
+    console.print(
+        f"Batch normalisation adds {norms:,} parameters: {parameters(rows):,} in all. Costs are for one image; a ratio is "
+        "depthwise + pointwise ÷ the standard convolution, 1/c' + 1/9."
+    )
+
+
+def _depthwise_before(rows: list[Layer], row: Layer) -> int:
+    position = rows.index(row)
+    return rows[position - 1].multiply_adds if rows[position - 1].name.startswith("conv_dw") else 0

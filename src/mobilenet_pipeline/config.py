@@ -1,0 +1,147 @@
+"""Recipes: every knob of the pipeline, typed, frozen, read once from `params.yaml`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CANDIDATES = ("scratch", "pretrained")
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A part of `params.yaml`. Immutable; an unknown, missing or mistyped key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Data(Section):
+    """Where the images come from, and what they must be.
+
+    `digest` is the SHA-256 over every image's (hash, label, split) in hash order: a source with other images is refused.
+    `channel_mean` and `channel_std` are of the training split, on the scale 0 to 1, red, green, blue.
+    """
+
+    source: Literal["digits", "cifar10"]
+    digest: str
+    class_names: list[str]
+    train_rows: Positive
+    test_rows: Positive
+    channel_mean: list[float]
+    channel_std: list[float]
+    channel_tolerance: Rate
+    class_balance_tolerance: Share
+
+
+class Split(Section):
+    """The share of training images held out for validation, stratified by class."""
+
+    validation_share: Share
+    seed: int
+
+
+class Candidate(Section):
+    """How one model is built and trained.
+
+    `batch_size` is per replica and `learning_rate` the peak for one replica: the global batch and the rate grow with
+    the replicas. `input_size` is the side in pixels that images are resized to inside the model. `warmup` is a share
+    of all steps.
+    """
+
+    weights: Literal["none", "imagenet", "bundled"]
+    alpha: Literal[0.25, 0.5, 0.75, 1.0]
+    strides: Literal["stock", "stem-1"]
+    input_size: Positive
+    pixel_range: Literal["unit", "signed"]
+    epochs: Positive
+    batch_size: Positive
+    learning_rate: Rate
+    warmup: Share
+    weight_decay: Rate
+    label_smoothing: Share
+    flip: bool
+    shift: Annotated[int, Field(ge=0)]
+    seed: int
+
+
+class Candidates(Section):
+    """The two models that every recipe trains and compares."""
+
+    scratch: Candidate
+    pretrained: Candidate
+
+
+class Gate(Section):
+    """What a candidate must show before it may be served.
+
+    `accuracy_floor` is a share of test images; `significance` the level of the one-sided exact McNemar test against
+    the champion.
+    """
+
+    accuracy_floor: Share
+    significance: Share
+
+
+class Recipe(Section):
+    """Everything one pipeline run needs to know; `name` is its key in `params.yaml`."""
+
+    name: str
+    registered_model: str
+    data: Data
+    split: Split
+    candidates: Candidates
+    gate: Gate
+
+    def candidate(self, name: str) -> Candidate:
+        """The candidate called `name`. Raises ValueError for a name that is not in `CANDIDATES`."""
+        if name not in CANDIDATES:
+            raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(CANDIDATES)}")
+        return getattr(self.candidates, name)
+
+
+def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:
+    """Read the recipe called `name`.
+
+    Raises ValueError naming the file, the key, the value and what was expected.
+    """
+    recipes = _recipes(path)
+    if name not in recipes:
+        raise ValueError(f"{path}: no recipe {name!r}; there are: {', '.join(recipes)}")
+    section = recipes[name]
+    if not isinstance(section, dict):
+        raise ValueError(f"{path}: recipes.{name} must be a mapping, not {section!r}")
+    try:
+        return Recipe.model_validate({"name": name, **section})
+    except ValidationError as error:
+        raise ValueError(_sentences(path, name, error)) from None
+
+
+def recipe_names(path: Path = Path("params.yaml")) -> list[str]:
+    """The recipes in `path`, in the order of the file."""
+    return list(_recipes(path))
+
+
+def _recipes(path: Path) -> dict[str, object]:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.resolve()} does not exist; run this from the project's root") from None
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    recipes = document.get("recipes") if isinstance(document, dict) else None
+    if not isinstance(recipes, dict) or not recipes:
+        raise ValueError(f"{path} needs a section 'recipes' with at least one recipe")
+    return recipes
+
+
+def _sentences(path: Path, recipe: str, error: ValidationError) -> str:
+    lines = []
+    for fault in error.errors():
+        key = ".".join(["recipes", recipe, *map(str, fault["loc"])])
+        value = "" if fault["type"] == "missing" else f" (it is {fault['input']!r})"
+        lines.append(f"{path}: {key}: {fault['msg']}{value}")
+    return "\n".join(lines)

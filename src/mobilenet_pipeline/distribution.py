@@ -1,0 +1,29 @@
+"""Devices to a `tf.distribute.Strategy`."""
+
+import tensorflow as tf
+
+
+def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
+    """Mirror over every GPU; without one, train on the CPU, split into `cpu_replicas` logical devices.
+
+    Logical CPU devices share the cores: they prove that distributed training is right, not that it is fast. They can
+    be made only before TensorFlow has started; a later call with another number raises ValueError.
+    """
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if gpus:
+        return tf.distribute.MirroredStrategy([device.name for device in gpus])
+    if cpu_replicas == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy(_logical_cpus(cpu_replicas))
+
+
+def _logical_cpus(count: int) -> list[str]:
+    physical = tf.config.list_physical_devices("CPU")[0]
+    try:
+        tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * count)
+    except RuntimeError:  # already started: fine, if with enough devices
+        pass
+    devices = tf.config.list_logical_devices("CPU")
+    if len(devices) < count:
+        raise ValueError(f"{count} CPU replicas asked for, but TensorFlow has started with {len(devices)} CPU devices")
+    return [device.name for device in devices[:count]]

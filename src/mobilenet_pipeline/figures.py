@@ -1,0 +1,198 @@
+"""Numbers to figures, as PNG bytes. No window, no global state: safe in any process or thread."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mobilenet_pipeline import metrics
+
+# Okabe and Ito's palette: told apart by colour-blind readers, and by lightness in print.
+COLOURS = {"scratch": "#0072B2", "pretrained": "#D55E00"}
+OTHER_COLOUR = "#009E73"
+INK, FAINT, GOOD, BAD = "#1b1f24", "#d5dae0", "#0072B2", "#B3421B"
+DPI = 160
+GAP = 3  # pixels between the images of a contact sheet
+
+
+def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("loss", "accuracy")) -> bytes:
+    """Draw each of `quantities` over the epochs, a colour per candidate, training dashed and validation solid.
+
+    `histories` maps a candidate to the columns of its history.csv: a dict of lists or a data frame.
+    """
+    figure = Figure(figsize=(5.6 * len(quantities), 3.9), dpi=DPI, layout="constrained", facecolor="white")
+    for position, quantity in enumerate(quantities):
+        axes = figure.add_subplot(1, len(quantities), position + 1)
+        _style(axes)
+        for name, columns in histories.items():
+            _draw_curve(axes, name, columns, quantity)
+        axes.set_title(f"{quantity.capitalize()} per epoch", loc="left", fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color=FAINT, linewidth=0.8)
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        else:
+            axes.set_ylim(bottom=0)
+        if histories:
+            axes.legend(frameon=False, fontsize=10)
+    return _png(figure)
+
+
+def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
+    """Draw one matrix per candidate, side by side: a row per actual class, counts as text, colour by share of the row.
+
+    Correct answers are blue and mistakes orange, each darker with its share.
+    """
+    figure = Figure(figsize=(5.9 * max(1, len(matrices)), 5.7), dpi=DPI, layout="constrained", facecolor="white")
+    for position, (name, matrix) in enumerate(matrices.items()):
+        axes = figure.add_subplot(1, len(matrices), position + 1)
+        _style(axes)
+        _draw_confusion(axes, np.asarray(matrix), [_plain(each) for each in class_names])
+        axes.set_title(_plain(name), loc="left", fontweight="bold", color=_colour(name))
+    return _png(figure)
+
+
+def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
+    """Draw each class's accuracy as a bar per candidate, with its 95 % Wilson interval, from the confusion matrices."""
+    figure, axes = _canvas(5.6, 1.2 + 0.52 * len(class_names))
+    thickness = 0.8 / max(1, len(matrices))
+    places = np.arange(len(class_names))
+    for position, (name, matrix) in enumerate(matrices.items()):
+        counts = np.asarray(matrix)
+        right, rows = counts.diagonal(), counts.sum(axis=1)
+        share = right / np.maximum(rows, 1)
+        bounds = np.array([metrics.wilson_interval(int(r), int(n)) for r, n in zip(right, rows, strict=True)])
+        offset = (position - (len(matrices) - 1) / 2) * thickness
+        whiskers = np.abs(bounds.T - share)
+        axes.barh(places + offset, share, thickness * 0.9, color=_colour(name), alpha=0.85, label=name)
+        axes.errorbar(share, places + offset, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
+        for place, value, count in zip(places, share, rows, strict=True):
+            text = f"{value:.1%}" if count else "no images"
+            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=_colour(name))
+    axes.set_yticks(places, [_plain(each) for each in class_names])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.13)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=11)
+    return _png(figure)
+
+
+def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], per_class: int = 8) -> bytes:
+    """Draw the first `per_class` images of each class, a row per class.
+
+    `images` (n, height, width, 3) uint8, memory-mapped or not; `labels` (n,).
+    """
+    height, width = images.shape[1:3]
+    sheet = np.full(((height + GAP) * len(class_names), (width + GAP) * per_class, 3), 255, np.uint8)
+    for label in range(len(class_names)):
+        for column, row in enumerate(np.flatnonzero(labels == label)[:per_class]):
+            top, left = label * (height + GAP), column * (width + GAP)
+            sheet[top : top + height, left : left + width] = images[row]
+    figure, axes = _canvas(5.6, 5.6 * len(class_names) / (per_class + 1.6))
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [_plain(name) for name in class_names])
+    axes.tick_params(length=0, labelsize=12)
+    axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
+def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int = 12) -> np.ndarray:
+    """Indices, at most `count`, where `probabilities` (n, classes) miss `labels` (n,), the most confident first."""
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+
+def worst_mistakes(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], count: int = 12
+) -> bytes:
+    """Draw the `count` wrong answers that were given with the most confidence: actual class, answer and confidence.
+
+    `images` (n, height, width, 3) uint8, `labels` (n,) and `probabilities` (n, classes) are of the same n test images.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    worst = most_confident_mistakes(labels, probabilities, count)
+    columns = 4
+    lines = max(1, -(-len(worst) // columns))
+    figure = Figure(figsize=(5.6, 1.95 * lines), dpi=DPI, layout="constrained", facecolor="white")
+    for position, row in enumerate(worst):
+        axes = figure.add_subplot(lines, columns, position + 1)
+        axes.imshow(images[row], interpolation="nearest")
+        axes.set_axis_off()
+        answer = f"{_plain(class_names[predicted[row]])} {confidence[row]:.0%}"
+        axes.text(0.5, -0.06, answer, transform=axes.transAxes, ha="center", va="top", fontsize=11, color=BAD)
+        actual = f"is {_plain(class_names[labels[row]])}"
+        axes.text(0.5, -0.26, actual, transform=axes.transAxes, ha="center", va="top", fontsize=11, color=INK)
+    if not len(worst):
+        figure.text(0.5, 0.5, "There are no mistakes on these images.", ha="center", fontsize=13, color=INK)
+    return _png(figure)
+
+
+def _draw_curve(axes: Axes, name: str, columns: Any, quantity: str) -> None:
+    for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
+        values = [float(value) for value in columns[f"{split}_{quantity}"]]
+        epochs = range(1, len(values) + 1)
+        axes.plot(epochs, values, color=_colour(name), linestyle=style, linewidth=width, label=f"{name}, {split}")
+        axes.plot(epochs[-1:], values[-1:], "o", color=_colour(name), markersize=4)
+
+
+def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The square root lifts the few mistakes of a good model out of the white.
+    strength = np.sqrt(share)[..., None] * 0.9
+    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], _rgb(GOOD), _rgb(BAD))
+    axes.imshow(1 - strength * (1 - hue))
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if strength[row, column, 0] > 0.68 else INK if count else "#9aa2ab"
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=10, color=colour)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
+    axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=10.5)
+    axes.set_axisbelow(True)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_color(INK)
+        text.set_fontsize(11)
+
+
+def _colour(name: str) -> str:
+    return COLOURS.get(name, OTHER_COLOUR)
+
+
+def _rgb(colour: str) -> np.ndarray:
+    return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+
+
+def _plain(text: str) -> str:
+    # Between dollar signs matplotlib reads TeX, which a class name is not.
+    return text.replace("$", r"\$")
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # Tight: no long class name is cut off. No version inside: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
+    return buffer.getvalue()

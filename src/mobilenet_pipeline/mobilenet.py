@@ -1,0 +1,139 @@
+"""MobileNet v1 (Howard et al. 2017, arXiv:1704.04861), built from its blocks with the strides as a parameter."""
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import keras
+import tensorflow as tf
+
+from mobilenet_pipeline.anatomy import FILTERS, STRIDES
+from mobilenet_pipeline.config import Candidate
+
+PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
+"""(scale, offset) that take a pixel byte to 0 … 1, or to −1 … 1 as the ImageNet weights expect."""
+
+IMAGE_SIZE = 32
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Keras's batch normalisation, same weights and results, through TensorFlow's fused kernel.
+
+    Keras computes moments and normalisation as separate operations on this backend; the fused kernel takes a quarter
+    of the time. It trains models only: what is saved holds Keras's own layer.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
+        """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
+        if not training or not self.trainable:
+            scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
+            return inputs * scale + (self.beta - self.moving_mean * scale)
+        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
+            inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
+        )
+        # The kernel returns the unbiased variance, Keras keeps the biased one.
+        count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], variance.dtype)
+        variance *= (count - 1) / count
+        keep = self.momentum
+        self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
+        self.moving_variance.assign(self.moving_variance * keep + variance * (1 - keep))
+        return outputs
+
+
+def features(x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], fused: bool = False) -> keras.KerasTensor:
+    """Stem and 13 depthwise-separable blocks over `x` (n, h, w, 3) in the range the weights expect.
+
+    Layers carry the names that `keras.applications.MobileNet` gives them, and have the same weights. Raises ValueError
+    unless there are 14 strides.
+    """
+    if len(strides) != len(FILTERS):
+        raise ValueError(f"MobileNet has {len(FILTERS)} strides (stem and blocks), not {len(strides)}: {strides}")
+    norm = FusedBatchNormalization if fused else keras.layers.BatchNormalization
+
+    def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(name=f"{name}_bn")(x))
+
+    first = keras.layers.Conv2D(
+        int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1"
+    )
+    x = normalise(first(x), "conv1")
+    for block, (filters, stride) in enumerate(zip(FILTERS[1:], strides[1:], strict=True), start=1):
+        if stride == 2:  # Keras pads at the end only, as the weights were trained
+            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}")(x)
+        padding = "same" if stride == 1 else "valid"
+        depthwise = keras.layers.DepthwiseConv2D(
+            3, stride, padding=padding, use_bias=False, name=f"conv_dw_{block}"
+        )
+        x = normalise(depthwise(x), f"conv_dw_{block}")
+        pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=f"conv_pw_{block}")
+        x = normalise(pointwise(x), f"conv_pw_{block}")
+    return x
+
+
+def build(candidate: Candidate, classes: int, fused: bool = False) -> keras.Model:
+    """The candidate's classifier with fresh weights: uint8 (n, 32, 32, 3) to probabilities float32 (n, classes).
+
+    Scaling and resizing are layers of it, so that training and serving cannot differ. The layer before the last,
+    `logits`, is what the loss is computed from.
+    """
+    scale, offset = PIXEL_RANGES[candidate.pixel_range]
+    image = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8", name="image")
+    x = keras.layers.Rescaling(scale, offset, name="pixels")(image)
+    if candidate.input_size != IMAGE_SIZE:
+        # Not layers.Resizing: it puts every layer after it into training mode unless the caller says training=False.
+        x = keras.ops.image.resize(x, (candidate.input_size, candidate.input_size), interpolation="bilinear")
+    x = features(x, candidate.alpha, STRIDES[candidate.strides], fused)
+    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
+    logits = keras.layers.Dense(classes, name="logits")(x)
+    return keras.Model(image, keras.layers.Softmax(name="probabilities")(logits), name="mobilenet")
+
+
+def load_pretrained(model: keras.Model, candidate: Candidate) -> str:
+    """Copy the candidate's starting weights into every layer of `model` that has them, by name; say which they were."""
+    if candidate.weights == "none":
+        return "none"
+    source, origin = _bundled(candidate) if candidate.weights == "bundled" else _imagenet(candidate)
+    for layer in source.layers:
+        if layer.weights:
+            model.get_layer(layer.name).set_weights(layer.get_weights())
+    return origin
+
+
+def bundled_weights() -> Path:
+    """The checkpoint that comes with the package; the JSON file beside it says how it was made."""
+    return Path(str(files("mobilenet_pipeline") / "weights" / "mobilenet_0_25_cifar10.weights.h5"))
+
+
+def _bundled(candidate: Candidate) -> tuple[keras.Model, str]:
+    if candidate.alpha != 0.25:
+        raise ValueError(f"the bundled weights are for alpha 0.25, not {candidate.alpha}; set alpha: 0.25")
+    source = backbone(candidate.alpha, STRIDES[candidate.strides])
+    source.load_weights(bundled_weights())
+    return source, f"CIFAR-10 checkpoint {bundled_weights().name}"
+
+
+def backbone(alpha: float, strides: tuple[int, ...]) -> keras.Model:
+    """The network without resizing, scaling and head: float32 (n, 32, 32, 3) to (n, h, w, 1024 α)."""
+    image = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))
+    return keras.Model(image, features(image, alpha, strides))
+
+
+def _imagenet(candidate: Candidate) -> tuple[keras.Model, str]:
+    folder = os.environ.get("IMAGENET_WEIGHTS_DIR")
+    weights = "imagenet"
+    if folder:
+        text = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[candidate.alpha]
+        path = Path(folder) / f"mobilenet_{text}_224_imagenet_no_top.weights.h5"
+        if not path.is_file():
+            raise ValueError(
+                f"IMAGENET_WEIGHTS_DIR has no {path.name} (for alpha {candidate.alpha}): put it into {folder}, choose "
+                "another alpha, or unset the variable to let Keras download it"
+            )
+        weights = str(path)
+    try:
+        model = keras.applications.MobileNet(
+            input_shape=(224, 224, 3), alpha=candidate.alpha, include_top=False, weights=weights
+        )
+    except Exception as error:
+        raise ValueError(f"the ImageNet weights ({weights}) could not be loaded: {error}") from error
+    return model, f"ImageNet, alpha {candidate.alpha}, 224 px ({Path(weights).name})"

@@ -1,0 +1,54 @@
+"""One module a DVC stage: `python -m mobilenet_pipeline.stages.NAME RECIPE [CANDIDATE]`, files in and files out.
+
+Exit codes: 0 done, 65 the data are wrong and another try would fail too, 75 the network failed and another try may
+succeed, 1 anything else.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from mobilenet_pipeline import environment
+from mobilenet_pipeline.config import Recipe, load_recipe
+
+EX_DATAERR = 65
+EX_TEMPFAIL = 75
+
+
+def run_stage(stage: Callable[..., None], takes_candidate: bool) -> None:
+    """Call `stage` with what the command line names; turn errors for people into a sentence and an exit code."""
+    environment.prepare()
+    names = ["RECIPE", "CANDIDATE"][: 1 + takes_candidate]
+    if len(sys.argv) != 1 + len(names):
+        sys.exit(f"usage: python -m {stage.__module__} {' '.join(names)}")
+    try:
+        recipe = load_recipe(sys.argv[1])
+        if takes_candidate:
+            recipe.candidate(sys.argv[2])
+        stage(recipe, *sys.argv[2:])
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EX_DATAERR)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(EX_TEMPFAIL if isinstance(error, ConnectionError | TimeoutError) else 1)
+
+
+def data_folder(recipe: Recipe) -> Path:
+    """Where the recipe's dataset lies."""
+    return Path("data") / recipe.name
+
+
+def model_folder(recipe: Recipe, candidate: str) -> Path:
+    """Where the candidate's files lie."""
+    return Path("models") / recipe.name / candidate
+
+
+def write_json(path: Path, document: dict) -> None:
+    """Write `document` whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made = path.with_suffix(".part")
+    made.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(made, path)

@@ -1,0 +1,36 @@
+"""Served artefact to metrics, predictions and plots."""
+
+from pathlib import Path
+
+import numpy as np
+
+from mobilenet_pipeline import evaluation, ingest, split
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
+
+
+def main(recipe: Recipe, name: str) -> None:
+    """Write `predictions.npz`, `metrics/RECIPE/CANDIDATE.json` and the plot of confusions."""
+    data = ingest.open_dataset(data_folder(recipe))
+    folder = model_folder(recipe, name)
+    labels, is_test = np.asarray(data.labels), data.split == "test"
+    _, held_out = split.training_rows(labels, is_test, recipe.split.validation_share, recipe.split.seed)
+    document, predictions = evaluation.evaluate(
+        folder / "model.tflite",
+        data.images,
+        labels,
+        np.flatnonzero(is_test),
+        held_out,
+        data.class_names,
+        data.digest,
+    )
+    evaluation.save_predictions(folder / "predictions.npz", predictions)
+    plot = Path("reports") / recipe.name / "plots" / f"{name}-confusion.csv"
+    evaluation.write_confusion(plot, predictions, data.class_names)
+    write_json(Path("metrics") / recipe.name / f"{name}.json", document)
+    test = document["test"]
+    print(f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on {test['rows']:,} images")
+
+
+if __name__ == "__main__":
+    run_stage(main, takes_candidate=True)

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from mobilenet_pipeline import anatomy, config, mobilenet
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+SEED = config.load_recipe("seed", ROOT / "params.yaml").candidate("scratch")
+IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+
+
+def randomised(model: keras.Model) -> keras.Model:
+    rng = np.random.default_rng(1)
+    model.set_weights([np.abs(rng.normal(0.5, 0.2, w.shape)) if w.ndim == 1 else w for w in model.get_weights()])
+    return model
+
+
+def test_it_answers_like_keras_s_own_mobilenet_with_its_weights():
+    theirs = randomised(keras.applications.MobileNet((32, 32, 3), alpha=0.25, include_top=False, weights=None))
+    ours = mobilenet.backbone(0.25, anatomy.STRIDES["stock"])
+    ours.set_weights(theirs.get_weights())
+    x = IMAGES / np.float32(127.5) - 1
+    assert np.abs(np.asarray(ours(x)) - np.asarray(theirs(x))).max() <= 1e-5
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 64)])
+def test_it_answers_like_keras_s_own_mobilenet_at_larger_inputs_too(size):
+    theirs = keras.applications.MobileNet((*size, 3), alpha=0.25, include_top=False, weights=None)
+    candidate = SEED.model_copy(update={"alpha": 0.25, "input_size": size[0], "pixel_range": "signed"})
+    ours = mobilenet.build(candidate, 10)
+    for layer in theirs.layers:
+        if layer.weights:
+            ours.get_layer(layer.name).set_weights(layer.get_weights())
+    features = keras.Model(ours.input, ours.get_layer("conv_pw_13_relu").output)
+    x = keras.ops.image.resize(IMAGES / np.float32(127.5) - 1, size)
+    assert np.abs(np.asarray(features(IMAGES)) - np.asarray(theirs(x))).max() <= 1e-5
+
+
+def test_probabilities_of_an_image_sum_to_one():
+    probabilities = np.asarray(mobilenet.build(DIGITS, 10)(IMAGES))
+    assert probabilities.shape == (4, 10)
+    assert probabilities.sum(-1) == pytest.approx(1, abs=1e-5)
+
+
+def test_it_has_as_many_parameters_as_its_anatomy_says():
+    model = mobilenet.build(DIGITS, 10)
+    assert model.count_params() == anatomy.parameters(anatomy.layers(DIGITS, 10))
+
+
+def test_the_fused_norm_gives_keras_s_answer_in_inference_and_training():
+    x = np.random.default_rng(2).normal(1, 3, (8, 4, 4, 6)).astype(np.float32)
+    keras_norm, fused = keras.layers.BatchNormalization(), mobilenet.FusedBatchNormalization()
+    for training in (True, False):
+        assert np.allclose(keras_norm(x, training=training), fused(x, training=training), atol=1e-5)
+
+
+def test_the_fused_norm_moves_the_running_moments_as_keras_does():
+    x = np.random.default_rng(2).normal(1, 3, (8, 4, 4, 6)).astype(np.float32)
+    keras_norm, fused = keras.layers.BatchNormalization(), mobilenet.FusedBatchNormalization()
+    for layer in (keras_norm, fused):
+        layer(x, training=True)
+    for theirs, ours in zip(keras_norm.get_weights(), fused.get_weights(), strict=True):
+        assert np.allclose(theirs, ours, atol=1e-6)
+
+
+def test_a_wrong_number_of_strides_is_refused():
+    with pytest.raises(ValueError, match="14 strides"):
+        mobilenet.backbone(0.25, (1, 2))
+
+
+def test_bundled_weights_change_every_layer_but_the_head():
+    candidate = DIGITS.model_copy(update={"weights": "bundled"})
+    model = mobilenet.build(candidate, 10)
+    before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
+    assert "CIFAR-10" in mobilenet.load_pretrained(model, candidate)
+    same = [name for name, old in before.items() if np.array_equal(old[0], model.get_layer(name).get_weights()[0])]
+    assert same == ["logits"]
+
+
+def test_bundled_weights_of_another_width_are_refused():
+    candidate = DIGITS.model_copy(update={"weights": "bundled", "alpha": 0.5})
+    with pytest.raises(ValueError, match=r"set alpha: 0\.25"):
+        mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_a_weights_folder_without_the_file_names_the_file_and_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
+    candidate = SEED.model_copy(update={"weights": "imagenet"})
+    with pytest.raises(ValueError, match=r"no mobilenet_1_0_224_imagenet_no_top\.weights\.h5 .* choose another alpha"):
+        mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_imagenet_weights_load_from_the_folder(monkeypatch):
+    import os
+
+    if "IMAGENET_WEIGHTS_DIR" not in os.environ:
+        pytest.skip("IMAGENET_WEIGHTS_DIR is not set")
+    candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
+    assert "ImageNet" in mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_imagenet_weights_load_into_our_layers_by_name(tmp_path, monkeypatch):
+    theirs = keras.applications.MobileNet((224, 224, 3), alpha=0.25, include_top=False, weights=None)
+    theirs.save_weights(tmp_path / "mobilenet_2_5_224_imagenet_no_top.weights.h5")
+    monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
+    candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
+    ours = mobilenet.build(candidate, 10)
+    mobilenet.load_pretrained(ours, candidate)
+    assert np.array_equal(ours.get_layer("conv_pw_9").get_weights()[0], theirs.get_layer("conv_pw_9").get_weights()[0])

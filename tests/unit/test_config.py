@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mobilenet_pipeline import config
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def edited(tmp_path: Path, keys: str, value: object) -> Path:
+    document = yaml.safe_load((ROOT / "params.yaml").read_text())
+    section = document["recipes"]["digits"]
+    *path, last = keys.split(".")
+    for key in path:
+        section = section[key]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+    return tmp_path / "params.yaml"
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "seed"])
+def test_every_recipe_of_the_project_loads(name):
+    assert config.load_recipe(name, ROOT / "params.yaml").name == name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("candidates.scratch.epoch", 3, "Extra inputs are not permitted"),
+        ("candidates.scratch.epochs", "ten", "valid integer"),
+        ("candidates.scratch.epochs", 0, "greater than 0"),
+        ("candidates.pretrained.alpha", 0.3, "0.25, 0.5, 0.75 or 1.0"),
+        ("gate.accuracy_floor", 90, "less than or equal to 1"),
+        ("split.seed", None, "Field required"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named_with_its_path(tmp_path, key, value, words):
+    with pytest.raises(ValueError, match="params.yaml") as error:
+        config.load_recipe("digits", edited(tmp_path, key, value))
+    assert f"recipes.digits.{key}: " in str(error.value)
+    assert words in str(error.value)
+
+
+def test_an_unknown_recipe_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="no recipe 'mnist'; there are: digits, cifar10, seed"):
+        config.load_recipe("mnist", ROOT / "params.yaml")
+
+
+def test_a_file_that_is_not_yaml_is_named(tmp_path):
+    (tmp_path / "params.yaml").write_text("recipes: [")
+    with pytest.raises(ValueError, match=r"params\.yaml is not YAML"):
+        config.load_recipe("digits", tmp_path / "params.yaml")
+
+
+def test_a_missing_file_says_where_to_run_from(tmp_path):
+    with pytest.raises(ValueError, match="run this from the project's root"):
+        config.recipe_names(tmp_path / "params.yaml")
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = config.load_recipe("digits", ROOT / "params.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.name = "other"
+
+
+def test_an_unknown_candidate_is_answered_with_those_there_are():
+    with pytest.raises(ValueError, match="there are: scratch, pretrained"):
+        config.load_recipe("digits", ROOT / "params.yaml").candidate("best")
