@@ -1,4 +1,4 @@
-"""A source becomes a dataset: arrays, and a manifest with a row an image; the same images always give the same bytes."""
+"""A source becomes a dataset: arrays, and a manifest with a row an image; the same images give the same bytes."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ LOADERS: dict[str, Callable[[], LabelledImages]] = {"digits": sources.load_digit
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """`images` uint8 (n, 32, 32, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,); row i is one image."""
+    """`images` uint8 (n, 32, 32, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,)."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -35,13 +35,13 @@ class Dataset:
 def ingest(recipe: config.Recipe, folder: Path) -> dict[str, Any]:
     """Write the recipe's images as `images.npy`, `labels.npy`, `manifest.parquet` and `dataset.json` into `folder`.
 
-    Rows are in the order of their content hashes, so an archive and a re-packed one give the same bytes. Returns what is
-    in `dataset.json`. Raises IngestError, and leaves the last good files, when the images are not the recipe's.
+    Rows are in the order of their content hashes, so an archive and a re-packed one give the same bytes. Returns what
+    is in `dataset.json`. Raises IngestError, and leaves the last good files, when the images are not the recipe's.
     """
     found = LOADERS[recipe.data.source]()
     images, labels, manifest = arrange(found, recipe.data.class_names)
     counts = {split: int((manifest["split"] == split).sum()) for split in ("train", "test")}
-    dataset = {
+    dataset: dict[str, Any] = {
         "digest": digest(manifest),
         "rows": counts,
         "class_names": recipe.data.class_names,
@@ -102,7 +102,9 @@ def describe(images: np.ndarray) -> pd.DataFrame:
 def digest(manifest: pd.DataFrame) -> str:
     """SHA-256 over a line `hash label split` for every row of a manifest in its order."""
     identity = zip(manifest["hash"], manifest["label"], manifest["split"], strict=True)
-    return hashlib.sha256("".join(f"{hash_} {label} {split}\n" for hash_, label, split in identity).encode()).hexdigest()
+    return hashlib.sha256(
+        "".join(f"{hash_} {label} {split}\n" for hash_, label, split in identity).encode()
+    ).hexdigest()
 
 
 def open_dataset(folder: Path) -> Dataset:

@@ -15,6 +15,9 @@ PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
 
 IMAGE_SIZE = 32
 
+NORM_MOMENTUM = 0.95
+"""Of the running moments. Keras's 0.99 needs hundreds of steps before a model can be validated."""
+
 
 class FusedBatchNormalization(keras.layers.BatchNormalization):
     """Keras's batch normalisation, same weights and results, through TensorFlow's fused kernel.
@@ -51,7 +54,7 @@ def features(x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], fused
     norm = FusedBatchNormalization if fused else keras.layers.BatchNormalization
 
     def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(name=f"{name}_bn")(x))
+        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(momentum=NORM_MOMENTUM, name=f"{name}_bn")(x))
 
     first = keras.layers.Conv2D(
         int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1"

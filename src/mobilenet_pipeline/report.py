@@ -142,7 +142,7 @@ def _interval(accuracy: float | None, rows: int) -> str:
     if accuracy is None:
         return "no images"
     low, high = metrics.wilson_interval(round(accuracy * rows), rows)
-    return f"{low:.1%} to {high:.1%}"
+    return f"{low * 100:.1f}–{high:.1%}"
 
 
 class _Optional:

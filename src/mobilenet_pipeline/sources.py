@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, or a CIFAR-10 archive that is downloaded and decoded, never executed."""
+"""Where images come from: scikit-learn's digits, or a CIFAR-10 archive, downloaded and decoded, never executed."""
 
 import fcntl
 import hashlib
@@ -115,7 +115,9 @@ def download(url: str) -> Path:
     except (requests.RequestException, ValueError) as error:
         raise DownloadError(f"{url} could not be downloaded ({error}); try again later, or {REMEDY}") from error
     except OSError as error:
-        raise IngestError(f"{folder}: the download could not be kept there ({error}); make room, or {REMEDY}") from error
+        raise IngestError(
+            f"{folder}: the download could not be kept there ({error}); make room, or {REMEDY}"
+        ) from error
 
 
 def _fetch(url: str, output: str, _pooch: object, *, part: Path) -> None:
@@ -205,12 +207,19 @@ def _decode_pickle(content: bytes, name: str) -> Batch:
         batch = _BatchUnpickler(io.BytesIO(content), encoding="bytes").load()
         fields = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
         pixels, labels = fields["data"].values(), np.asarray(fields["labels"])
-        if pixels.shape != (*labels.shape, PIXELS) or labels.dtype.kind != "i" or labels.min() < 0 or labels.max() > 255:
+        if (
+            pixels.shape != (*labels.shape, PIXELS)
+            or labels.dtype.kind != "i"
+            or labels.min() < 0
+            or labels.max() > 255
+        ):
             raise ValueError(f"data is {pixels.shape} and labels are {labels.dtype} {labels.shape}")
     except IngestError:
         raise
     except Exception as error:  # a pickle can fail in any way at all; none of them is worth more than this sentence
-        raise IngestError(f"member {name!r} is not a CIFAR-10 python batch ({type(error).__name__}: {error})") from error
+        raise IngestError(
+            f"member {name!r} is not a CIFAR-10 python batch ({type(error).__name__}: {error})"
+        ) from error
     return pixels, labels.astype(np.uint8)
 
 

@@ -237,31 +237,42 @@ def _probe(uri: str) -> None:
 
 def _open_database(uri: str, path: Path) -> None:
     """Make or migrate the database while no other process of the pipeline does."""
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # freed when the file closes, also by the death of the process
         try:
-            MlflowClient(uri).search_experiments(max_results=1)
-        except MlflowException as error:
-            if "out-of-date database schema" not in str(error):
-                raise StoreError(f"MLflow cannot use {path}: {error.message}") from None
-            _migrate(uri, path)
+            if _revision(path) not in (None, _get_latest_schema_revision()):
+                _migrate(uri, path)
+            MlflowClient(uri).search_experiments(max_results=1)  # makes the tables of a new database
+        except Exception as error:  # of MLflow, SQLAlchemy, Alembic or SQLite
+            copy = path.with_name(f"{path.name}.before-migration")
+            kept = f"; a copy from before the migration is {copy}" if copy.exists() else ""
+            raise StoreError(
+                f"MLflow {mlflow.__version__} cannot use {path} ({str(error).splitlines()[0]}); if it is of a newer "
+                f"MLflow install that, else move the file away to start afresh{kept}"
+            ) from error
+
+
+def _revision(path: Path) -> str | None:
+    """The migration that the database is at, None for one without tables."""
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(path)) as database:
+        if not database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
 
 
 def _migrate(uri: str, path: Path) -> None:
+    """Bring an older MLflow's database up to date, keeping a copy of it."""
     from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
 
-    copy = path.with_name(f"{path.name}.before-migration")
-    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(copy)) as new:
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(f"{path}.before-migration")) as new:
         old.backup(new)
-    try:
-        _upgrade_db(create_sqlalchemy_engine(uri))
-        MlflowClient(uri).search_experiments(max_results=1)
-    except Exception as error:
-        raise StoreError(
-            f"MLflow {mlflow.__version__} cannot migrate {path} ({error}); it may be of a newer MLflow: install that, "
-            f"or move the file away to start afresh. A copy from before is {copy}"
-        ) from error
+    _upgrade_db(create_sqlalchemy_engine(uri))
 
 
 @contextmanager

@@ -13,13 +13,14 @@ def main(recipe: Recipe, name: str) -> None:
     """Write `predictions.npz`, `metrics/RECIPE/CANDIDATE.json` and the plot of confusions."""
     data = ingest.open_dataset(data_folder(recipe))
     folder = model_folder(recipe, name)
-    labels, is_test = np.asarray(data.labels), data.split == "test"
-    _, held_out = split.training_rows(labels, is_test, recipe.split.validation_share, recipe.split.seed)
+    _, held_out = split.training_rows(
+        data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed
+    )
     document, predictions = evaluation.evaluate(
         folder / "model.tflite",
         data.images,
-        labels,
-        np.flatnonzero(is_test),
+        data.labels,
+        np.flatnonzero(data.is_test),
         held_out,
         data.class_names,
         data.digest,

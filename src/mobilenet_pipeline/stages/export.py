@@ -13,7 +13,7 @@ def main(recipe: Recipe, name: str) -> None:
     data = ingest.open_dataset(data_folder(recipe))
     model = keras.models.load_model(folder / "model.keras", compile=False)
     facts = export.export(model, folder / "model.tflite")
-    parity = export.check_parity(model, folder / "model.tflite", data.images[data.split == "test"])
+    parity = export.check_parity(model, folder / "model.tflite", data.images[data.is_test])
     write_json(folder / "export.json", {**facts, "parity": parity})
     print(f"{facts['bytes']:,} bytes; probabilities within {parity['max_probability_difference']:.1e} of the model's")
 

@@ -1,10 +1,12 @@
 """Dataset to trained model, its learning curve recorded as it goes."""
 
+import json
 import os
 import resource
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import pandas as pd
 
@@ -17,15 +19,17 @@ BAR = 20
 
 def main(recipe: Recipe, name: str) -> None:
     """Write `model.keras`, `history.csv` and `training.json`."""
+    keras.config.disable_interactive_logging()  # its bars would fill the log
     candidate = recipe.candidate(name)
     data = ingest.open_dataset(data_folder(recipe))
+    document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
-    kept, held_out = split.training_rows(labels, data.split == "test", limits.validation_share, limits.seed)
+    kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
     strategy = distribution.choose(int(os.environ.get("MOBILENET_PIPELINE_CPU_REPLICAS", "1")))
     parent = os.environ.get("MOBILENET_PIPELINE_PARENT_RUN")
     started, cpu_started = time.perf_counter(), cpu_seconds()
-    with tracking.candidate_run(recipe, name, parent, data.document) as run:
+    with tracking.candidate_run(recipe, name, parent, document) as run:
 
         def on_epoch(row: training.Epoch) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})

@@ -1,0 +1,67 @@
+"""The served artefact, a LiteRT model: images in, probabilities out. Knows no TensorFlow."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+
+IMAGE_SHAPE = (32, 32, 3)
+
+
+class ArtefactError(ValueError):
+    """A file that is no model, or a model that is not one of ours."""
+
+
+class Artefact:
+    """A LiteRT model from a file, ready to answer. Any thread may call `predict`; calls run one at a time.
+
+    Raises ArtefactError naming the file if it is missing, damaged, or does not take images uint8 (n, 32, 32, 3) and
+    give float32 (n, classes).
+    """
+
+    def __init__(self, path: Path | str, threads: int = 2) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ArtefactError(f"{self.path} does not exist; it should be a LiteRT model")
+        try:
+            # From bytes, not from the path: replacing the file must not reach into a model that is in use.
+            interpreter = Interpreter(model_content=self.path.read_bytes(), num_threads=threads)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ArtefactError(
+                f"{self.path} is not a LiteRT model ({_first_line(error)}); export it again, or restore it"
+            ) from None
+        (entry, *others), (answer, *more) = interpreter.get_input_details(), interpreter.get_output_details()
+        takes, gives = tuple(entry["shape_signature"][1:]), entry["dtype"]
+        if others or more or takes != IMAGE_SHAPE or gives is not np.uint8 or answer["dtype"] is not np.float32:
+            raise ArtefactError(
+                f"{self.path} takes {np.dtype(gives).name} {takes} and gives {np.dtype(answer['dtype']).name}; "
+                f"an artefact takes images uint8 {IMAGE_SHAPE} and gives float32 probabilities"
+            )
+        self._interpreter = interpreter
+        self._input, self._output = entry["index"], answer["index"]
+        self._batch = int(entry["shape"][0])
+        self._lock = threading.Lock()
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Probabilities float32 (n, classes) of images uint8 (n, 32, 32, 3).
+
+        Raises ValueError for another shape or type. A change of n costs a little: the tensors are allocated anew.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) == 0:
+            raise ValueError(f"images must be uint8 (n, 32, 32, 3) with n ≥ 1, not {images.dtype} {images.shape}")
+        with self._lock:
+            if len(images) != self._batch:
+                self._batch = 0  # should the allocation fail, the next call tries it again
+                self._interpreter.resize_tensor_input(self._input, images.shape, strict=False)
+                self._interpreter.allocate_tensors()
+                self._batch = len(images)
+            self._interpreter.set_tensor(self._input, images)
+            self._interpreter.invoke()
+            return self._interpreter.get_tensor(self._output)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,143 @@
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mobilenet_pipeline import evaluation, gate, metrics
+
+NAMES = [str(digit) for digit in range(10)]
+ROWS = 700
+TEST_ROWS = np.arange(ROWS - 1, 300, -1)
+VALIDATION_ROWS = np.arange(0, 100)
+
+Result = tuple[dict[str, Any], dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def dataset() -> tuple[np.ndarray, np.ndarray]:
+    """Images whose brightness tells their class."""
+    labels = np.random.default_rng(0).integers(0, 10, ROWS).astype(np.uint8)
+    noise = np.random.default_rng(1).integers(0, 20, (ROWS, 32, 32, 3))
+    return (labels[:, None, None, None] * 23 + noise).astype(np.uint8), labels
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny exported model that tells the class by the brightness, with some mistakes."""
+    keras = pytest.importorskip("keras")
+    inputs = keras.Input((32, 32, 3), dtype="uint8")
+    brightness = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+    dense = keras.layers.Dense(10, activation="softmax")
+    model = keras.Model(inputs, dense(brightness))
+    centres = (np.arange(10) * 23 + 9.5) / 255
+    # The nearest centre has the largest 2xc - c²: a linear classifier of the mean of three channels.
+    dense.set_weights([np.tile(2 * centres / 3, (3, 1)) * 150, -(centres**2) * 150])
+    path = tmp_path_factory.mktemp("artefact") / "model.tflite"
+    model.export(path, format="litert", verbose=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(artefact: Path, dataset: tuple[np.ndarray, np.ndarray]) -> Result:
+    return evaluation.evaluate(artefact, *dataset, TEST_ROWS, VALIDATION_ROWS, NAMES, "d1")
+
+
+def test_the_metrics_are_those_of_the_predictions_that_are_kept(result: Result) -> None:
+    document, predictions = result
+    found = metrics.evaluate(predictions["probabilities"], predictions["labels"], NAMES)
+    assert document["test"] == {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
+    assert document["confusion_matrix"] == found["confusion_matrix"]
+    assert document["test"]["accuracy"] > 0.5
+
+
+def test_test_and_validation_are_scored_apart(result: Result) -> None:
+    document, predictions = result
+    assert (document["test"]["rows"], document["validation"]["rows"]) == (len(TEST_ROWS), len(VALIDATION_ROWS))
+    assert not set(predictions["rows"]) & set(predictions["validation_rows"])
+
+
+def test_test_rows_are_kept_in_ascending_order_with_their_labels(
+    result: Result, dataset: tuple[np.ndarray, np.ndarray]
+) -> None:
+    _, predictions = result
+    assert predictions["rows"].tolist() == sorted(TEST_ROWS)
+    assert (predictions["labels"] == dataset[1][predictions["rows"]]).all()
+
+
+def test_batches_do_not_change_an_answer(artefact: Path, dataset: tuple[np.ndarray, np.ndarray]) -> None:
+    at_once = evaluation.predict(artefact, dataset[0][:10])
+    one_by_one = evaluation.predict(artefact, dataset[0][:10], batch=1)
+    assert at_once.dtype == np.float32
+    np.testing.assert_allclose(at_once, one_by_one, atol=1e-6)
+
+
+def test_labels_that_are_not_classes_are_refused_with_the_artefact_s_name(
+    artefact: Path, dataset: tuple[np.ndarray, np.ndarray]
+) -> None:
+    with pytest.raises(ValueError, match=r"model\.tflite on the test images: label 1\d"):
+        evaluation.evaluate(artefact, dataset[0], dataset[1] + 10, TEST_ROWS, VALIDATION_ROWS, NAMES, "d1")
+
+
+def test_predictions_come_back_from_their_file(result: Result, tmp_path: Path) -> None:
+    evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
+    loaded = evaluation.load_predictions(tmp_path / "predictions.npz", version="7")
+    assert (loaded.data_digest, loaded.version) == ("d1", "7")
+    np.testing.assert_array_equal(loaded.probabilities, result[1]["probabilities"])
+
+
+def test_the_same_predictions_give_the_same_file(result: Result, tmp_path: Path) -> None:
+    for name in ("a.npz", "b.npz"):
+        evaluation.save_predictions(tmp_path / name, result[1])
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_missing_predictions_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(gate.GateError, match=r"predictions\.npz does not exist"):
+        evaluation.load_predictions(tmp_path / "predictions.npz")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 2000])
+def test_truncated_predictions_are_refused_by_name(result: Result, tmp_path: Path, keep: int) -> None:
+    path = tmp_path / "predictions.npz"
+    evaluation.save_predictions(path, result[1])
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(gate.GateError, match=r"predictions\.npz cannot be read"):
+        evaluation.load_predictions(path)
+
+
+def test_pickled_predictions_are_refused_and_not_executed(result: Result, tmp_path: Path) -> None:
+    arrays = {**result[1], "labels": np.array([object()])}
+    np.savez(tmp_path / "predictions.npz", **arrays)
+    with pytest.raises(gate.GateError, match="cannot be read"):
+        evaluation.load_predictions(tmp_path / "predictions.npz")
+
+
+def test_predictions_without_a_digest_are_refused(result: Result, tmp_path: Path) -> None:
+    np.savez(tmp_path / "predictions.npz", **{key: value for key, value in result[1].items() if key != "data_digest"})
+    with pytest.raises(gate.GateError, match="lacks data_digest"):
+        evaluation.load_predictions(tmp_path / "predictions.npz")
+
+
+def test_the_confusion_plot_has_a_row_of_class_names_per_test_image(result: Result, tmp_path: Path) -> None:
+    evaluation.write_confusion(tmp_path / "plots" / "confusion.csv", result[1], NAMES)
+    with (tmp_path / "plots" / "confusion.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(TEST_ROWS)
+    right = sum(row["actual"] == row["predicted"] for row in rows)
+    assert right / len(rows) == result[0]["test"]["accuracy"]
+
+
+def test_evaluating_does_not_import_tensorflow(artefact: Path) -> None:
+    code = (
+        "import sys, pathlib, numpy\n"
+        "from mobilenet_pipeline import evaluation\n"
+        f"evaluation.predict(pathlib.Path({str(artefact)!r}), numpy.zeros((2, 32, 32, 3), numpy.uint8))\n"
+        "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,122 @@
+"""The rules of the house, read from the code with `ast`: who imports whom, and what DVC is told about it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "src" / "mobilenet_pipeline"
+ORDER = [
+    {"environment"},
+    {"config"},
+    {"split", "metrics", "gate", "anatomy", "provenance"},
+    {"artefact", "preprocess"},
+    {"sources"},
+    {"ingest"},
+    {"validation"},
+    {"dataset"},
+    {"mobilenet", "distribution"},
+    {"training"},
+    {"export"},
+    {"evaluation"},
+    {"figures"},
+    {"report", "results"},
+    {"tracking"},
+    {"registry"},
+    {"packaging", "prediction"},
+    {"promotion"},
+    {"stages"},
+    {"pipeline"},
+    {"cli"},
+]
+# They record what happens and cannot change what a stage makes, so an edit to them need not run it again.
+OBSERVERS = {"environment", "tracking", "provenance", "figures"}
+
+
+def modules() -> dict[str, Path]:
+    return {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+
+
+def imports(path: Path) -> set[str]:
+    """Dotted names of everything that the file imports, at whatever depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def own(path: Path) -> set[str]:
+    """The project's modules that the file imports."""
+    parts = [name.split(".") for name in imports(path) if name.startswith("mobilenet_pipeline.")]
+    return {part[1] for part in parts} & {*modules(), "stages"}
+
+
+def reached(path: Path) -> set[str]:
+    """`own`, and what those import in turn; observers are not followed."""
+    found, waiting = set(), own(path)
+    while waiting:
+        name = waiting.pop()
+        if name in found | OBSERVERS | {"stages"}:
+            continue
+        found.add(name)
+        waiting |= own(modules()[name])
+    return found
+
+
+def test_every_module_has_its_place_in_the_order():
+    assert set(modules()) - set().union(*ORDER) == set()
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_a_module_imports_only_what_stands_left_of_it(name):
+    place = next(index for index, names in enumerate(ORDER) if name in names)
+    left = set().union(*ORDER[:place])
+    beside = ORDER[place] if name in {"gate"} else set()
+    assert own(modules()[name]) - left - beside == set()
+
+
+@pytest.mark.parametrize(
+    ("package", "allowed"),
+    [
+        ("prefect", set()),
+        ("great_expectations", {"validation"}),
+        ("mlflow", {"tracking", "registry", "cli"}),
+        ("bentoml", {"packaging"}),
+    ],
+)
+def test_a_framework_is_imported_in_its_own_room_only(package, allowed):
+    users = {name for name, path in modules().items() if package in {dotted.split(".")[0] for dotted in imports(path)}}
+    assert users <= allowed
+
+
+@pytest.mark.parametrize("name", ["metrics", "split", "gate", "artefact", "preprocess", "anatomy"])
+def test_the_pure_middle_and_the_served_part_know_no_tensorflow(name):
+    assert not {dotted.split(".")[0] for dotted in imports(modules()[name])} & {"tensorflow", "keras"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "serving").glob("*.py")), ids=lambda path: path.name)
+def test_serving_knows_no_tensorflow_and_no_training_code(path):
+    assert not {dotted.split(".")[0] for dotted in imports(path)} & {"tensorflow", "keras", "mlflow", "prefect"}
+    assert own(path) <= {"artefact", "preprocess"}
+
+
+def stages() -> dict[str, dict]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.mark.parametrize("stage", ["ingest", "validate", "train", "export", "evaluate"])
+def test_a_stage_depends_on_every_module_it_imports(stage):
+    entry = PACKAGE / "stages" / f"{stage}.py"
+    expected = {f"src/mobilenet_pipeline/{name}.py" for name in reached(entry)}
+    expected |= {str(entry.relative_to(ROOT)), "src/mobilenet_pipeline/stages/__init__.py"}
+    assert {dep for dep in stages()[stage]["deps"] if dep.endswith(".py")} == expected
+
+
+def test_every_stage_is_a_matrix_over_every_recipe():
+    recipes = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
+    assert all(stage["matrix"]["recipe"] == recipes for stage in stages().values())

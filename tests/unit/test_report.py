@@ -1,0 +1,199 @@
+import base64
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobilenet_pipeline import config, evaluation, gate, metrics, report
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+ODD = '<script>alert("cat")</script>'
+NAMES = [ODD, *"123456789"]
+DIGEST = "d1"
+ROWS = 40
+
+
+@pytest.fixture(scope="module")
+def recipe() -> config.Recipe:
+    digits = config.load_recipe("digits", PARAMS)
+    return digits.model_copy(update={"data": digits.data.model_copy(update={"class_names": NAMES})})
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
+    """The files of a run that ended with `pretrained` promoted."""
+    labels = np.arange(ROWS, dtype=np.uint8) % 10
+    images = np.random.default_rng(0).integers(0, 256, (ROWS, 32, 32, 3), dtype=np.uint8)
+    (tmp_path / "data/digits").mkdir(parents=True)
+    np.save(tmp_path / "data/digits/images.npy", images)
+    np.save(tmp_path / "data/digits/labels.npy", labels)
+    dataset = {"digest": DIGEST, "rows": {"train": 0, "test": ROWS}, "class_names": NAMES}
+    write(tmp_path / "data/digits/dataset.json", {**dataset, "image_shape": [32, 32, 3], "source": "digits"})
+    for name, right in (("scratch", 30), ("pretrained", 38)):
+        write_candidate(tmp_path, name, labels, right)
+    expectation = {"expectation": "no_leak", "column": "hash", "success": True, "unexpected_rows": 0, "examples": []}
+    validation = {"success": True, "recipe": "digits", "data_digest": DIGEST, "rows": ROWS}
+    write(
+        tmp_path / "reports/digits/validation.json",
+        {**validation, "expectations": [{**expectation, "sentence": "No image is in both splits."}]},
+    )
+    candidates = {
+        name: evaluation.load_predictions(tmp_path / f"models/digits/{name}/predictions.npz")
+        for name in config.CANDIDATES
+    }
+    limits = config.Gate(accuracy_floor=0.8, significance=0.05)
+    write(tmp_path / "reports/digits/verdict.json", gate.decide(candidates, None, limits).to_dict())
+    return tmp_path
+
+
+def write(path: Path, document: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document), encoding="utf-8")
+
+
+def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) -> None:
+    answer = np.where(np.arange(ROWS) < right, labels, (labels + 1) % 10)
+    probabilities = (np.eye(10)[answer] * 0.9 + 0.01).astype(np.float32)
+    arrays = {"probabilities": probabilities, "labels": labels, "rows": np.arange(ROWS)}
+    arrays |= {f"validation_{key}": value for key, value in arrays.items()}
+    folder = workspace / "models/digits" / name
+    evaluation.save_predictions(folder / "predictions.npz", {**arrays, "data_digest": np.array(DIGEST)})
+    found = dict(metrics.evaluate(probabilities, labels, NAMES))
+    split = {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
+    details = {key: found[key] for key in ("per_class_accuracy", "confusion_matrix")}
+    write(
+        workspace / f"metrics/digits/{name}.json",
+        {"data_digest": DIGEST, "test": split, "validation": split, **details, "class_names": NAMES},
+    )
+    parity = {"rows": ROWS, "argmax_differences": 0, "max_probability_difference": 1e-6}
+    write(folder / "export.json", {"sha256": "ab", "bytes": 1234567, "parity": parity})
+    write(folder / "training.json", {"run_id": f"run-of-{name}", "parameters": 219562, "cpu_minutes": 1.25})
+    with (folder / "history.csv").open("w", newline="") as file:
+        columns = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
+        csv.writer(file).writerows([columns, [1, 2.0, 0.3, 2.1, 0.3], [2, 1.0, 0.7, 1.1, 0.6]])
+
+
+def page(recipe: config.Recipe, workspace: Path) -> str:
+    return report.write_report(recipe, workspace).read_text(encoding="utf-8")
+
+
+def test_the_report_is_written_under_the_recipe_s_name_and_nothing_else_is_left(
+    recipe: config.Recipe, workspace: Path
+) -> None:
+    path = report.write_report(recipe, workspace)
+    assert path == workspace / "reports/digits/index.html"
+    assert sorted(each.name for each in path.parent.iterdir()) == ["index.html", "validation.json", "verdict.json"]
+
+
+def test_the_page_loads_nothing_from_outside_itself(recipe: config.Recipe, workspace: Path) -> None:
+    html = page(recipe, workspace)
+    loads = re.findall(r"""(?:src|href|srcset|action|data)\s*=\s*["']([^"']*)""", html) + re.findall(r"url\(", html)
+    assert loads
+    assert all(each.startswith("data:image/png;base64,") for each in loads)
+    assert "@import" not in html
+    assert "<script" not in html
+
+
+def test_the_page_s_figures_are_those_of_both_candidates(recipe: config.Recipe, workspace: Path) -> None:
+    html = page(recipe, workspace)
+    for name in config.CANDIDATES:
+        assert f'alt="Confusion matrix of {name}"' in html
+        assert f'alt="Most confident wrong answers of {name}"' in html
+    images = re.findall(r"base64,([^\"]+)", html)
+    assert len(images) == 8
+    assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images)
+
+
+def test_class_names_are_escaped(recipe: config.Recipe, workspace: Path) -> None:
+    html = page(recipe, workspace)
+    assert ODD not in html
+    assert "&lt;script&gt;alert" in html
+
+
+def test_the_page_opens_with_the_verdict(recipe: config.Recipe, workspace: Path) -> None:
+    html = page(recipe, workspace)
+    assert ">pretrained is promoted</h1>" in html
+    assert "no champion yet" in html
+
+
+def test_the_page_shows_each_candidate_s_figures(recipe: config.Recipe, workspace: Path) -> None:
+    html = page(recipe, workspace)
+    for shown in ("95.00%", "75.00%", "83.5–98.6%", "219,562", "1,234,567", "1.2", "run-of-scratch"):
+        assert shown in html
+
+
+def test_the_page_shows_the_validation_and_links_its_data_docs(recipe: config.Recipe, workspace: Path) -> None:
+    docs = workspace / "reports/digits/data_docs/index.html"
+    docs.parent.mkdir()
+    docs.write_text("")
+    html = page(recipe, workspace)
+    assert "1 of 1 expectations hold" in html
+    assert 'href="data_docs/index.html"' in html
+
+
+def test_a_failed_expectation_is_the_headline_with_its_examples(recipe: config.Recipe, workspace: Path) -> None:
+    path = workspace / "reports/digits/validation.json"
+    document = json.loads(path.read_text())
+    failed = {"success": False, "unexpected_rows": 2, "examples": ["row 17"]}
+    write(path, {**document, "success": False, "expectations": [{**document["expectations"][0], **failed}]})
+    html = page(recipe, workspace)
+    assert "The data did not pass validation</h1>" in html
+    assert "for example row 17" in html
+
+
+def test_a_verdict_about_earlier_evaluations_is_called_so(recipe: config.Recipe, workspace: Path) -> None:
+    assert "about earlier evaluations" not in page(recipe, workspace)
+    path = workspace / "metrics/digits/scratch.json"
+    document = json.loads(path.read_text())
+    write(path, {**document, "test": {**document["test"], "accuracy": 0.8}})
+    assert "about earlier evaluations" in page(recipe, workspace)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "data/digits/dataset.json",
+        "data/digits/images.npy",
+        "data/digits/labels.npy",
+        "reports/digits/validation.json",
+        "reports/digits/verdict.json",
+        "models/digits/scratch/history.csv",
+        "models/digits/scratch/training.json",
+        "models/digits/scratch/export.json",
+        "models/digits/scratch/predictions.npz",
+        "metrics/digits/scratch.json",
+    ],
+)
+def test_a_file_that_is_not_there_yet_is_named_on_the_page(
+    recipe: config.Recipe, workspace: Path, missing: str
+) -> None:
+    (workspace / missing).unlink()
+    html = page(recipe, workspace)
+    assert f"<code>{missing}</code>" in html
+
+
+def test_before_the_first_stage_the_page_says_that_there_is_no_verdict(recipe: config.Recipe, tmp_path: Path) -> None:
+    html = page(recipe, tmp_path)
+    assert "No verdict yet</h1>" in html
+    assert "The data have not been validated yet." in html
+
+
+def test_a_damaged_file_is_refused_by_name(recipe: config.Recipe, workspace: Path) -> None:
+    (workspace / "metrics/digits/scratch.json").write_text("{")
+    with pytest.raises(ValueError, match=r"metrics/digits/scratch\.json is not JSON"):
+        report.write_report(recipe, workspace)
+
+
+def test_a_report_that_cannot_be_made_leaves_the_earlier_one(recipe: config.Recipe, workspace: Path) -> None:
+    earlier = page(recipe, workspace)
+    (workspace / "models/digits/scratch/history.csv").write_text("epoch,train_loss\n1,x\n")
+    with pytest.raises(ValueError, match=r"history\.csv"):
+        report.write_report(recipe, workspace)
+    assert (workspace / "reports/digits/index.html").read_text(encoding="utf-8") == earlier
+
+
+def test_the_same_files_give_the_same_page(recipe: config.Recipe, workspace: Path) -> None:
+    assert page(recipe, workspace) == page(recipe, workspace)

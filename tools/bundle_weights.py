@@ -1,0 +1,76 @@
+"""Train the checkpoint that the package bundles, and record beside it how it was made.
+
+`make weights` runs it. The network is the cifar10 recipe's scratch candidate at α 0.25; the files are
+`src/mobilenet_pipeline/weights/mobilenet_0_25_cifar10.{weights.h5,json}`.
+"""
+
+import json
+import platform
+from datetime import date
+from pathlib import Path
+
+from mobilenet_pipeline import environment
+
+environment.prepare()
+
+import numpy as np  # noqa: E402
+
+from mobilenet_pipeline import anatomy, distribution, ingest, metrics, mobilenet, split, training  # noqa: E402
+from mobilenet_pipeline.config import load_recipe  # noqa: E402
+from mobilenet_pipeline.stages import write_json  # noqa: E402
+from mobilenet_pipeline.stages.train import cpu_seconds, progress  # noqa: E402
+
+CHANGES = {"alpha": 0.25, "epochs": 24}
+
+
+def main() -> None:
+    """Train on the training split, look at the test set once, at the end."""
+    recipe = load_recipe("cifar10")
+    candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
+    data = ingest.open_dataset(Path("data") / recipe.name)
+    limits = recipe.split
+    kept, held_out = split.training_rows(data.labels, data.is_test, limits.validation_share, limits.seed)
+    images = {
+        name: training.Images(np.asarray(data.images[rows]), data.labels[rows])
+        for name, rows in (("train", kept), ("validation", held_out), ("test", np.flatnonzero(data.is_test)))
+    }
+    seconds = []
+
+    def on_epoch(row: training.Epoch) -> None:
+        seconds.append(row.seconds)
+        print(progress(row, candidate.epochs, sum(seconds)), flush=True)
+
+    trained = training.train(
+        candidate, images["train"], images["validation"], len(data.class_names), distribution.choose(), on_epoch
+    )
+    cpu_minutes = cpu_seconds() / 60
+    backbone = mobilenet.backbone(candidate.alpha, anatomy.STRIDES[candidate.strides])
+    for layer in backbone.layers:
+        if layer.weights:
+            layer.set_weights(trained.model.get_layer(layer.name).get_weights())
+    path = mobilenet.bundled_weights()
+    path.parent.mkdir(exist_ok=True)
+    backbone.save_weights(path)
+    scored = metrics.evaluate(
+        trained.model.predict(images["test"].pixels, batch_size=250, verbose=0), images["test"].labels, data.class_names
+    )
+    record = {
+        "command": "make weights",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "data_digest": data.digest,
+        "recipe": "cifar10, scratch",
+        "changes": CHANGES,
+        "candidate": json.loads(candidate.model_dump_json()),
+        "validation_accuracy": trained.history[-1].validation_accuracy,
+        "test_accuracy": scored["accuracy"],
+        "test_loss": scored["loss"],
+        "cpu_minutes": round(cpu_minutes, 1),
+        "bytes": path.stat().st_size,
+    }
+    write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
+    print(f"{path}: {record['bytes']:,} bytes, test accuracy {scored['accuracy']:.4f}")
+
+
+if __name__ == "__main__":
+    main()
