@@ -2,6 +2,7 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,22 +28,20 @@ class Artefact:
             raise ArtefactError(f"{self.path} does not exist; it should be a LiteRT model")
         try:
             # From bytes, not from the path: replacing the file must not reach into a model that is in use.
-            interpreter = Interpreter(model_content=self.path.read_bytes(), num_threads=threads)
+            interpreter = Interpreter(model_content=self.path.read_bytes() or b"empty", num_threads=threads)
             interpreter.allocate_tensors()
         except (ValueError, RuntimeError) as error:
             raise ArtefactError(
                 f"{self.path} is not a LiteRT model ({_first_line(error)}); export it again, or restore it"
             ) from None
-        (entry, *others), (answer, *more) = interpreter.get_input_details(), interpreter.get_output_details()
-        takes, gives = tuple(entry["shape_signature"][1:]), entry["dtype"]
-        if others or more or takes != IMAGE_SHAPE or gives is not np.uint8 or answer["dtype"] is not np.float32:
-            raise ArtefactError(
-                f"{self.path} takes {np.dtype(gives).name} {takes} and gives {np.dtype(answer['dtype']).name}; "
-                f"an artefact takes images uint8 {IMAGE_SHAPE} and gives float32 probabilities"
-            )
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        ours = [("uint8", IMAGE_SHAPE)], ["float32"]
+        found = [_kind(tensor) for tensor in inputs], [_kind(tensor)[0] for tensor in outputs]
+        if found != ours:
+            raise ArtefactError(f"{self.path} takes and gives {found}, an artefact {ours}; export it with this project")
         self._interpreter = interpreter
-        self._input, self._output = entry["index"], answer["index"]
-        self._batch = int(entry["shape"][0])
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._batch = int(inputs[0]["shape"][0])
         self._lock = threading.Lock()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -61,6 +60,11 @@ class Artefact:
             self._interpreter.set_tensor(self._input, images)
             self._interpreter.invoke()
             return self._interpreter.get_tensor(self._output)
+
+
+def _kind(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Type and shape without the batch dimension."""
+    return np.dtype(tensor["dtype"]).name, tuple(int(size) for size in tensor["shape_signature"][1:])
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,10 +24,8 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
 
     `histories` maps a candidate to the columns of its history.csv: a dict of lists or a data frame.
     """
-    figure = Figure(figsize=(5.6 * len(quantities), 3.9), dpi=DPI, layout="constrained", facecolor="white")
-    for position, quantity in enumerate(quantities):
-        axes = figure.add_subplot(1, len(quantities), position + 1)
-        _style(axes)
+    figure, panels = _canvas(5.6, 3.9, len(quantities))
+    for axes, quantity in zip(panels, quantities, strict=True):
         for name, columns in histories.items():
             _draw_curve(axes, name, columns, quantity)
         axes.set_title(f"{quantity.capitalize()} per epoch", loc="left", fontweight="bold")
@@ -48,10 +46,8 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 
     Correct answers are blue and mistakes orange, each darker with its share.
     """
-    figure = Figure(figsize=(5.9 * max(1, len(matrices)), 5.7), dpi=DPI, layout="constrained", facecolor="white")
-    for position, (name, matrix) in enumerate(matrices.items()):
-        axes = figure.add_subplot(1, len(matrices), position + 1)
-        _style(axes)
+    figure, panels = _canvas(6.2, 5.9, len(matrices))
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
         _draw_confusion(axes, np.asarray(matrix), [_plain(each) for each in class_names])
         axes.set_title(_plain(name), loc="left", fontweight="bold", color=_colour(name))
     return _png(figure)
@@ -59,7 +55,7 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 
 def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
     """Draw each class's accuracy as a bar per candidate, with its 95 % Wilson interval, from the confusion matrices."""
-    figure, axes = _canvas(5.6, 1.2 + 0.52 * len(class_names))
+    figure, (axes,) = _canvas(5.6, 1.2 + 0.52 * len(class_names))
     thickness = 0.8 / max(1, len(matrices))
     places = np.arange(len(class_names))
     for position, (name, matrix) in enumerate(matrices.items()):
@@ -81,7 +77,7 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, fontsize=11)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, frameon=False, fontsize=11)
     return _png(figure)
 
 
@@ -96,7 +92,7 @@ def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         for column, row in enumerate(np.flatnonzero(labels == label)[:per_class]):
             top, left = label * (height + GAP), column * (width + GAP)
             sheet[top : top + height, left : left + width] = images[row]
-    figure, axes = _canvas(5.6, 5.6 * len(class_names) / (per_class + 1.6))
+    figure, (axes,) = _canvas(6.4, 6.4 * len(class_names) / (per_class + 1.6))
     axes.imshow(sheet, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [_plain(name) for name in class_names])
@@ -120,19 +116,22 @@ def worst_mistakes(
     """
     predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
     worst = most_confident_mistakes(labels, probabilities, count)
-    columns = 4
-    lines = max(1, -(-len(worst) // columns))
-    figure = Figure(figsize=(5.6, 1.95 * lines), dpi=DPI, layout="constrained", facecolor="white")
+    columns, side = 4, max(images.shape[1:3])
+    pitch = np.array([side * 1.6, side * 1.08])  # room for two lines of text below, and a gap beside
+    figure, (axes,) = _canvas(7.2, 2.7 * max(1, -(-len(worst) // columns)))
     for position, row in enumerate(worst):
-        axes = figure.add_subplot(lines, columns, position + 1)
-        axes.imshow(images[row], interpolation="nearest")
-        axes.set_axis_off()
-        answer = f"{_plain(class_names[predicted[row]])} {confidence[row]:.0%}"
-        axes.text(0.5, -0.06, answer, transform=axes.transAxes, ha="center", va="top", fontsize=11, color=BAD)
+        top, left = np.array(divmod(position, columns)) * pitch
+        axes.imshow(images[row], interpolation="nearest", extent=(left, left + side, top + side, top))
+        middle, answer = left + side / 2, f"{_plain(class_names[predicted[row]])} {confidence[row]:.0%}"
+        axes.text(middle, top + side * 1.04, answer, ha="center", va="top", fontsize=13, color=BAD)
         actual = f"is {_plain(class_names[labels[row]])}"
-        axes.text(0.5, -0.26, actual, transform=axes.transAxes, ha="center", va="top", fontsize=11, color=INK)
-    if not len(worst):
-        figure.text(0.5, 0.5, "There are no mistakes on these images.", ha="center", fontsize=13, color=INK)
+        axes.text(middle, top + side * 1.26, actual, ha="center", va="top", fontsize=13, color=INK)
+    axes.set_axis_off()
+    if len(worst):
+        end = pitch * (-(-len(worst) // columns), columns)
+        axes.set(xlim=(0, end[1]), ylim=(end[0], 0))
+    else:
+        axes.text(0.5, 0.5, "There are no mistakes on these images.", ha="center", fontsize=13, color=INK)
     return _png(figure)
 
 
@@ -161,10 +160,13 @@ def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> N
     axes.spines[:].set_visible(False)
 
 
-def _canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    axes = figure.add_subplot()
-    _style(axes)
+def _canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    # One panel needs no layout, which draws everything twice: `_png` cuts the figure to its content.
+    layout: Literal["constrained"] | None = "constrained" if panels > 1 else None
+    figure = Figure(figsize=(width * panels, height), dpi=DPI, layout=layout, facecolor="white")
+    axes = [figure.add_subplot(1, panels, position + 1) for position in range(panels)]
+    for each in axes:
+        _style(each)
     return figure, axes
 
 

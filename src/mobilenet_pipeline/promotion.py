@@ -95,9 +95,9 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
         with tempfile.TemporaryDirectory() as scratch:
             folders = [registry.fetch(v, Path(scratch) / v.version) if v else None for v in (champion, challenger)]
             tag = packaging.package(recipe, folders[0], folders[1])
-        packaging.check(tag)
+        _check_bento(tag)
     elif not settled:  # the run that built it died before it could look
-        packaging.check(tag)
+        _check_bento(tag)
     if not settled:
         registry.set_alias(name, "challenger", wanted[1])
         registry.set_alias(name, "champion", wanted[0])
@@ -214,6 +214,17 @@ def _check_champion(name: str, judgement: Judgement) -> None:
             f"version {found} of {name} has become champion in the meantime, the verdict was reached {measured}; "
             "run the flow again"
         )
+
+
+def _check_bento(tag: str) -> None:
+    """Start it once. One that does not answer is taken away, or it would be the newest and served."""
+    from mobilenet_pipeline import packaging
+
+    try:
+        packaging.check(tag)
+    except Exception:
+        packaging.discard(tag)
+        raise
 
 
 def _aliases(name: str) -> tuple[str | None, str | None]:

@@ -26,6 +26,7 @@ KNOWN_HASHES = {
 REMEDY = "set CIFAR10_ARCHIVE to the path or URL of a good cifar-10-binary.tar.gz or cifar-10-python.tar.gz"
 RETRIES = 4  # after the first attempt; each goes on where the last one stopped
 TIMEOUT = (10, 30)  # seconds to connect, and between two pieces of the file
+PIECE = 2**16  # bytes; what a broken connection costs, at most, is the piece that was under way
 
 PIXELS = 32 * 32 * 3
 TRAINING_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
@@ -74,7 +75,14 @@ def load_digits() -> LabelledImages:
 
 def load_cifar10() -> LabelledImages:
     """CIFAR-10 from `CIFAR10_ARCHIVE`, else from a cached download, else from the official address."""
-    return read_archive(find_archive())
+    path = find_archive()
+    try:
+        return read_archive(path)
+    except IngestError as error:
+        if path.parent != cache_folder():
+            raise
+        path.unlink()  # kept, it would be in the way of every later run, though the server may have a good one by then
+        raise IngestError(f"{error}. The bad download was removed: the next run fetches it again") from error
 
 
 def find_archive() -> Path:
@@ -147,7 +155,7 @@ def _fetch(url: str, output: str, _pooch: object, *, part: Path) -> None:
         ):
             if validator:
                 tag.write_text(validator, encoding="latin-1")
-            for piece in answer.iter_content(2**18):
+            for piece in answer.iter_content(PIECE):
                 file.write(piece)
                 bar.update(len(piece))
     tag.unlink(missing_ok=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pandas as pd
+import tensorflow as tf
 
-from mobilenet_pipeline import anatomy, distribution, figures, ingest, split, tracking, training
+from mobilenet_pipeline import anatomy, distribution, figures, ingest, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
 
@@ -62,6 +63,8 @@ def main(recipe: Recipe, name: str) -> None:
         "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
         "epochs": candidate.epochs,
         "data_digest": data.digest,
+        "git_commit": provenance.git_commit(Path("."))[0],
+        "tensorflow": tf.__version__,
     }
     write_json(folder / "training.json", facts)
 

@@ -1,0 +1,114 @@
+"""Image file to model input: the one definition that training data and the service share. Pillow and NumPy only.
+
+Opening and shrinking are apart because only the first is cheap: it reads the header, so a caller can refuse a file,
+or send it to another thread, before its pixels are decoded.
+"""
+
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+SIDE = 32
+MAX_PIXELS = 25_000_000
+"""The largest image that is decoded: a 24-megapixel photograph fits."""
+# By name, because Pillow would also open formats that start other programs (EPS) or read other files.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+ORIENTATION = 0x0112
+# What undoes each value of the EXIF orientation.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageError(ValueError):
+    """The bytes cannot be used as an image; the message is a sentence for people, `code` a word for programs."""
+
+    def __init__(self, code: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.code = code
+
+
+def decode(data: bytes) -> np.ndarray:
+    """An image file of any size and mode as RGB uint8 (32, 32, 3).
+
+    The middle square is cut out and resized with antialiasing; an image of 32 by 32 RGB pixels keeps its bytes.
+    Transparent pixels lie over white, EXIF orientation is applied, of an animation the first frame is taken.
+
+    Raises ImageError where the bytes are empty, no image, damaged, cut off, or more than MAX_PIXELS large.
+    """
+    return shrink(open_image(data))
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image with its header read and nothing decoded. Raises ImageError where it would be refused."""
+    if not data:
+        raise ImageError("empty", "The file is empty.")
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        sentence = f"This is not an image that can be read; send one of {', '.join(FORMATS[:-1])}."
+        raise ImageError("not_an_image", sentence) from None
+    except Image.DecompressionBombError:
+        raise _too_large("") from None
+    except Exception as error:  # a damaged header raises whatever Pillow's plugin trips over
+        raise ImageError("damaged", f"The image file is damaged ({_reason(error)}).") from None
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_large(f" It has {image.width} by {image.height}.")
+    return image
+
+
+def shrink(image: Image.Image) -> np.ndarray:
+    """Decode what `open_image` opened, to RGB uint8 (32, 32, 3). Raises ImageError where the pixels are damaged."""
+    try:
+        image.load()
+        small = _rgb(image.crop(_middle(image.size)))
+        if small.size != (SIDE, SIDE):
+            small = small.resize((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        turn = UPRIGHT.get(_orientation(image))
+        return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
+    except ImageError:
+        raise
+    except Exception as error:
+        sentence = f"The image file is cut off or damaged ({_reason(error)}); send it again, whole."
+        raise ImageError("damaged", sentence) from None
+
+
+def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return left, top, left + side, top + side
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 8
+        grey = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ImageError("unknown_range", "The pixels are floating-point numbers; save the image with 8 or 16 bits.")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:  # damaged EXIF says nothing; the pixels are fine
+        return None
+
+
+def _too_large(found: str) -> ImageError:
+    return ImageError("too_many_pixels", f"The image has more than {MAX_PIXELS // 10**6} million pixels.{found}")
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

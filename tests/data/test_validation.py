@@ -1,0 +1,244 @@
+"""Validation: a faithful manifest passes every expectation, and every expectation notices the fault it is there for."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from archives import Images, recipe_for, with_data
+
+from mobilenet_pipeline import config, ingest, validation
+from mobilenet_pipeline.sources import LabelledImages
+
+IMAGES = Images()
+RECIPE = recipe_for(IMAGES, config.load_recipe("cifar10", Path(__file__).resolve().parents[2] / "params.yaml"))
+
+
+def faithful() -> pd.DataFrame:
+    found = LabelledImages(IMAGES.rgb(), IMAGES.labels, np.arange(60) >= 50, "test images")
+    return ingest.arrange(found, RECIPE.data.class_names)[2]
+
+
+def put(row: int, column: str, value: object) -> Callable[[pd.DataFrame], None]:
+    def plant(manifest: pd.DataFrame) -> None:
+        manifest[column] = manifest[column].astype(object)
+        manifest.at[row, column] = value
+        manifest[column] = manifest[column].infer_objects()
+
+    return plant
+
+
+def copy_hash(from_split: str, to_split: str) -> Callable[[pd.DataFrame], None]:
+    """The last image of one split becomes the same as the first of the other, or of its own."""
+
+    def plant(manifest: pd.DataFrame) -> None:
+        source = manifest.index[manifest["split"] == from_split][0]
+        manifest.at[manifest.index[manifest["split"] == to_split][-1], "hash"] = manifest.at[source, "hash"]
+
+    return plant
+
+
+def drop_class(split: str, label: int) -> Callable[[pd.DataFrame], None]:
+    def plant(manifest: pd.DataFrame) -> None:
+        chosen = (manifest["split"] == split) & (manifest["label"] == label)
+        manifest.drop(index=manifest.index[chosen], inplace=True)
+
+    return plant
+
+
+def scale(column: str) -> Callable[[pd.DataFrame], None]:
+    def plant(manifest: pd.DataFrame) -> None:
+        manifest[column] *= 1.01
+
+    return plant
+
+
+def add_column(manifest: pd.DataFrame) -> None:
+    manifest["comment"] = "surprise"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What to plant, and the expectation (name, table, column) that must notice it."""
+
+    plant: Callable[[pd.DataFrame], None]
+    name: str
+    table: str
+    column: str | None
+    row: int | None = None
+    manifest: str = "values"  # faults that would hide each other are planted in manifests of their own
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.table} {self.column}"
+
+
+WRONG = {"split": "validation", "class_name": "zebra", "height": 31, "width": 33, "channels": 1, "dtype": "float32"}
+BEYOND = {"label": 10, "pixel_min": -1, "pixel_max": 256} | dict.fromkeys(validation.STATISTICS, 1.5)
+BETWEEN, IN_SET = "expect_column_values_to_be_between", "expect_column_values_to_be_in_set"
+NOT_NULL, SAME_CLASSES = "expect_column_values_to_not_be_null", "expect_column_distinct_values_to_equal_set"
+FAULTS = [
+    *(Fault(put(i, name, None), NOT_NULL, "images", name, i, "nulls") for i, name in enumerate(validation.COLUMNS)),
+    *(Fault(put(i, name, value), IN_SET, "images", name, i) for i, (name, value) in enumerate(WRONG.items())),
+    *(Fault(put(i, name, value), BETWEEN, "images", name, i) for i, (name, value) in enumerate(BEYOND.items(), 10)),
+    Fault(put(30, "hash", "xyz"), "expect_column_values_to_match_regex", "images", "hash", 30),
+    Fault(put(1, "class_name", "zebra"), "expect_column_pair_values_to_be_in_set", "images", "label, class_name", 1),
+    Fault(
+        put(31, "pixel_max", 0),
+        "expect_column_pair_values_a_to_be_greater_than_b",
+        "images",
+        "pixel_max, pixel_min",
+        31,
+    ),
+    Fault(
+        copy_hash("train", "train"), "expect_compound_columns_to_be_unique", "images", "hash, split", manifest="twins"
+    ),
+    Fault(copy_hash("train", "test"), "expect_column_values_to_be_unique", "distinct_images", "hash", manifest="leak"),
+    Fault(add_column, "expect_table_columns_to_match_set", "images", None, manifest="leak"),
+    Fault(drop_class("train", 3), "expect_table_row_count_to_equal", "train", None, manifest="classes"),
+    Fault(drop_class("train", 3), SAME_CLASSES, "train", "class_name", manifest="classes"),
+    Fault(drop_class("test", 4), "expect_table_row_count_to_equal", "test", None, manifest="classes"),
+    Fault(drop_class("test", 4), SAME_CLASSES, "test", "class_name", manifest="classes"),
+    Fault(drop_class("test", 4), BETWEEN, "class_shares", "share", manifest="classes"),
+    *(Fault(scale(name), BETWEEN, "training_pixels", name, manifest="twins") for name in validation.STATISTICS),
+]
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What validation says of a faithful manifest, and of each manifest with planted faults."""
+    folder, made = tmp_path_factory.mktemp("docs"), {}
+    for name in ["faithful", *dict.fromkeys(fault.manifest for fault in FAULTS)]:
+        manifest = faithful()
+        for fault in FAULTS:
+            if fault.manifest == name:
+                fault.plant(manifest)
+        made[name] = validation.validate(manifest, RECIPE, "the digest", folder / name)
+    return made
+
+
+def find(document: dict[str, Any], fault: Fault) -> dict[str, Any]:
+    wanted = (fault.name, fault.table, fault.column)
+    (found,) = [e for e in document["expectations"] if (e["expectation"], e["table"], e["column"]) == wanted]
+    return found
+
+
+def test_a_faithful_manifest_passes(documents):
+    assert validation.failures(documents["faithful"]) == []
+    assert {key: documents["faithful"][key] for key in ("success", "recipe", "data_digest", "rows")} == {
+        "success": True,
+        "recipe": "cifar10",
+        "data_digest": "the digest",
+        "rows": 60,
+    }
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+def test_a_planted_fault_fails_its_expectation(documents, fault):
+    found = find(documents[fault.manifest], fault)
+    assert not found["success"]
+    assert found["sentence"] in validation.failures(documents[fault.manifest])
+    assert fault.row in (None, *(example.get("row") for example in found["examples"]))
+
+
+def test_no_expectation_is_without_a_planted_fault(documents):
+    every = {(e["expectation"], e["table"], e["column"]) for e in documents["faithful"]["expectations"]}
+    assert every == {(fault.name, fault.table, fault.column) for fault in FAULTS}
+
+
+def test_a_failure_names_the_expectation_the_column_how_many_rows_and_the_first(documents):
+    found = find(documents["values"], Fault(add_column, IN_SET, "images", "height"))
+    assert found["unexpected_rows"] == 1
+    assert found["examples"] == [{"row": 2, "height": 31}]
+    assert found["sentence"] == (
+        "expect_column_values_to_be_in_set on column height of images failed (The height of an image is 32):"
+        ' 1 row, the first: [{"row": 2, "height": 31}]'
+    )
+
+
+def test_an_image_in_both_splits_is_one_failure_with_both_its_rows(tmp_path):
+    manifest = faithful()
+    copy_hash("train", "test")(manifest)
+    document = validation.validate(manifest, RECIPE, "", tmp_path / "docs")
+    (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
+    first, last = manifest.index[manifest["split"] == "train"][0], manifest.index[manifest["split"] == "test"][-1]
+    assert failed["sentence"].startswith("expect_column_values_to_be_unique on column hash of distinct_images failed")
+    assert {example["row"] for example in failed["examples"]} == {first, last}
+
+
+def test_a_row_count_that_is_wrong_is_told_with_what_was_found(documents):
+    found = find(documents["classes"], Fault(add_column, "expect_table_row_count_to_equal", "train", None))
+    assert found["sentence"].endswith('failed (The train split has 50 images): [{"found": 45}]')
+
+
+def test_many_unexpected_rows_are_counted_and_the_first_few_named(tmp_path):
+    document = validation.validate(faithful().assign(width=28), RECIPE, "", tmp_path / "docs")
+    (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
+    assert failed["unexpected_rows"] == 60
+    assert [example["row"] for example in failed["examples"]] == list(range(validation.EXAMPLES))
+
+
+def test_a_manifest_without_a_column_fails_and_says_so(tmp_path):
+    document = validation.validate(faithful().drop(columns="hash"), RECIPE, "", tmp_path / "docs")
+    (sentence,) = validation.failures(document)
+    assert sentence.startswith("expect_table_columns_to_match_set of images failed")
+
+
+def test_a_column_of_the_wrong_type_fails_instead_of_crashing(tmp_path):
+    manifest = faithful().astype({"label": str})
+    assert any("on column label of images failed" in text for text in failed_sentences(manifest, tmp_path))
+
+
+def test_an_empty_manifest_fails(tmp_path):
+    sentences = failed_sentences(faithful()[:0], tmp_path)
+    assert any("The train split has 50 images" in text for text in sentences)
+
+
+def test_balance_is_a_share_of_the_split_within_the_tolerance(tmp_path):
+    manifest = faithful()
+    drop_class("test", 4)(manifest)  # the other nine classes are 11.1 % of the test split now
+    data = {"test_rows": 9, "class_balance_tolerance": 0.05}
+    document = validation.validate(manifest, with_data(RECIPE, **data), "", tmp_path / "docs")
+    found = find(document, Fault(add_column, BETWEEN, "class_shares", "share"))
+    assert found["examples"] == [{"split": "test", "class_name": "deer", "share": 0.0}]
+
+
+def failed_sentences(manifest: pd.DataFrame, folder) -> list[str]:
+    return validation.failures(validation.validate(manifest, RECIPE, "", folder / "docs"))
+
+
+def test_the_document_is_json_and_the_same_each_time(documents, tmp_path):
+    again = validation.validate(faithful(), RECIPE, "the digest", tmp_path / "docs")
+    assert again == documents["faithful"]
+    assert all(json.loads(json.dumps(document, allow_nan=False)) == document for document in documents.values())
+
+
+def test_an_infinite_statistic_is_still_json(tmp_path):
+    manifest = faithful()
+    manifest.loc[0, "mean_r"] = np.inf
+    document = validation.validate(manifest, RECIPE, "", tmp_path / "docs")
+    assert '{"row": 0, "mean_r": "inf"}' in json.dumps(document, allow_nan=False)
+
+
+def test_data_docs_show_the_results_and_do_not_pile_up(tmp_path):
+    for _ in range(2):
+        validation.validate(faithful().assign(width=28), RECIPE, "", tmp_path / "docs")
+    pages = sorted(path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").glob("validations/**/*.html"))
+    index = (tmp_path / "docs" / "index.html").read_text()
+    assert len(pages) == 6
+    assert all(f'href="{page}"' in index for page in pages)
+    assert "The width of an image is 32" in (tmp_path / "docs" / pages[2]).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+
+
+def test_60_000_rows_take_less_than_30_seconds(tmp_path):
+    manifest = pd.concat([faithful()] * 1000, ignore_index=True)
+    manifest["hash"] = [f"{row:064x}" for row in range(len(manifest))]
+    before = time.process_time()  # not the clock's: the machine may be busy with something else
+    document = validation.validate(manifest, with_data(RECIPE, train_rows=50_000, test_rows=10_000), "", tmp_path / "d")
+    assert validation.failures(document) == []
+    assert time.process_time() - before < 30

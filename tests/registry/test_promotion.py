@@ -1,0 +1,365 @@
+"""Promotion against a real registry and gate. Bentos take long to build: here they are records of themselves."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+
+import mobilenet_pipeline
+from mobilenet_pipeline import evaluation, promotion, registry
+from mobilenet_pipeline.config import Recipe
+
+Make = Callable[..., None]
+
+
+class Killed(BaseException):
+    """The process dies here."""
+
+
+@dataclass(frozen=True)
+class Bento:
+    """What packaging says of a Bento."""
+
+    tag: str
+    champion: str
+    challenger: str | None
+
+
+@dataclass
+class Packaging:
+    """A Bento store in memory, with the functions that promotion calls."""
+
+    bentos: list[Bento] = field(default_factory=list)
+    checked: list[str] = field(default_factory=list)
+    broken: bool = False
+
+    def package(self, recipe: Recipe, champion: Path, challenger: Path | None) -> str:
+        pair = [
+            folder and json.loads((folder / "metadata.json").read_text())["version"]
+            for folder in (champion, challenger)
+        ]
+        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", pair[0], pair[1]))
+        return self.bentos[-1].tag
+
+    def check(self, tag: str) -> None:
+        self.checked.append(tag)
+        if self.broken:
+            raise RuntimeError(f"{tag} does not answer")
+
+    def latest(self, recipe: Recipe) -> Bento | None:
+        return self.bentos[-1] if self.bentos else None
+
+    def discard(self, tag: str) -> None:
+        self.bentos = [bento for bento in self.bentos if bento.tag != tag]
+
+
+@pytest.fixture
+def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
+    """Stands in for mobilenet_pipeline.packaging."""
+    recorder = Packaging()
+    monkeypatch.setattr(mobilenet_pipeline, "packaging", recorder, raising=False)
+    monkeypatch.setitem(sys.modules, "mobilenet_pipeline.packaging", recorder)
+    return recorder
+
+
+@pytest.fixture
+def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What a flow does once the candidates' files are there; returns "nothing to do" or the reason of the verdict."""
+    monkeypatch.setattr(promotion, "_figures", lambda *_: {})  # a second each to draw
+
+    def once() -> str:
+        if promotion.already_judged(recipe):
+            return "nothing to do"
+        judgement = promotion.judge(recipe)
+        promotion.promote(recipe, judgement)
+        return str(judgement.document["reason"])
+
+    return once
+
+
+def served(recipe: Recipe, packaging: Packaging) -> tuple[str | None, str | None, str | None]:
+    """The versions of champion and challenger, and of the champion in the newest Bento."""
+    versions = [registry.with_alias(recipe.registered_model, alias) for alias in ("champion", "challenger")]
+    bento = packaging.latest(recipe)
+    return versions[0] and versions[0].version, versions[1] and versions[1].version, bento and bento.champion
+
+
+def test_the_first_run_promotes_the_better_candidate(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    assert "pretrained is promoted" in run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+    assert packaging.checked == ["digits-mobilenet:1"]
+
+
+def test_judging_draws_the_figures_of_both_candidates(
+    make: Make, recipe: Recipe, packaging: Packaging, client: mlflow.MlflowClient
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    for version in promotion.judge(recipe).candidates.values():
+        drawn = [Path(file.path).name for file in client.list_artifacts(version.run_id, "figures")]
+        assert drawn == ["accuracy_per_class.png", "confusion_matrix.png"]
+
+
+def test_the_verdict_is_on_disk_with_versions_artefacts_and_what_it_leaves(
+    make: Make, recipe: Recipe, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    verdict = json.loads(Path("reports/digits/verdict.json").read_text())
+    export = json.loads(Path("models/digits/scratch/export.json").read_text())
+    assert (verdict["versions"], verdict["artefacts"]["scratch"]) == (
+        {"scratch": "1", "pretrained": "2"},
+        export["sha256"],
+    )
+    assert verdict["leaves"] == {"champion": "2", "challenger": "1"}
+
+
+def test_a_second_run_has_nothing_to_do(make: Make, packaging: Packaging, run: Callable[[], str]) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    assert run() == "nothing to do"
+    assert len(packaging.bentos) == 1
+
+
+def test_candidates_that_are_not_better_leave_the_champion(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    make("scratch", right=194)
+    assert "is the champion (version 2) itself" in run()
+    assert served(recipe, packaging) == ("2", "3", "2")
+    assert (packaging.bentos[-1].challenger, run()) == ("3", "nothing to do")
+
+
+def test_a_better_candidate_takes_over_from_the_champion(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    make("scratch", right=197)
+    assert "scratch is promoted" in run()
+    assert served(recipe, packaging) == ("3", "2", "3")
+
+
+def test_a_rejected_pair_is_not_built_again(make: Make, packaging: Packaging, run: Callable[[], str]) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    make("scratch", right=100)
+    assert "not promoted" in run()
+    assert (len(packaging.bentos), run()) == (1, "nothing to do")
+
+
+def test_nothing_is_served_while_no_candidate_passes_the_floor(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=100)
+    make("pretrained", right=110)
+    assert "Nothing is promoted" in run()
+    assert served(recipe, packaging) == (None, None, None)
+    assert run() == "nothing to do"
+
+
+def test_a_candidate_below_the_floor_does_not_become_challenger(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=100)
+    make("pretrained", right=195)
+    run()
+    assert served(recipe, packaging) == ("2", None, "2")
+
+
+@pytest.mark.parametrize("point", ["fetch", "package", "check", "challenger", "champion"])
+def test_a_run_killed_while_promoting_is_completed_by_the_next(
+    point: str,
+    make: Make,
+    recipe: Recipe,
+    packaging: Packaging,
+    run: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    make("scratch", right=197)
+    with monkeypatch.context() as patch:
+        kill_before(point, patch, packaging)
+        with pytest.raises(Killed):
+            run()
+    assert served(recipe, packaging)[0] == "2"
+    drifted = promotion.consistent(recipe)
+    assert (drifted is None) == (point in ("fetch", "package"))
+    assert "scratch is promoted" in run()
+    assert served(recipe, packaging) == ("3", "2", "3")
+    assert (promotion.consistent(recipe), packaging.checked[-1], run()) == (
+        None,
+        packaging.bentos[-1].tag,
+        "nothing to do",
+    )
+    assert len(packaging.bentos) == 2
+
+
+def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> None:
+    """Let the process die when it comes to `point`."""
+
+    def die(*_: object) -> None:
+        raise Killed
+
+    set_alias = registry.set_alias
+
+    def die_at_alias(name: str, alias: str, version: str | None) -> None:
+        if alias == point:
+            raise Killed
+        set_alias(name, alias, version)
+
+    if point == "fetch":
+        # Judging fetches the champion; promoting fetches into a folder named after the version.
+        fetch = registry.fetch
+        patch.setattr(registry, "fetch", lambda v, to: die() if to.name == v.version else fetch(v, to))
+    elif point in ("package", "check"):
+        patch.setattr(packaging, point, die)
+    else:
+        patch.setattr(registry, "set_alias", die_at_alias)
+
+
+def test_a_first_run_killed_before_the_alias_is_completed_by_the_next(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    with monkeypatch.context() as patch:
+        kill_before("champion", patch, packaging)
+        with pytest.raises(Killed):
+            run()
+    assert promotion.consistent(recipe) == (
+        "Bento digits-mobilenet:1 serves version 2, but digits-mobilenet has no champion; "
+        "`mobilenet-pipeline run --recipe digits` puts this right."
+    )
+    run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+
+
+def test_a_run_killed_while_judging_is_completed_by_the_next(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    with monkeypatch.context() as patch:
+        patch.setattr(registry, "record_verdict", lambda *_: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            run()
+    run()
+    assert [version.verdict for version in registry.versions(recipe.registered_model)] == ["promoted", "rejected"]
+
+
+def test_a_bento_that_does_not_answer_is_taken_away_and_the_champion_stays(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    make("scratch", right=197)
+    packaging.broken = True
+    with pytest.raises(RuntimeError, match="does not answer"):
+        run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+
+
+def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    make("scratch", right=197)
+    judgement = promotion.judge(recipe)
+    registry.set_alias(recipe.registered_model, "champion", "1")
+    with pytest.raises(promotion.PromotionError, match="version 1 of digits-mobilenet has become champion"):
+        promotion.promote(recipe, judgement)
+    assert len(packaging.bentos) == 1
+
+
+def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    for candidate, right in (("scratch", 182), ("pretrained", 190)):
+        make(candidate, right=right, digest="e" * 64)
+    np.save("data/digits/images.npy", np.zeros((200, 32, 32, 3), np.uint8))
+    answers: list[bytes] = []
+
+    def predict(artefact: Path, images: np.ndarray) -> np.ndarray:
+        answers.append(artefact.read_bytes())
+        return np.full((len(images), 10), 0.1, np.float32)
+
+    monkeypatch.setattr(evaluation, "predict", predict)
+    assert "pretrained is promoted" in run()
+    document = json.loads(Path("reports/digits/verdict.json").read_text())
+    assert (document["champion_measured_again"], document["champion"]["accuracy"]) == (True, 0.1)
+    assert answers == [b"pretrained 185 " + b"d" * 64]
+
+
+def test_a_changed_limit_is_judged_again(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    stricter = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"accuracy_floor": 0.99})})
+    assert promotion.already_judged(recipe)
+    assert promotion.already_judged(stricter) is None
+
+
+def test_a_bento_that_someone_deleted_is_built_again(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    packaging.bentos.clear()
+    assert "there is no Bento with it" in str(promotion.consistent(recipe))
+    run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+
+
+def test_a_deleted_store_is_judged_again(
+    store: Path, migrated: Path, make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    assert promotion.already_judged(recipe) is None
+    run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+
+
+def test_status_tells_what_is_served_and_why(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    status = promotion.status(recipe)
+    assert (status["champion"].version, status["challenger"].version) == ("2", "1")
+    assert (status["bento"], status["verdict"]["winner"], status["drift"]) == ("digits-mobilenet:1", "pretrained", None)
+
+
+def test_status_before_the_first_run_is_empty(store: Path, recipe: Recipe, packaging: Packaging) -> None:
+    assert promotion.status(recipe) == dict.fromkeys(["champion", "challenger", "bento", "verdict", "drift"])
