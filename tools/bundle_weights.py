@@ -15,7 +15,7 @@ environment.prepare()
 
 import numpy as np  # noqa: E402
 
-from mobilenet_pipeline import anatomy, distribution, ingest, metrics, mobilenet, split, training  # noqa: E402
+from mobilenet_pipeline import anatomy, distribution, images, metrics, mobilenet, split, training  # noqa: E402
 from mobilenet_pipeline.config import load_recipe  # noqa: E402
 from mobilenet_pipeline.stages import write_json  # noqa: E402
 from mobilenet_pipeline.stages.train import cpu_seconds, progress  # noqa: E402
@@ -27,10 +27,10 @@ def main() -> None:
     """Train on the training split, look at the test set once, at the end."""
     recipe = load_recipe("cifar10")
     candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
-    data = ingest.open_dataset(Path("data") / recipe.name)
+    data = images.open_dataset(Path("data") / recipe.name)
     limits = recipe.split
     kept, held_out = split.training_rows(data.labels, data.is_test, limits.validation_share, limits.seed)
-    images = {
+    parts = {
         name: training.Images(np.asarray(data.images[rows]), data.labels[rows])
         for name, rows in (("train", kept), ("validation", held_out), ("test", np.flatnonzero(data.is_test)))
     }
@@ -41,7 +41,7 @@ def main() -> None:
         print(progress(row, candidate.epochs, sum(seconds)), flush=True)
 
     trained = training.train(
-        candidate, images["train"], images["validation"], len(data.class_names), distribution.choose(), on_epoch
+        candidate, parts["train"], parts["validation"], len(data.class_names), distribution.choose(), on_epoch
     )
     cpu_minutes = cpu_seconds() / 60
     backbone = mobilenet.backbone(candidate.alpha, anatomy.STRIDES[candidate.strides])
@@ -52,7 +52,7 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     backbone.save_weights(path)
     scored = metrics.evaluate(
-        trained.model.predict(images["test"].pixels, batch_size=250, verbose=0), images["test"].labels, data.class_names
+        trained.model.predict(parts["test"].pixels, batch_size=250, verbose=0), parts["test"].labels, data.class_names
     )
     record = {
         "command": "make weights",

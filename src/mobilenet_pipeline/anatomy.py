@@ -50,7 +50,9 @@ def layers(candidate: Candidate, classes: int) -> list[Layer]:
     stem_parameters = 9 * 3 * channels[0]
     stem_cost = size * size * stem_parameters
     rows = [
-        Layer("conv1", (size, size, channels[0]), stem_parameters, 4 * channels[0], stem_cost, stem_parameters, stem_cost)
+        Layer(
+            "conv1", (size, size, channels[0]), stem_parameters, 4 * channels[0], stem_cost, stem_parameters, stem_cost
+        )
     ]
     for block in range(1, len(FILTERS)):
         before, after = channels[block - 1], channels[block]
@@ -60,7 +62,13 @@ def layers(candidate: Candidate, classes: int) -> list[Layer]:
         rows += [
             Layer(f"conv_dw_{block}", (size, size, before), depthwise, 4 * before, area * depthwise, 0, 0),
             Layer(
-                f"conv_pw_{block}", (size, size, after), pointwise, 4 * after, area * pointwise, standard, area * standard
+                f"conv_pw_{block}",
+                (size, size, after),
+                pointwise,
+                4 * after,
+                area * pointwise,
+                standard,
+                area * standard,
             ),
         ]
     head = channels[-1] * classes
@@ -83,7 +91,9 @@ def print_anatomy(recipe: Recipe, candidate: str) -> None:
     chosen = recipe.candidate(candidate)
     rows = layers(chosen, len(recipe.data.class_names))
     size = chosen.input_size
-    table = Table(title=f"{recipe.name}, {candidate}: MobileNet α {chosen.alpha}, {size}×{size}, strides {chosen.strides}")
+    table = Table(
+        title=f"{recipe.name}, {candidate}: MobileNet α {chosen.alpha}, {size}×{size}, strides {chosen.strides}"
+    )
     table.add_column("layer")
     for column in ("output", "parameters", "multiply-adds", "standard: parameters", "multiply-adds", "ratio"):
         table.add_column(column, justify="right")
@@ -110,8 +120,8 @@ def print_anatomy(recipe: Recipe, candidate: str) -> None:
     console.print(table)
     norms = sum(row.norm_parameters for row in rows)
     console.print(
-        f"Batch normalisation adds {norms:,} parameters: {parameters(rows):,} in all. Costs are for one image; a ratio is "
-        "depthwise + pointwise ÷ the standard convolution, 1/c' + 1/9."
+        f"Batch normalisation adds {norms:,} parameters: {parameters(rows):,} in all. Costs are for one image; a ratio "
+        "is depthwise + pointwise ÷ the standard convolution, 1/c' + 1/9."
     )
 
 

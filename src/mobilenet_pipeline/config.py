@@ -4,13 +4,24 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 CANDIDATES = ("scratch", "pretrained")
+WIDTHS = (0.25, 0.5, 0.75, 1.0)
+"""Width multipliers that ImageNet weights exist for."""
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0)]
+
+
+def _published(alpha: float) -> float:
+    if alpha not in WIDTHS:
+        raise ValueError(f"alpha must be one of {', '.join(map(str, WIDTHS))}")
+    return alpha
+
+
+Width = Annotated[float, AfterValidator(_published)]
 
 
 class Section(BaseModel):
@@ -22,7 +33,7 @@ class Section(BaseModel):
 class Data(Section):
     """Where the images come from, and what they must be.
 
-    `digest` is the SHA-256 over every image's (hash, label, split) in hash order: a source with other images is refused.
+    `digest` is the SHA-256 over every image's (hash, label, split) in hash order: a source with others is refused.
     `channel_mean` and `channel_std` are of the training split, on the scale 0 to 1, red, green, blue.
     """
 
@@ -53,7 +64,7 @@ class Candidate(Section):
     """
 
     weights: Literal["none", "imagenet", "bundled"]
-    alpha: Literal[0.25, 0.5, 0.75, 1.0]
+    alpha: Width
     strides: Literal["stock", "stem-1"]
     input_size: Positive
     pixel_range: Literal["unit", "signed"]

@@ -34,7 +34,7 @@ def augment(candidate: Candidate) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
         if candidate.flip:
             images = flip(images, seed)
         if candidate.shift:
-            images = shift(images, seed + [0, 1 << 16], candidate.shift)
+            images = shift(images, seed + tf.constant([0, 1 << 16]), candidate.shift)
         return images
 
     return apply

@@ -1,5 +1,7 @@
 """Devices to a `tf.distribute.Strategy`."""
 
+from contextlib import suppress
+
 import tensorflow as tf
 
 
@@ -19,10 +21,8 @@ def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
 
 def _logical_cpus(count: int) -> list[str]:
     physical = tf.config.list_physical_devices("CPU")[0]
-    try:
+    with suppress(RuntimeError):  # TensorFlow has started: fine, if with enough devices
         tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * count)
-    except RuntimeError:  # already started: fine, if with enough devices
-        pass
     devices = tf.config.list_logical_devices("CPU")
     if len(devices) < count:
         raise ValueError(f"{count} CPU replicas asked for, but TensorFlow has started with {len(devices)} CPU devices")

@@ -42,7 +42,7 @@ def check_parity(model: keras.Model, path: Path, images: np.ndarray, batch: int 
         largest = max(largest, float(np.abs(ours - theirs).max()))
     if differences or largest > TOLERANCE:
         raise ParityError(
-            f"{path} does not answer like its model: {differences} of {len(images)} classes differ, probabilities by up "
-            f"to {largest:.1e} (limit {TOLERANCE:.0e}); it was not accepted"
+            f"{path} does not answer like its model: {differences} of {len(images)} classes differ, probabilities by "
+            f"up to {largest:.1e} (limit {TOLERANCE:.0e}); it was not accepted"
         )
     return {"rows": len(images), "argmax_differences": differences, "max_probability_difference": largest}

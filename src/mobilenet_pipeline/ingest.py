@@ -4,7 +4,6 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,12 @@ import numpy as np
 import pandas as pd
 
 from mobilenet_pipeline import config, sources
+from mobilenet_pipeline.images import FILES, IMAGE_SHAPE, digest
 from mobilenet_pipeline.sources import IngestError, LabelledImages
 
-IMAGE_SHAPE = (32, 32, 3)
 CHANNELS = ("r", "g", "b")
-FILES = ("images.npy", "labels.npy", "manifest.parquet", "dataset.json")
 CHUNK = 5_000  # images whose statistics are taken at a time, so that the wide integers stay small
 LOADERS: dict[str, Callable[[], LabelledImages]] = {"digits": sources.load_digits, "cifar10": sources.load_cifar10}
-
-
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """`images` uint8 (n, 32, 32, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-    is_test: np.ndarray
-    digest: str
-    class_names: list[str]
 
 
 def ingest(recipe: config.Recipe, folder: Path) -> dict[str, Any]:
@@ -97,40 +84,6 @@ def describe(images: np.ndarray) -> pd.DataFrame:
     columns |= {f"mean_{name}": mean[:, channel] for channel, name in enumerate(CHANNELS)}
     columns |= {f"std_{name}": std[:, channel] for channel, name in enumerate(CHANNELS)}
     return pd.DataFrame(columns, index=range(count))
-
-
-def digest(manifest: pd.DataFrame) -> str:
-    """SHA-256 over a line `hash label split` for every row of a manifest in its order."""
-    identity = zip(manifest["hash"], manifest["label"], manifest["split"], strict=True)
-    return hashlib.sha256(
-        "".join(f"{hash_} {label} {split}\n" for hash_, label, split in identity).encode()
-    ).hexdigest()
-
-
-def open_dataset(folder: Path) -> Dataset:
-    """What `ingest` wrote into `folder`; the images stay on disk until they are read.
-
-    Raises IngestError when files are missing, unreadable or not of one and the same ingestion.
-    """
-    remedy = "ingest the recipe again (mobilenet-pipeline run)"
-    if missing := [name for name in FILES if not (folder / name).is_file()]:
-        raise IngestError(f"{folder} is no dataset, it lacks {', '.join(missing)}; {remedy}")
-    try:
-        dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        manifest = pd.read_parquet(folder / "manifest.parquet", columns=["hash", "label", "split"])
-        images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
-        expected, class_names = dataset["digest"], dataset["class_names"]
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
-        raise IngestError(f"{folder} cannot be read ({error}); {remedy}") from error
-    whole = (
-        images.shape == (len(manifest), *IMAGE_SHAPE)
-        and np.array_equal(labels, manifest["label"])
-        and digest(manifest) == expected
-        and all(hashlib.sha256(images[row]).hexdigest() == manifest["hash"].iloc[row] for row in (0, -1))
-    )
-    if not whole:
-        raise IngestError(f"the files in {folder} do not belong together; {remedy}")
-    return Dataset(images, labels, (manifest["split"] == "test").to_numpy(), expected, class_names)
 
 
 def _check(recipe: config.Recipe, origin: str, found: str, counts: dict[str, int]) -> None:

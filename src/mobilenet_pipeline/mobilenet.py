@@ -56,17 +56,13 @@ def features(x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], fused
     def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(momentum=NORM_MOMENTUM, name=f"{name}_bn")(x))
 
-    first = keras.layers.Conv2D(
-        int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1"
-    )
+    first = keras.layers.Conv2D(int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1")
     x = normalise(first(x), "conv1")
     for block, (filters, stride) in enumerate(zip(FILTERS[1:], strides[1:], strict=True), start=1):
         if stride == 2:  # Keras pads at the end only, as the weights were trained
             x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}")(x)
         padding = "same" if stride == 1 else "valid"
-        depthwise = keras.layers.DepthwiseConv2D(
-            3, stride, padding=padding, use_bias=False, name=f"conv_dw_{block}"
-        )
+        depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=f"conv_dw_{block}")
         x = normalise(depthwise(x), f"conv_dw_{block}")
         pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=f"conv_pw_{block}")
         x = normalise(pointwise(x), f"conv_pw_{block}")

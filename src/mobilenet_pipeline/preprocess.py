@@ -14,7 +14,7 @@ SIDE = 32
 MAX_PIXELS = 25_000_000
 """The largest image that is decoded: a 24-megapixel photograph fits."""
 # By name, because Pillow would also open formats that start other programs (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ORIENTATION = 0x0112
 # What undoes each value of the EXIF orientation.
 UPRIGHT = {
@@ -54,7 +54,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
-        sentence = f"This is not an image that can be read; send one of {', '.join(FORMATS[:-1])}."
+        sentence = f"This is not an image that can be read; send one of {', '.join(FORMATS)}."
         raise ImageError("not_an_image", sentence) from None
     except Image.DecompressionBombError:
         raise _too_large("") from None

@@ -38,7 +38,7 @@ class IngestError(ValueError):
     """The source cannot become a dataset; the message names it, what is wrong and the remedy."""
 
 
-class DownloadError(IngestError):
+class DownloadError(IngestError, ConnectionError):
     """The network or the server failed: trying again later may help."""
 
 
@@ -173,7 +173,8 @@ def read_archive(path: Path) -> LabelledImages:
     except IngestError as error:
         raise IngestError(f"{path}: {error}; {REMEDY}") from error
     except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError, ValueError) as error:
-        raise IngestError(f"{path} is not a whole tar archive ({error}); {REMEDY}") from error
+        cause = " ".join(str(error).split())  # tarfile tells of every compression it tried, a line each
+        raise IngestError(f"{path} is not a whole tar archive ({cause}); {REMEDY}") from error
     images, labels = zip(*(batches[name] for name in BATCHES), strict=True)
     is_test = np.repeat([name == "test_batch" for name in BATCHES], [len(batch) for batch in labels])
     # A row is 1,024 red, then 1,024 green, then 1,024 blue bytes.

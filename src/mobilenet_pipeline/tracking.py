@@ -89,6 +89,7 @@ def use_store() -> str:
     """
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     given = os.environ.get("MLFLOW_TRACKING_URI")
     uri = given or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
     mlflow.set_tracking_uri(uri)
@@ -246,11 +247,12 @@ def _open_database(uri: str, path: Path) -> None:
                 _migrate(uri, path)
             MlflowClient(uri).search_experiments(max_results=1)  # makes the tables of a new database
         except Exception as error:  # of MLflow, SQLAlchemy, Alembic or SQLite
-            copy = path.with_name(f"{path.name}.before-migration")
+            copy = Path(f"{path}.before-migration")
             kept = f"; a copy from before the migration is {copy}" if copy.exists() else ""
+            cause = " ".join(str(error).split())[:200]
             raise StoreError(
-                f"MLflow {mlflow.__version__} cannot use {path} ({str(error).splitlines()[0]}); if it is of a newer "
-                f"MLflow install that, else move the file away to start afresh{kept}"
+                f"MLflow {mlflow.__version__} cannot use {path} ({cause}); if it is of a newer MLflow install that, "
+                f"else move the file away to start afresh{kept}"
             ) from error
 
 

@@ -105,9 +105,7 @@ def train(
         loss, accuracy = _run_epoch(run, stream, epoch * steps, steps, global_batch)
         validation_loss, validation_accuracy = evaluate(validation)
         rate = float(schedule((epoch + 1) * steps - 1))
-        row = Epoch(
-            epoch + 1, rate, loss, accuracy, validation_loss, validation_accuracy, time.perf_counter() - start
-        )
+        row = Epoch(epoch + 1, rate, loss, accuracy, validation_loss, validation_accuracy, time.perf_counter() - start)
         history.append(row)
         on_epoch(row)
     plain = mobilenet.build(candidate, classes)

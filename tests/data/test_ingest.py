@@ -11,6 +11,7 @@ import pytest
 from archives import Images, binary_members, python_members, recipe_for, with_data, write_tar
 
 from mobilenet_pipeline import config, ingest
+from mobilenet_pipeline.images import DatasetError, open_dataset
 from mobilenet_pipeline.sources import IngestError
 
 ARCHIVE = os.environ.get("CIFAR10_ARCHIVE")
@@ -147,15 +148,15 @@ def test_files_of_others_in_the_folder_stay(recipe, folder):
 @pytest.mark.usefixtures("archive")
 def test_an_opened_dataset_leaves_its_images_on_disk(recipe, folder, images):
     ingest.ingest(recipe, folder)
-    dataset = ingest.open_dataset(folder)
+    dataset = open_dataset(folder)
     assert isinstance(dataset.images, np.memmap)
     assert (dataset.images.shape, int(dataset.is_test.sum()), dataset.digest) == ((60, 32, 32, 3), 10, images.digest())
     assert dataset.class_names == recipe.data.class_names
 
 
 def test_a_folder_that_is_absent_is_no_dataset(tmp_path):
-    with pytest.raises(IngestError, match=r"absent is no dataset, it lacks images\.npy, .*; ingest the recipe again"):
-        ingest.open_dataset(tmp_path / "absent")
+    with pytest.raises(DatasetError, match=r"absent is no dataset, it lacks images\.npy, .*; ingest the recipe again"):
+        open_dataset(tmp_path / "absent")
 
 
 @pytest.mark.usefixtures("archive")
@@ -163,8 +164,8 @@ def test_a_folder_that_is_absent_is_no_dataset(tmp_path):
 def test_a_dataset_without_one_of_its_files_is_refused_naming_it(recipe, folder, name):
     ingest.ingest(recipe, folder)
     (folder / name).unlink()
-    with pytest.raises(IngestError, match=f"it lacks {name};"):
-        ingest.open_dataset(folder)
+    with pytest.raises(DatasetError, match=f"it lacks {name};"):
+        open_dataset(folder)
 
 
 @pytest.mark.usefixtures("archive")
@@ -172,8 +173,8 @@ def test_a_dataset_without_one_of_its_files_is_refused_naming_it(recipe, folder,
 def test_a_dataset_with_an_unreadable_file_is_refused(recipe, folder, name):
     ingest.ingest(recipe, folder)
     (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    with pytest.raises(IngestError, match="cannot be read"):
-        ingest.open_dataset(folder)
+    with pytest.raises(DatasetError, match="cannot be read"):
+        open_dataset(folder)
 
 
 @pytest.mark.parametrize("name", ["images.npy", "manifest.parquet", "dataset.json"])
@@ -182,8 +183,8 @@ def test_files_of_two_ingestions_are_not_taken_for_one_dataset(tmp_path, recipe,
     write_tar(archive, binary_members(Images(seed=5)))
     ingest.ingest(recipe_for(Images(seed=5), recipe), tmp_path / "two")
     (tmp_path / "two" / name).replace(tmp_path / "one" / name)
-    with pytest.raises(IngestError, match="do not belong together"):
-        ingest.open_dataset(tmp_path / "one")
+    with pytest.raises(DatasetError, match="do not belong together"):
+        open_dataset(tmp_path / "one")
 
 
 def test_the_digits_recipe_ingests_what_it_says(tmp_path, digits):
@@ -197,4 +198,4 @@ def test_the_real_archive_holds_what_the_cifar10_recipe_says(tmp_path, monkeypat
     recipe = config.load_recipe("cifar10", Path(__file__).resolve().parents[2] / "params.yaml")
     found = ingest.ingest(recipe, tmp_path / "cifar10")
     assert (found["digest"], found["rows"]) == (recipe.data.digest, {"train": 50_000, "test": 10_000})
-    assert len(ingest.open_dataset(tmp_path / "cifar10").images) == 60_000
+    assert len(open_dataset(tmp_path / "cifar10").images) == 60_000

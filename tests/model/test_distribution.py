@@ -17,7 +17,8 @@ from mobilenet_pipeline import config, distribution, training
 
 replicas = int(sys.argv[1])
 candidate = config.load_recipe("digits", Path(sys.argv[2])).candidate("scratch").model_copy(
-    update=dict(strides="stock", epochs=2, batch_size=32 // replicas, shift=0, learning_rate=0.02 / replicas, warmup=0.0))
+    update=dict(strides="stock", epochs=2, batch_size=32 // replicas, shift=0, learning_rate=0.02 / replicas,
+                warmup=0.0))
 rng = np.random.default_rng(0)
 labels = np.arange(128) % 10
 pixels = (rng.integers(0, 60, (128, 32, 32, 3)) + labels[:, None, None, None] * 18).astype(np.uint8)
@@ -32,7 +33,10 @@ print(json.dumps({"strategy": type(strategy).__name__, "replicas": strategy.num_
 
 def run(replicas: int) -> dict:
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(replicas), str(ROOT / "params.yaml")], capture_output=True, text=True, check=False
+        [sys.executable, "-c", PROGRAM, str(replicas), str(ROOT / "params.yaml")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])

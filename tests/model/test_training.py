@@ -8,8 +8,10 @@ import tensorflow as tf
 from mobilenet_pipeline import config, dataset, distribution, mobilenet, training
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").model_copy(
-    update={"strides": "stock", "epochs": 2, "batch_size": 16, "warmup": 0.25, "learning_rate": 0.05}
+SMALL = (
+    config.load_recipe("digits", ROOT / "params.yaml")
+    .candidate("scratch")
+    .model_copy(update={"strides": "stock", "epochs": 2, "batch_size": 16, "warmup": 0.25, "learning_rate": 0.05})
 )
 
 
@@ -80,7 +82,9 @@ def test_weight_decay_applies_to_stem_pointwise_and_dense_kernels_only():
 
 
 def test_an_epoch_holds_every_image_at_most_once():
-    images = training.Images(np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8), np.arange(50))
+    images = training.Images(
+        np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8), np.arange(50)
+    )
     plain = SMALL.model_copy(update={"epochs": 1, "shift": 0})
     batches = list(dataset.training_batches(images.pixels, images.labels, plain, 16))
     seen = np.concatenate([labels for _, labels in batches])

@@ -12,7 +12,7 @@ ORDER = [
     {"environment"},
     {"config"},
     {"split", "metrics", "gate", "anatomy", "provenance"},
-    {"artefact", "preprocess"},
+    {"artefact", "preprocess", "images"},
     {"sources"},
     {"ingest"},
     {"validation"},

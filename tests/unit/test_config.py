@@ -33,13 +33,13 @@ def test_every_recipe_of_the_project_loads(name):
         ("candidates.scratch.epoch", 3, "Extra inputs are not permitted"),
         ("candidates.scratch.epochs", "ten", "valid integer"),
         ("candidates.scratch.epochs", 0, "greater than 0"),
-        ("candidates.pretrained.alpha", 0.3, "0.25, 0.5, 0.75 or 1.0"),
+        ("candidates.pretrained.alpha", 0.3, "0.25, 0.5, 0.75, 1.0"),
         ("gate.accuracy_floor", 90, "less than or equal to 1"),
         ("split.seed", None, "Field required"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_path(tmp_path, key, value, words):
-    with pytest.raises(ValueError, match="params.yaml") as error:
+    with pytest.raises(ValueError, match=r"params\.yaml") as error:
         config.load_recipe("digits", edited(tmp_path, key, value))
     assert f"recipes.digits.{key}: " in str(error.value)
     assert words in str(error.value)

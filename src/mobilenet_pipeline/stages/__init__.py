@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from mobilenet_pipeline import environment
 from mobilenet_pipeline.config import Recipe, load_recipe
@@ -28,12 +29,12 @@ def run_stage(stage: Callable[..., None], takes_candidate: bool) -> None:
         if takes_candidate:
             recipe.candidate(sys.argv[2])
         stage(recipe, *sys.argv[2:])
+    except (ConnectionError, TimeoutError) as error:
+        _leave(error, EX_TEMPFAIL)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EX_DATAERR)
+        _leave(error, EX_DATAERR)
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(EX_TEMPFAIL if isinstance(error, ConnectionError | TimeoutError) else 1)
+        _leave(error, 1)
 
 
 def data_folder(recipe: Recipe) -> Path:
@@ -52,3 +53,8 @@ def write_json(path: Path, document: dict) -> None:
     made = path.with_suffix(".part")
     made.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     os.replace(made, path)
+
+
+def _leave(error: Exception, code: int) -> NoReturn:
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(code)

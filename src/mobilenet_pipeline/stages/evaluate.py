@@ -4,18 +4,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenet_pipeline import evaluation, ingest, split
+from mobilenet_pipeline import evaluation, images, split
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
 
 
 def main(recipe: Recipe, name: str) -> None:
     """Write `predictions.npz`, `metrics/RECIPE/CANDIDATE.json` and the plot of confusions."""
-    data = ingest.open_dataset(data_folder(recipe))
+    data = images.open_dataset(data_folder(recipe))
     folder = model_folder(recipe, name)
-    _, held_out = split.training_rows(
-        data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed
-    )
+    _, held_out = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
     document, predictions = evaluation.evaluate(
         folder / "model.tflite",
         data.images,

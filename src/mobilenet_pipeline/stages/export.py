@@ -1,6 +1,6 @@
 """Trained model to the artefact that is served."""
 
-from mobilenet_pipeline import export, ingest
+from mobilenet_pipeline import export, images
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
 
@@ -10,7 +10,7 @@ def main(recipe: Recipe, name: str) -> None:
     import keras
 
     folder = model_folder(recipe, name)
-    data = ingest.open_dataset(data_folder(recipe))
+    data = images.open_dataset(data_folder(recipe))
     model = keras.models.load_model(folder / "model.keras", compile=False)
     facts = export.export(model, folder / "model.tflite")
     parity = export.check_parity(model, folder / "model.tflite", data.images[data.is_test])

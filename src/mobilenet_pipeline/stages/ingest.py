@@ -8,7 +8,9 @@ from mobilenet_pipeline.stages import data_folder, run_stage
 def main(recipe: Recipe) -> None:
     """Write `data/RECIPE`."""
     dataset = ingest.ingest(recipe, data_folder(recipe))
-    print(f"{dataset['rows']['train']:,} training and {dataset['rows']['test']:,} test images, {dataset['digest'][:12]}")
+    print(
+        f"{dataset['rows']['train']:,} training and {dataset['rows']['test']:,} test images, {dataset['digest'][:12]}"
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from mobilenet_pipeline import anatomy, distribution, figures, ingest, provenance, split, tracking, training
+from mobilenet_pipeline import anatomy, distribution, figures, images, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
 
@@ -22,7 +22,7 @@ def main(recipe: Recipe, name: str) -> None:
     """Write `model.keras`, `history.csv` and `training.json`."""
     keras.config.disable_interactive_logging()  # its bars would fill the log
     candidate = recipe.candidate(name)
-    data = ingest.open_dataset(data_folder(recipe))
+    data = images.open_dataset(data_folder(recipe))
     document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split

@@ -1,0 +1,117 @@
+"""Serve a Bento for a moment and compare its answers over HTTP with those of its artefact in this process.
+
+A program: it reads {"command", "port", "champion"} (JSON) from its standard input: the command line that serves, the
+port that it will listen on, and the folder of the champion. It ends with a sentence and the server's last lines, and
+exit status 1, where something is wrong.
+"""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from mobilenet_pipeline import preprocess
+from mobilenet_pipeline.artefact import Artefact
+
+START_SECONDS = 120
+STOP_SECONDS = 15
+LOG_LINES = 20
+# Proxies are for the world outside.
+OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class CheckError(Exception):
+    """The Bento does not start, or does not answer as its artefact does."""
+
+
+def check(address: str, champion: Path) -> None:
+    """Compare the service at the address with the artefact in the folder. Raises CheckError with a sentence."""
+    metadata = json.loads((champion / "metadata.json").read_text(encoding="utf-8"))
+    version = ask(f"{address}/model")["champion"]["version"]
+    if version != metadata["version"]:
+        raise CheckError(f"it says that it serves version {version}, not {metadata['version']}")
+    pixels = np.random.default_rng(0).integers(0, 256, (preprocess.SIDE, preprocess.SIDE, 3), dtype=np.uint8)
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "PNG")
+    expected = Artefact(champion / "model.tflite").predict(pixels[None])[0]
+    found = list(ask(f"{address}/predict", png.getvalue())["probabilities"].values())
+    if not np.allclose(found, expected, rtol=0, atol=1e-5):
+        raise CheckError(f"its probabilities over HTTP are {found}, those of its artefact {expected.tolist()}")
+
+
+def ask(url: str, png: bytes | None = None) -> Any:
+    """GET the URL, or POST the image to it; the JSON of the answer."""
+    request = urllib.request.Request(url, png, {"Content-Type": "image/png"} if png else {})
+    with OPENER.open(request, timeout=30) as answer:
+        return json.loads(answer.read().strip() or "null")
+
+
+@contextmanager
+def serving(command: list[str], address: str) -> Iterator[None]:
+    """Run the server until the block ends. A CheckError gets the end of its log."""
+    with tempfile.TemporaryFile() as log:
+        server = psutil.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            wait_until_ready(server, address)
+            yield
+        except (CheckError, OSError, KeyError, ValueError) as error:
+            log.seek(0)
+            tail = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
+            raise CheckError("\n".join([f"{error}; the end of the server's log:", *tail])) from None
+        finally:
+            stop(server)
+
+
+def wait_until_ready(server: psutil.Popen, address: str) -> None:
+    """Return when /readyz answers. Raises CheckError if the server ends before, or takes too long."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise CheckError(f"its server ended with status {server.returncode} before it was ready")
+        try:
+            ask(f"{address}/readyz")
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise CheckError(f"its server was not ready after {START_SECONDS} s")
+
+
+def stop(server: psutil.Popen) -> None:
+    """End the server and its workers, gently first."""
+    if server.poll() is not None:
+        return
+    processes = [server, *server.children(recursive=True)]
+    server.terminate()
+    for process in psutil.wait_procs(processes, timeout=STOP_SECONDS)[1]:
+        process.kill()
+
+
+def main() -> int:
+    """Carry out the order on standard input."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # who is told to end ends the server too
+    order = json.load(sys.stdin)
+    address = f"http://127.0.0.1:{order['port']}"
+    try:
+        with serving(order["command"], address):
+            check(address, Path(order["champion"]))
+    except CheckError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
