@@ -121,7 +121,7 @@ def set_alias(name: str, alias: str, version: str | None) -> None:
 def fetch(version: Version, folder: Path) -> Path:
     """Download the version's served artefacts into `folder`, which is made, and return it.
 
-    They are model.tflite, metadata.json and predictions.npz. Raises RegistryError where they are gone, and
+    They are model.tflite, metadata.json, with the gate's verdict where there is one, and predictions.npz. Raises RegistryError where they are gone, and
     ProvenanceError naming the file and both hashes where one is not what was registered.
     """
     tracking.use_store()
@@ -139,6 +139,10 @@ def fetch(version: Version, folder: Path) -> Path:
         metadata = read_json(source / _METADATA)
         for name, wanted in ((_ARTEFACT, version.sha256), (_PREDICTIONS, metadata["predictions_sha256"])):
             check_sha256(source / name, wanted, f"{name} of {version.name} version {version.version}")
+        tags = client.get_model_version(version.name, version.version).tags
+        if "verdict" in tags:
+            metadata["verdict"] = {"promoted": tags["verdict"] == "promoted", "reason": tags["verdict_reason"]}
+            (source / _METADATA).write_text(_json(metadata), encoding="utf-8")
         for path in source.iterdir():
             path.replace(folder / path.name)
     return folder
@@ -149,7 +153,7 @@ def record_verdict(version: Version, verdict: Mapping[str, Any]) -> None:
     tracking.use_store()
     client = MlflowClient()
     promoted = verdict["promote"] and verdict["winner"] == version.candidate
-    tags = {"verdict": "promoted" if promoted else "rejected", "verdict_reason": str(verdict["reason"])}
+    tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
     for key, value in tags.items():
         client.set_model_version_tag(version.name, version.version, key, value)

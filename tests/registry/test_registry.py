@@ -222,3 +222,13 @@ def test_a_verdict_is_written_to_the_version_and_its_run(
     assert registry.versions(version.name) == [dataclasses.replace(version, verdict="promoted")]
     assert client.get_model_version(version.name, "1").tags["verdict_reason"] == "It is the first."
     assert "verdict.json" in [file.path for file in client.list_artifacts(version.run_id)]
+
+
+def test_what_is_fetched_says_how_the_gate_judged_it(
+    tmp_path: Path, client: mlflow.MlflowClient, recipe: Recipe, make: Make
+) -> None:
+    make("scratch", right=190)
+    version = registry.register(recipe, "scratch")
+    registry.record_verdict(version, {"promote": False, "winner": "scratch", "reason": "It is no better."})
+    metadata = json.loads((registry.fetch(version, tmp_path / "got") / "metadata.json").read_text())
+    assert metadata["verdict"] == {"promoted": False, "reason": "It is no better."}
