@@ -23,6 +23,11 @@ from serving.answers import Comparison, Prediction, Upload
 from serving.front_door import FrontDoor, Refusal
 from serving.served import Served, load_served
 
+DESCRIPTION = """Tells what is on an image.
+
+Send an image file to `/predict` for the champion's answer, to `/compare` for champion and challenger side by side;
+`GET /model` says which versions these are. A refused request gets `{"error": {"code", "message", "field"}}`.
+"""
 INLINE_PIXELS = 256 * 256
 """An image up to this size is decoded within a millisecond or so: less than handing it to a thread costs the others."""
 
@@ -42,15 +47,12 @@ def behind_front_door(service: Any) -> Any:
 @behind_front_door
 @bentoml.asgi_app(Starlette(routes=[Route("/model", describe_models)]))
 @bentoml.service(
+    description=DESCRIPTION,
     http={"host": "127.0.0.1"},
     traffic={"timeout": 30},
 )
 class Classifier:
-    """Tells what is on an image.
-
-    Send an image file to `/predict` for the champion's answer, to `/compare` for champion and challenger side by side;
-    `GET /model` says which versions these are. A refused request gets {"error": {"code", "message", "field"}}.
-    """
+    """The service: one worker, one copy of each model."""
 
     def __init__(self) -> None:
         self.served: dict[str, Served | None] = load_served()

@@ -121,8 +121,9 @@ def set_alias(name: str, alias: str, version: str | None) -> None:
 def fetch(version: Version, folder: Path) -> Path:
     """Download the version's served artefacts into `folder`, which is made, and return it.
 
-    They are model.tflite, metadata.json, with the gate's verdict where there is one, and predictions.npz. Raises RegistryError where they are gone, and
-    ProvenanceError naming the file and both hashes where one is not what was registered.
+    They are model.tflite, predictions.npz and metadata.json, which says how the gate judged the version if it did.
+    Raises RegistryError where they are gone, and ProvenanceError naming the file and both hashes where one is not what
+    was registered.
     """
     tracking.use_store()
     client = MlflowClient()

@@ -1,0 +1,225 @@
+"""One DVC stage as a child process: streamed, timed, and ended with whoever ordered it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from mobilenet_pipeline.config import Recipe
+
+GRACE_SECONDS = 10.0
+"""How long a process that is asked to end may take before it is killed."""
+
+EX_TEMPFAIL = 75
+_REDRAW_SECONDS = 5.0  # of a progress bar that redraws its line ten times a second
+_LAST_LINES = 40
+_LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+
+
+class StageFailed(RuntimeError):
+    """A stage ended with an error. `exit_code` is the stage's own where it ran, else DVC's; `lines` are its last."""
+
+    def __init__(self, name: str, exit_code: int, lines: list[str]) -> None:
+        super().__init__(name, exit_code, lines)  # what pickle calls it with again
+        self.name, self.exit_code, self.lines = name, exit_code, lines
+
+    def __str__(self) -> str:
+        return f"stage {self.name} failed (exit code {self.exit_code}): {self.cause}"
+
+    @property
+    def cause(self) -> str:
+        """What the stage said went wrong: its lines from `error:` on, else the last one before DVC's own."""
+        own = self.lines
+        if any(line.startswith("ERROR: failed to reproduce") for line in own):
+            own = own[: next(i for i, line in enumerate(own) if line.startswith("ERROR: failed to reproduce"))]
+        starts = [index for index, line in enumerate(own) if line.lower().startswith("error:")]
+        said = own[starts[-1] :] if starts else own[-1:]
+        return "\n".join(said).partition(":")[2].strip() if starts else "\n".join(said) or "it said nothing"
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """How a stage ended. "restored": DVC had its outputs from an earlier run; the seconds are this run's."""
+
+    name: str
+    outcome: Literal["ran", "restored", "unchanged"]
+    wall_seconds: float
+    cpu_seconds: float
+
+    @property
+    def changed(self) -> bool:
+        """Whether its outputs may differ from those that were there before."""
+        return self.outcome != "unchanged"
+
+
+def stage_names(recipe: "Recipe") -> list[str]:
+    """The recipe's stages, in the order in which they run."""
+    from mobilenet_pipeline.config import CANDIDATES
+
+    candidates = [f"{recipe.name}-{candidate}" for candidate in CANDIDATES]
+    names = [f"ingest@{recipe.name}", f"validate@{recipe.name}", *(f"train@{candidate}" for candidate in candidates)]
+    return names + [f"{stage}@{candidate}" for candidate in candidates for stage in ("export", "evaluate")]
+
+
+def stale(names: Iterable[str]) -> set[str]:
+    """Those of the stages that DVC would run again as things are. Raises StageFailed where DVC cannot tell."""
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
+    done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StageFailed("dvc status", done.returncode, done.stderr.splitlines())
+    return set(json.loads(done.stdout))
+
+
+def run_stage(
+    name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None = None, force: bool = False
+) -> StageResult:
+    """Bring one stage up to date with `dvc repro --single-item`, telling `on_line` each line as it is written.
+
+    `env` is added to the child's environment; `force` runs the stage even where nothing changed. The seconds are the
+    wall and CPU time of the child with all its descendants. Raises StageFailed; whatever `on_line` raises, or a signal
+    handler, ends the child first.
+    """
+    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    lines: list[str] = []
+    started = time.monotonic()
+    with leashed([*command, *["--force"] * force], _environment(env), stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for line in _lines(child.stdout):
+            lines.append(line)
+            on_line(line)
+    if child.returncode:
+        raise StageFailed(name, _stage_exit_code(lines, child.returncode), lines[-_LAST_LINES:])
+    return StageResult(name, _outcome(name, lines), time.monotonic() - started, child.cpu_seconds)
+
+
+def may_pass_again(failure: BaseException) -> bool:
+    """Whether the same stage may succeed on another try: a download that failed, or a repository that was locked."""
+    if not isinstance(failure, StageFailed):
+        return False
+    locked = any(sign in line for line in failure.lines for sign in _LOCKED)
+    return locked or (failure.name.startswith("ingest@") and failure.exit_code == EX_TEMPFAIL)
+
+
+class Leashed(subprocess.Popen[bytes]):
+    """A child process; `cpu_seconds` of it and its descendants are known once it has ended."""
+
+    cpu_seconds = 0.0
+
+
+@contextmanager
+def leashed(command: list[str], env: Mapping[str, str] | None = None, **streams: Any) -> Iterator[Leashed]:
+    """Run a command for as long as the `with` body, in a session of its own.
+
+    At the end of the body, the command and everything that it started is asked to end, and killed after
+    `GRACE_SECONDS`. So it is when this process dies, however it dies: the child reads a pipe that only this process
+    holds open. A body that reads the command's output to its end lets the command finish by itself.
+    """
+    ours, theirs = None, None
+    try:
+        theirs, ours = os.pipe()
+        holder = [sys.executable, "-m", "mobilenet_pipeline.pipeline", str(theirs), *command]
+        child = Leashed(
+            holder, env=env, pass_fds=(theirs,), start_new_session=True, stderr=subprocess.STDOUT, **streams
+        )
+        try:
+            yield child
+        finally:
+            os.close(ours)
+            ours = None
+            for _ in child.stdout or ():  # or it might wait for a reader instead of ending
+                pass
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            child.cpu_seconds = usage.ru_utime + usage.ru_stime
+            if child.stdout:
+                child.stdout.close()
+    finally:
+        for end in (ours, theirs):
+            if end is not None:
+                os.close(end)
+
+
+def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
+    """This process's, in which `python` is this Python: DVC runs the stages' commands in a shell."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**os.environ, "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", **(extra or {})}
+
+
+def _lines(stream: IO[bytes]) -> Iterator[str]:
+    """Lines as they come; of a line that is drawn over and over, one state every few seconds."""
+    text = open(stream.fileno(), encoding="utf-8", errors="replace", newline="", closefd=False)  # noqa: SIM115
+    shown = time.monotonic()
+    for line in text:
+        if not line.endswith("\r"):
+            yield line.rstrip()
+        elif line.strip() and time.monotonic() - shown > _REDRAW_SECONDS:
+            shown = time.monotonic()
+            yield line.strip()
+
+
+def _outcome(name: str, lines: list[str]) -> Literal["ran", "restored", "unchanged"]:
+    if f"Stage '{name}' didn't change, skipping" in lines:
+        return "unchanged"
+    return "restored" if any(line.startswith(f"Stage '{name}' is cached - skipping run") for line in lines) else "ran"
+
+
+def _stage_exit_code(lines: list[str], otherwise: int) -> int:
+    """DVC ends with 255 whatever the stage's code was, but says it."""
+    codes = [match[1] for line in lines if (match := re.search(r"^ERROR: .*exited with (-?\d+)$", line))]
+    return int(codes[-1]) if codes else otherwise
+
+
+def _hold(leash: int, command: list[str]) -> int:
+    """Run the command in this session until it ends or `leash` closes, then end whoever is left in the session."""
+    child = subprocess.Popen(command)
+
+    def wait_for_release() -> None:
+        os.read(leash, 1)
+        _end_session()
+
+    threading.Thread(target=wait_for_release, daemon=True).start()
+    code = child.wait()
+    _end_session()
+    return code if code >= 0 else 128 - code
+
+
+def _end_session() -> None:
+    """End every other process of this session: first by SIGTERM, after the grace by SIGKILL."""
+    asked: set[int] = set()
+    deadline = time.monotonic() + GRACE_SECONDS
+    while others := _others():
+        late = time.monotonic() > deadline
+        for process in others if late else others - asked:
+            try:
+                os.kill(process, signal.SIGKILL if late else signal.SIGTERM)
+            except ProcessLookupError:
+                continue
+        asked |= others
+        time.sleep(0.05)
+
+
+def _others() -> set[int]:
+    import psutil
+
+    def belongs(process: int) -> bool:
+        try:
+            # A dead one that its new parent never buries is no concern.
+            return os.getsid(process) == os.getpid() and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, PermissionError, psutil.Error):
+            return False
+
+    return {process for process in psutil.pids() if process != os.getpid() and belongs(process)}
+
+
+if __name__ == "__main__":
+    sys.exit(_hold(int(sys.argv[1]), sys.argv[2:]))
