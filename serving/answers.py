@@ -1,7 +1,7 @@
 """The shapes of what the service answers, as its OpenAPI page shows them."""
 
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Self
 
 import bentoml
 from _bentoml_impl.serde import Serde
@@ -41,9 +41,3 @@ class Comparison(BaseModel):
 
     champion: Prediction
     challenger: Prediction | None
-
-
-class Error(BaseModel):
-    """Why a request was refused: `code` for programs, `message` for people, `field` where the fault is."""
-
-    error: dict[str, Any]

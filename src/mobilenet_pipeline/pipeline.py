@@ -111,9 +111,14 @@ def may_pass_again(failure: BaseException) -> bool:
 
 
 class Leashed(subprocess.Popen[bytes]):
-    """A child process; `cpu_seconds` of it and its descendants are known once it has ended."""
+    """A child process; `cpu_seconds` of it and its descendants are known once the `with` body is left."""
 
     cpu_seconds = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended. Looks only: `poll` would take away what `leashed` wants to know of it."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 @contextmanager
@@ -124,18 +129,16 @@ def leashed(command: list[str], env: Mapping[str, str] | None = None, **streams:
     `GRACE_SECONDS`. So it is when this process dies, however it dies: the child reads a pipe that only this process
     holds open. A body that reads the command's output to its end lets the command finish by itself.
     """
-    ours, theirs = None, None
-    try:
-        theirs, ours = os.pipe()
-        holder = [sys.executable, "-m", "mobilenet_pipeline.pipeline", str(theirs), *command]
+    reading, writing = os.pipe()
+    with open(reading, "rb") as held, open(writing, "wb") as leash:
+        holder = [sys.executable, "-m", "mobilenet_pipeline.pipeline", str(reading), *command]
         child = Leashed(
-            holder, env=env, pass_fds=(theirs,), start_new_session=True, stderr=subprocess.STDOUT, **streams
+            holder, env=env, pass_fds=(held.fileno(),), start_new_session=True, stderr=subprocess.STDOUT, **streams
         )
         try:
             yield child
         finally:
-            os.close(ours)
-            ours = None
+            leash.close()
             for _ in child.stdout or ():  # or it might wait for a reader instead of ending
                 pass
             _, status, usage = os.wait4(child.pid, 0)
@@ -143,10 +146,6 @@ def leashed(command: list[str], env: Mapping[str, str] | None = None, **streams:
             child.cpu_seconds = usage.ru_utime + usage.ru_stime
             if child.stdout:
                 child.stdout.close()
-    finally:
-        for end in (ours, theirs):
-            if end is not None:
-                os.close(end)
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mobilenet_pipeline import preprocess
@@ -41,9 +42,9 @@ def table(answers: Answers, title: str | None = None) -> Table:
     # Two models may know different classes: every class that any of them knows has its row.
     for name in dict.fromkeys(name for shares in answers.values() for name in shares):
         cells = [_cell(shares.get(name), choices[role] == name) for role, shares in answers.items()]
-        drawn.add_row(name, *cells)
+        drawn.add_row(escape(name), *cells)
     drawn.add_section()
-    drawn.add_row("answer", *choices.values(), style="bold")
+    drawn.add_row("answer", *map(escape, choices.values()), style="bold")
     return drawn
 
 

@@ -93,8 +93,9 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
     tag = _bento_of(recipe, wanted)
     if tag is None:
         with tempfile.TemporaryDirectory() as scratch:
-            folders = [registry.fetch(v, Path(scratch) / v.version) if v else None for v in (champion, challenger)]
-            tag = packaging.package(recipe, folders[0], folders[1])
+            best = registry.fetch(champion, Path(scratch) / champion.version)
+            second = registry.fetch(challenger, Path(scratch) / challenger.version) if challenger else None
+            tag = packaging.package(recipe, best, second)
         _check_bento(tag)
     elif not settled:  # the run that built it died before it could look
         _check_bento(tag)

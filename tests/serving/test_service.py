@@ -1,0 +1,109 @@
+"""What the running service answers to a good request."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from running_service import CLASSES, VERDICT, Service
+
+from mobilenet_pipeline import preprocess
+from mobilenet_pipeline.artefact import Artefact
+
+Encode = Callable[..., bytes]
+
+
+def post(service: Service, data: bytes, path: str = "/predict") -> dict[str, Any]:
+    answer = service.ask("POST", path, files={"image": ("photo", data)})
+    assert answer.status_code == 200, answer.text
+    return dict(answer.json())
+
+
+def in_process(folder: Path, data: bytes) -> np.ndarray:
+    return Artefact(folder / "model.tflite").predict(preprocess.decode(data)[None])[0]
+
+
+@pytest.mark.parametrize(("kind", "size"), [("PNG", (32, 32)), ("JPEG", (640, 480)), ("WEBP", (3000, 2000))])
+def test_the_answer_is_that_of_the_artefact(
+    service: Service, versions: list[Path], encode: Encode, kind: str, size: tuple[int, int]
+) -> None:
+    data = encode(kind, size)
+    found, expected = post(service, data), in_process(versions[1], data)
+    assert np.allclose(list(found["probabilities"].values()), expected, atol=1e-6)
+    assert found["class"] == CLASSES[int(expected.argmax())]
+
+
+def test_a_prediction_has_all_ten_classes_and_the_version(service: Service, encode: Encode) -> None:
+    found = post(service, encode())
+    assert list(found["probabilities"]) == CLASSES
+    assert sum(found["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    assert found["confidence"] == max(found["probabilities"].values()) == found["probabilities"][found["class"]]
+    assert (found["model_name"], found["model_version"]) == ("cifar10-mobilenet", "2")
+
+
+@pytest.mark.parametrize("kind", ["image/png", "application/octet-stream", "IMAGE/PNG; name=x"])
+def test_an_image_may_be_the_body_itself(service: Service, encode: Encode, kind: str) -> None:
+    answer = service.ask("POST", "/predict", content=encode(), headers={"Content-Type": kind})
+    assert answer.json() == post(service, encode())
+
+
+def test_both_models_answer_side_by_side(service: Service, versions: list[Path], encode: Encode) -> None:
+    found = post(service, encode(), "/compare")
+    for role, folder in (("champion", versions[1]), ("challenger", versions[0])):
+        assert np.allclose(list(found[role]["probabilities"].values()), in_process(folder, encode()), atol=1e-6)
+    assert [found[role]["model_version"] for role in ("champion", "challenger")] == ["2", "1"]
+
+
+def test_the_models_are_described(service: Service, recipe: Any) -> None:
+    found = service.ask("GET", "/model").json()
+    champion = found["champion"]
+    assert (champion["version"], champion["run_id"], champion["accuracy"]) == ("2", "2" * 32, 0.9)
+    assert (champion["data_digest"], champion["verdict"]) == (recipe.data.digest, VERDICT)
+    assert found["challenger"]["version"] == "1"
+
+
+def test_many_at_once_get_their_own_answers(service: Service, encode: Encode) -> None:
+    colours = [np.full((32, 32, 3), (7 * n, 255 - 7 * n, 128), np.uint8) for n in range(32)]
+    alone = [post(service, encode(pixels=colour)) for colour in colours]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(lambda colour: post(service, encode(pixels=colour)), colours * 4))
+    assert together == alone * 4
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
+def test_health_is_answered(service: Service, path: str) -> None:
+    assert service.ask("GET", path).status_code == 200
+
+
+def test_requests_are_counted_with_the_version_that_answered(service: Service, encode: Encode) -> None:
+    post(service, encode())
+    lines = service.ask("GET", "/metrics").text.splitlines()
+    counted = [line for line in lines if "request_total{" in line and 'endpoint="/predict"' in line and '"200"' in line]
+    assert len(counted) == 1
+    assert service.tag.partition(":")[2] in counted[0]
+
+
+def test_the_openapi_page_asks_for_an_image_file(service: Service) -> None:
+    paths = service.ask("GET", "/docs.json").json()["paths"]
+    for path in ("/predict", "/compare"):
+        assert "multipart/form-data" in paths[path]["post"]["requestBody"]["content"]
+
+
+def test_no_training_code_is_in_the_serving_processes(service: Service) -> None:
+    libraries = {region.path for process in service.processes() for region in process.memory_maps()}
+    assert any("ai_edge_litert" in path for path in libraries)
+    assert not [path for path in libraries if "tensorflow/" in path or "keras" in path or "mlflow" in path]
+
+
+def test_only_this_machine_can_reach_it(service: Service) -> None:
+    port = int(service.address.rpartition(":")[2])
+    listening = [
+        entry.laddr.ip
+        for process in service.processes()
+        for entry in process.net_connections("inet")
+        if entry.status == psutil.CONN_LISTEN and entry.laddr.port == port
+    ]
+    assert set(listening) == {"127.0.0.1"}
