@@ -28,6 +28,7 @@ from mobilenet_pipeline.artefact import Artefact
 
 START_SECONDS = 120
 STOP_SECONDS = 15
+WORKERS_TRIED = 2
 LOG_LINES = 20
 # Proxies are for the world outside.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -76,11 +77,16 @@ def serving(command: list[str], address: str) -> Iterator[None]:
 
 
 def wait_until_ready(server: psutil.Popen, address: str) -> None:
-    """Return when /readyz answers. Raises CheckError if the server ends before, or takes too long."""
+    """Return when /readyz answers. Raises CheckError if the server fails before, or takes too long."""
     deadline = time.monotonic() + START_SECONDS
+    workers: set[int] = set()
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise CheckError(f"its server ended with status {server.returncode} before it was ready")
+        # BentoML's supervisor starts a worker that fails again and again, for ever, and says nothing.
+        workers |= {child.pid for child in server.children()}
+        if len(workers) > WORKERS_TRIED:
+            raise CheckError("its worker fails whenever it is started")
         try:
             ask(f"{address}/readyz")
             return

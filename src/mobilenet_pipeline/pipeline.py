@@ -73,7 +73,7 @@ def stage_names(recipe: "Recipe") -> list[str]:
 
 def stale(names: Iterable[str]) -> set[str]:
     """Those of the stages that DVC would run again as things are. Raises StageFailed where DVC cannot tell."""
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
     done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
     if done.returncode:
         raise StageFailed("dvc status", done.returncode, done.stderr.splitlines())
@@ -89,7 +89,7 @@ def run_stage(
     wall and CPU time of the child with all its descendants. Raises StageFailed; whatever `on_line` raises, or a signal
     handler, ends the child first.
     """
-    command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     lines: list[str] = []
     started = time.monotonic()
     with leashed([*command, *["--force"] * force], _environment(env), stdout=subprocess.PIPE) as child:
@@ -131,7 +131,7 @@ def leashed(command: list[str], env: Mapping[str, str] | None = None, **streams:
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as held, open(writing, "wb") as leash:
-        holder = [sys.executable, "-m", "mobilenet_pipeline.pipeline", str(reading), *command]
+        holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.pipeline", str(reading), *command]
         child = Leashed(
             holder, env=env, pass_fds=(held.fileno(),), start_new_session=True, stderr=subprocess.STDOUT, **streams
         )

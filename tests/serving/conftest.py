@@ -27,12 +27,17 @@ import sys
 from mobilenet_pipeline import environment
 environment.prepare()
 import keras
-for seed, path in enumerate(sys.argv[1:]):
-    keras.utils.set_random_seed(seed)
-    inputs = keras.Input((32, 32, 3), dtype="uint8")
-    means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(10, activation="softmax", kernel_initializer="normal")(means))
-    model.export(path, format="litert", verbose=False)
+keras.utils.set_random_seed(0)
+inputs = keras.Input((32, 32, 3), dtype="uint8")
+means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
+dense = keras.layers.Dense(10, activation="softmax", kernel_initializer="normal")
+model = keras.Model(inputs, dense(means))
+model.export(sys.argv[1], format="litert", verbose=False)
+# Another export takes as long again; the same model with its weights turned round is another model as well.
+kernel = dense.kernel.numpy().T
+data = open(sys.argv[1], "rb").read()
+assert data.count(kernel.tobytes()) == 1
+open(sys.argv[2], "wb").write(data.replace(kernel.tobytes(), (-kernel).tobytes()))
 """
 
 
@@ -107,11 +112,14 @@ def service(filled_store: Path, recipe: Recipe, tmp_path_factory: pytest.TempPat
     log = tmp_path_factory.mktemp("log") / "service.log"
     with log.open("wb") as file:
         process = psutil.Popen(command, stdout=file, stderr=file)
-    running = Service(f"http://127.0.0.1:{port}", process, bento.tag)
+    address = f"http://127.0.0.1:{port}"
+    client = httpx.Client(base_url=address, trust_env=False, timeout=30)
+    running = Service(address, client, process, bento.tag)
     try:
         _wait(running, log)
         yield running
     finally:
+        client.close()
         everything = running.processes()
         process.terminate()
         for left in psutil.wait_procs(everything, timeout=15)[1]:

@@ -12,14 +12,15 @@ VERDICT = {"promote": True, "reason": "It beats the champion."}
 
 @dataclass(frozen=True)
 class Service:
-    """A running service: its address, its first process, and its Bento's tag."""
+    """A running service: its address, a client of it, its first process, and its Bento's tag."""
 
     address: str
+    client: httpx.Client
     process: psutil.Popen
     tag: str
 
     def ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.request(method, self.address + path, trust_env=False, timeout=30, **options)
+        return self.client.request(method, path, **options)
 
     def processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]

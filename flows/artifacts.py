@@ -1,0 +1,125 @@
+"""What a run shows of itself on Prefect's pages: progress, figures, candidates, verdict, and what each stage took."""
+
+import base64
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger
+from prefect.artifacts import (
+    create_markdown_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+
+from mobilenet_pipeline.config import Recipe
+
+EPOCH = re.compile(r"\bepoch (\d+)/(\d+)")
+
+
+def epoch_of(line: str) -> tuple[int, int] | None:
+    """The epoch that a training says it has finished, and of how many."""
+    found = EPOCH.search(line)
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def follow_epochs(stage: str) -> Callable[[str], None]:
+    """A function that takes the stage's lines and keeps a progress bar on Prefect's page; no epochs, no bar.
+
+    A server that does not answer costs the bar, never the training.
+    """
+    bar = None
+
+    def follow(line: str) -> None:
+        nonlocal bar
+        epoch = epoch_of(line)
+        if epoch is None:
+            return
+        share = 100 * epoch[0] / epoch[1]
+        try:
+            if bar is None:
+                bar = create_progress_artifact(share, key(stage, "progress"), f"Epochs of {stage}")
+            else:
+                update_progress_artifact(bar, share)
+        except Exception as error:
+            get_run_logger().warning("the progress bar of %s could not be drawn: %s", stage, error)
+
+    return follow
+
+
+def publish(
+    recipe: Recipe,
+    results: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    stages: Sequence[Mapping[str, Any]],
+    page: Path,
+) -> None:
+    """Put the candidates, the verdict, the figures and this run's stages on Prefect's page of the run."""
+    create_table_artifact(candidate_rows(results), key(recipe.name, "candidates"), f"Candidates of {recipe.name}")
+    create_markdown_artifact(describe_verdict(verdict), key(recipe.name, "verdict"), f"Verdict on {recipe.name}")
+    create_table_artifact(stage_rows(stages), key(recipe.name, "stages"), "Wall and CPU time per stage of this run")
+    figures = f"The whole report: `{page.resolve()}`\n\n" + "\n\n".join(
+        f"![{name}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
+        for name, png in draw(recipe, page.parents[2]).items()
+    )
+    create_markdown_artifact(figures, key(recipe.name, "figures"), f"Learning curves and confusions of {recipe.name}")
+
+
+def candidate_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a candidate, for people."""
+    return [
+        {
+            "candidate": name,
+            "validation accuracy": f"{row['val_accuracy']:.2%}",
+            "validation loss": f"{row['val_loss']:.4f}",
+            "test accuracy": f"{row['test_accuracy']:.2%}",
+            "test loss": f"{row['test_loss']:.4f}",
+            "CPU minutes": f"{row['cpu_minutes']:.1f}",
+            "wall minutes": f"{row['wall_minutes']:.1f}",
+            "parameters": f"{row['parameters']:,}",
+            "multiply-adds": f"{row['multiply_adds']:,}",
+        }
+        for name, row in results["candidates"].items()
+    ]
+
+
+def stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """A row a stage, for people."""
+    return [
+        {
+            "stage": row["name"],
+            "outcome": row["outcome"],
+            "wall seconds": f"{row['wall_seconds']:.1f}",
+            "CPU seconds": f"{row['cpu_seconds']:.1f}",
+        }
+        for row in stages
+    ]
+
+
+def describe_verdict(verdict: Mapping[str, Any]) -> str:
+    """The verdict as Markdown: the decision, every check behind it, and who is served."""
+    checks = [f"- {'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"]]
+    champion = verdict["leaves"]["champion"]
+    served = (
+        f"Version {champion} of {verdict['registered_model']} is champion." if champion else "There is no champion."
+    )
+    return "\n".join([f"**{verdict['reason']}**", "", *checks, "", served])
+
+
+def draw(recipe: Recipe, workspace: Path) -> dict[str, bytes]:
+    """Learning curves and confusion matrices of both candidates, as PNG."""
+    from mobilenet_pipeline import figures, report
+
+    evidence = report.gather(recipe, workspace)
+    matrices = {name: files["metrics"]["confusion_matrix"] for name, files in evidence.candidates.items()}
+    return {
+        "learning curves": figures.learning_curves(evidence.histories),
+        "confusion matrices": figures.confusion_matrices(matrices, recipe.data.class_names),
+    }
+
+
+def key(*words: str) -> str:
+    """An artifact's key: Prefect takes small letters, digits and dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")

@@ -1,0 +1,62 @@
+"""The training flow on a schedule, served from this machine."""
+
+from datetime import timedelta
+
+from prefect import get_client
+from prefect.automations import Automation
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments.runner import EntrypointType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.schedules import Cron
+from prefect.settings import get_current_settings
+
+from flows.training import train_and_promote
+
+ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
+CRASHED = "mobilenet-pipeline: a flow run whose process is gone has crashed"
+
+
+def schedule(recipe: str, cron: str, timezone: str = "UTC") -> None:
+    """Run the recipe's pipeline whenever `cron` says, until this process ends. Needs a Prefect server.
+
+    One run at a time: this process starts no second one, the server refuses another process's, and the flow itself
+    ends at once where the recipe is being run by anybody else. Raises ValueError for a cron or timezone that is none.
+    """
+    when = Cron(cron, timezone=timezone)
+    watch_for_crashes()
+    train_and_promote.serve(
+        name=recipe,
+        schedule=when,
+        parameters={"recipe": recipe},
+        tags=[recipe],
+        limit=1,
+        global_limit=ONE_AT_A_TIME,
+        # A path would be looked up from the folder of whoever runs it.
+        entrypoint_type=EntrypointType.MODULE_PATH,
+    )
+
+
+def watch_for_crashes() -> None:
+    """Have the server mark runs as crashed whose heartbeat stops: left alone, they would stay Running for good."""
+    with get_client(sync_client=True) as client:
+        if client.read_automations_by_name(CRASHED):
+            return
+    Automation(
+        name=CRASHED,
+        trigger=EventTrigger(
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            after={"prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.*"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=timedelta(seconds=3 * (get_current_settings().flows.heartbeat_frequency or 180)),
+        ),
+        actions=[
+            ChangeFlowRunState(
+                name="Crashed", state=StateType.CRASHED, message="The run's process is gone.", force=False
+            )
+        ],
+    ).create()

@@ -1,0 +1,150 @@
+"""A run as people at a terminal see it: what is being done, how far it is, and what came of it."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from flows import training
+from flows.artifacts import EPOCH, epoch_of
+from mobilenet_pipeline import pipeline, provenance, results
+from mobilenet_pipeline.config import Recipe
+
+# What DVC says around a stage, of use to those who call it by hand.
+CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines")
+CHATTER += ("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying ")
+STEPS_AFTER = ("judge", "promote", "report")
+MARKS = {"ran": "[green]✓[/]", "restored": "[green]✓[/]", "unchanged": "[dim]=[/]", "failed": "[red]✗[/]"}
+
+
+class Elapsed(ProgressColumn):
+    """Seconds since the step began; nothing before."""
+
+    def render(self, task: Task) -> Text:
+        """As M:SS."""
+        seconds = int(task.elapsed or 0)
+        return Text(f"{seconds // 60}:{seconds % 60:02d}" if task.started else "", style="cyan")
+
+
+class Display:
+    """Steps with their state, elapsed time and last line; an epoch bar while a model is trained. Lines on no terminal."""
+
+    def __init__(self, console: Console, steps: list[str]) -> None:
+        self.console, self.steps = console, steps
+        self.progress = Progress(
+            TextColumn("{task.fields[mark]}"),
+            SpinnerColumn("dots", finished_text=" "),
+            TextColumn("{task.description}"),
+            Elapsed(),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[detail]}", style="dim"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self.rows: dict[str, TaskID] = {}
+        self.began: dict[str, float] = {}
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        for step in self.steps:
+            self.rows[step] = self.progress.add_task(step, start=False, total=1, mark=" ", detail="", visible=False)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def begin(self, step: str) -> None:
+        """The step starts, perhaps not for the first time."""
+        self.began[step] = time.monotonic()
+        if self.console.is_terminal:
+            self.progress.reset(self.rows[step], mark=" ", detail="", visible=True, total=None)
+        else:
+            self.console.print(f"{step} …", highlight=False)
+
+    def hear(self, step: str, line: str) -> None:
+        """The step wrote a line."""
+        if not line.strip() or line.startswith(CHATTER):
+            return
+        if not self.console.is_terminal:
+            self.console.print(f"    {line}", highlight=False, markup=False)
+            return
+        epoch = epoch_of(line)
+        if epoch:
+            found = EPOCH.search(line)
+            line = line[found.start() :] if found else line  # the line's own bar is for logs
+            self.progress.update(self.rows[step], completed=epoch[0], total=epoch[1])
+        self.progress.update(self.rows[step], detail=line.replace("[", r"\["))
+
+    def end(self, step: str, outcome: str) -> None:
+        """The step is over."""
+        if self.console.is_terminal:
+            note = {"unchanged": "nothing to do", "restored": "restored from DVC's cache"}.get(outcome)
+            fields = {"detail": note} if note else {}
+            self.progress.update(self.rows[step], mark=MARKS[outcome], completed=1, total=1, **fields)
+            self.progress.stop_task(self.rows[step])
+        else:
+            self.console.print(f"{step} {outcome}, {time.monotonic() - self.began[step]:.1f} s", highlight=False)
+
+
+def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
+    """Run the flow in this process, show it, and give its last sentence. What the flow raises is raised here."""
+    with Display(console, [*pipeline.stage_names(recipe), *STEPS_AFTER]) as display:
+        token = training.listener.set(display)
+        try:
+            state = training.train_and_promote(recipe.name, force, return_state=True)
+        finally:
+            training.listener.reset(token)
+    if isinstance(state.data, BaseException):
+        raise state.data
+    if not state.is_completed():
+        raise RuntimeError(f"the run ended as {state.name}: {state.message}")
+    return state.message or ""
+
+
+def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
+    """Both candidates' figures, the verdict with its reasons, what is served, and the next commands."""
+    reports = workspace / "reports" / recipe.name
+    if results.results_path(recipe, workspace).exists():
+        console.print(candidate_table(provenance.read_json(results.results_path(recipe, workspace))))
+    if (reports / "verdict.json").exists():
+        for line in reasons(json.loads((reports / "verdict.json").read_text(encoding="utf-8"))):
+            console.print(line, highlight=False)
+    console.print(f"\n[bold]{sentence}[/]\n", highlight=False)
+    choice = "" if recipe.name == "digits" else f" RECIPE={recipe.name}"
+    for what, command in {
+        "report": str((reports / "index.html").resolve()),
+        "API": f"make serve{choice}   then   curl -F image=@photo.png http://127.0.0.1:3000/predict",
+        "MLflow, Prefect": "make ui   then   http://127.0.0.1:5000 and http://127.0.0.1:4200",
+        "one photo": f"mobilenet-pipeline predict photo.png --recipe {recipe.name}",
+        "every night": f'mobilenet-pipeline schedule --recipe {recipe.name} --cron "0 3 * * *"',
+    }.items():
+        console.print(f"  {what:<16} {command}", highlight=False, soft_wrap=True)
+
+
+def candidate_table(document: Mapping[str, Any]) -> Table:
+    """A row a candidate."""
+    table = Table(title=f"Candidates of {document['recipe']}")
+    table.add_column("candidate")
+    for column in ("validation accuracy", "loss", "test accuracy", "loss", "CPU min", "parameters", "multiply-adds"):
+        table.add_column(column, justify="right")
+    for name, row in document["candidates"].items():
+        shares = (f"{row['val_accuracy']:.2%}", f"{row['val_loss']:.4f}")
+        tested = (f"[bold]{row['test_accuracy']:.2%}[/]", f"{row['test_loss']:.4f}")
+        cost = (f"{row['cpu_minutes']:.1f}", f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
+        table.add_row(name, *shares, *tested, *cost)
+    return table
+
+
+def reasons(verdict: Mapping[str, Any]) -> list[str]:
+    """The verdict and every check behind it, a line each."""
+    checks = [f"  {'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"]]
+    return [f"Verdict: {verdict['reason']}", *checks]

@@ -1,0 +1,44 @@
+"""The pages of MLflow and Prefect, side by side on this machine."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from flows import server
+from mobilenet_pipeline import pipeline
+
+
+def show(mlflow_port: int, prefect_port: int) -> None:
+    """Serve both until this process is interrupted; a server that is there already is only named.
+
+    Raises OSError where a port is taken or a server does not start.
+    """
+    from mobilenet_pipeline import tracking
+
+    server.prepare(quiet=True)
+    store = tracking.use_store()
+    elsewhere = store.startswith(("http://", "https://"))
+    api = server.connect()
+    print("starting …", flush=True)
+    with (
+        nullcontext(store) if elsewhere else mlflow_server(store, mlflow_port) as runs,
+        nullcontext(api) if api else server.running(prefect_port) as flows,
+    ):
+        print(f"MLflow   {runs}\nPrefect  {flows.removesuffix('/api')}\nCtrl-C ends both", flush=True)
+        while True:
+            time.sleep(3600)
+
+
+@contextmanager
+def mlflow_server(store: str, port: int) -> Iterator[str]:
+    """Run MLflow's server on 127.0.0.1 for as long as the `with` body, and give its address; its log is mlruns/ui.log."""
+    server.check_port(port, "MLflow", "--mlflow-port")
+    log = Path("mlruns") / "ui.log"
+    log.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", store]
+    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with log.open("wb") as file, pipeline.leashed(command, stdout=file) as child:
+        server.wait_for(f"http://127.0.0.1:{port}/health", child, log)
+        yield f"http://127.0.0.1:{port}"

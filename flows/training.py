@@ -1,0 +1,217 @@
+"""The pipeline as a Prefect flow: what runs when, what is tried again, and that it runs once at a time."""
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.runtime import flow_run
+from prefect.states import Completed
+
+from flows import artifacts
+from mobilenet_pipeline import environment, pipeline, results
+from mobilenet_pipeline.config import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from mobilenet_pipeline.promotion import Judgement
+
+RETRY_SECONDS: list[float] = [10, 60]
+"""Before the second and the third try of what may pass again."""
+
+
+class Listener(Protocol):
+    """Whoever follows a run from the process that it runs in."""
+
+    def begin(self, step: str) -> None:
+        """A step starts."""
+
+    def hear(self, step: str, line: str) -> None:
+        """The step wrote a line."""
+
+    def end(self, step: str, outcome: str) -> None:
+        """The step is over: "ran", "restored", "unchanged" or "failed"."""
+
+
+listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@flow(name="train-and-promote", persist_result=False)
+def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
+    """Bring every stage of the recipe up to date, judge both candidates, and promote the winner if it is better.
+
+    `force` runs the stages even where nothing changed. The final state's message says in a sentence what came of it.
+    """
+    environment.prepare()
+    chosen = load_recipe(recipe)
+    with only_run(chosen) as other:
+        # The state keeps its name: automations that look for crashed runs know "Completed" and no other.
+        return Completed(message=f"Skipped: {other}" if other else run_pipeline(chosen, force))
+
+
+def run_pipeline(recipe: Recipe, force: bool) -> str:
+    """The body of the flow; gives the sentence that sums it up."""
+    names = pipeline.stage_names(recipe)
+    data, trainings, rest = names[:2], names[2:4], names[4:]
+    if not force and is_settled(recipe, names):
+        return f"Nothing changed: no stage has anything to do. {champion_sentence(recipe)}"
+    done: list[pipeline.StageResult] = [stage(name, {}, force) for name in data]
+    with mlflow_run(recipe, needed=force or bool(pipeline.stale(trainings))) as variables:
+        done += [stage(name, variables, force) for name in trainings]
+        done += [stage(name, variables, force) for name in rest]
+        verdict = recall_verdict(recipe)
+        if verdict is None:
+            judgement: Judgement = judge(recipe)
+            promote(recipe, judgement)
+            verdict, opening = judgement.document, ""
+        else:
+            opening = "The candidates are the same as before, and so is the verdict: "
+        report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in done])
+    return f"{opening}{verdict['reason']} {champion_sentence(recipe)}"
+
+
+def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
+    """Prefect's form of `pipeline.may_pass_again`."""
+    return isinstance(state.data, BaseException) and pipeline.may_pass_again(state.data)
+
+
+@task(
+    task_run_name="{name}",
+    cache_policy=NO_CACHE,
+    retries=len(RETRY_SECONDS),
+    retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=may_pass_again,
+)
+def stage(name: str, variables: Mapping[str, str], force: bool) -> pipeline.StageResult:
+    """One DVC stage, in a process of its own."""
+    log, watcher, follow = get_run_logger(), listener.get(), artifacts.follow_epochs(name)
+
+    def on_line(line: str) -> None:
+        log.info(line)
+        follow(line)
+        if watcher:
+            watcher.hear(name, line)
+
+    with shown(name) as tell:
+        result = pipeline.run_stage(name, on_line, variables, force)
+        tell(result.outcome)
+    return result
+
+
+@task(cache_policy=NO_CACHE)
+def judge(recipe: Recipe) -> "Judgement":
+    """Register both candidates and hold them against each other and the champion."""
+    from mobilenet_pipeline import promotion
+
+    with shown("judge"):
+        judgement = promotion.judge(recipe)
+    get_run_logger().info(judgement.document["reason"])
+    return judgement
+
+
+@task(cache_policy=NO_CACHE)
+def promote(recipe: Recipe, judgement: "Judgement") -> str | None:
+    """Build and try the Bento, then move the aliases; gives the Bento's tag."""
+    from mobilenet_pipeline import promotion
+
+    with shown("promote"):
+        return promotion.promote(recipe, judgement)
+
+
+@task(cache_policy=NO_CACHE)
+def report(recipe: Recipe, verdict: Mapping[str, Any], stages: list[dict[str, Any]]) -> None:
+    """Write results.json and the report, and show both in Prefect."""
+    from mobilenet_pipeline.report import write_report
+
+    with shown("report"):
+        path = results.write_results(recipe, verdict, stages)
+        page = write_report(recipe, Path("."))
+        artifacts.publish(recipe, json.loads(path.read_text(encoding="utf-8")), verdict, stages, page)
+
+
+def is_settled(recipe: Recipe, names: list[str]) -> bool:
+    """Whether there is nothing to do: stages, verdict, results and report are all up to date."""
+    pages = results.results_path(recipe), Path("reports") / recipe.name / "index.html"
+    return not pipeline.stale(names) and all(page.exists() for page in pages) and recall_verdict(recipe) is not None
+
+
+def recall_verdict(recipe: Recipe) -> dict[str, Any] | None:
+    """The verdict on these very candidates, if there is one and it was carried out."""
+    from mobilenet_pipeline import promotion
+
+    return promotion.already_judged(recipe)
+
+
+def champion_sentence(recipe: Recipe) -> str:
+    """Who is champion now."""
+    from mobilenet_pipeline import registry
+
+    champion = registry.with_alias(recipe.registered_model, "champion")
+    if champion is None:
+        return f"{recipe.registered_model} has no champion."
+    return f"Version {champion.version} of {recipe.registered_model} ({champion.candidate}) is champion."
+
+
+@contextmanager
+def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None]:
+    """Hold the recipe for as long as the `with` body; gives a sentence instead where another run holds it.
+
+    The lock is the kernel's: it is gone with the process that held it, however that one ended.
+    """
+    path = workspace / "reports" / recipe.name / ".running"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            yield f"a run of {recipe.name} is in progress ({file.read().strip() or 'just started'}); one at a time."
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+        file.flush()
+        yield None
+
+
+@contextmanager
+def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
+    """A run in MLflow that this flow's trainings are under; gives the variables that tell them of it."""
+    if not needed:
+        yield {}
+        return
+    from mobilenet_pipeline import tracking
+
+    flow_id = str(flow_run.id)
+    parent = tracking.parent_run(recipe, flow_id)
+    variables = {"MOBILENET_PIPELINE_PARENT_RUN": parent, "MOBILENET_PIPELINE_FLOW_RUN": flow_id}
+    try:
+        yield {**variables, "PREFECT__FLOW_RUN_ID": flow_id}
+    except BaseException as error:
+        # Ctrl-C and Prefect's signals are no Exceptions.
+        tracking.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        raise
+    tracking.end_run(parent)
+
+
+@contextmanager
+def shown(step: str) -> Iterator[Callable[[str], None]]:
+    """Tell the listener that the step begins and how it ended: "ran", unless the body says otherwise."""
+    watcher, outcome = listener.get(), ["ran"]
+    if watcher:
+        watcher.begin(step)
+    try:
+        yield outcome.append
+    except BaseException:
+        outcome.append("failed")
+        raise
+    finally:
+        if watcher:
+            watcher.end(step, outcome[-1])

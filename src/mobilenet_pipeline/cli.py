@@ -1,0 +1,169 @@
+"""`mobilenet-pipeline`: run, look at, schedule and serve a recipe."""
+
+import argparse
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from mobilenet_pipeline import environment
+from mobilenet_pipeline.config import CANDIDATES, load_recipe
+from mobilenet_pipeline.pipeline import StageFailed
+
+DEFAULT_RECIPE = "digits"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the command line says; gives the exit code. Errors that people can mend are one sentence, exit code 1."""
+    environment.prepare()
+    chosen = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        chosen.command(chosen)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, StageFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every sub-command with its options."""
+    root = argparse.ArgumentParser(prog="mobilenet-pipeline", description=__doc__)
+    commands = root.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--recipe", default=DEFAULT_RECIPE, help="a section of params.yaml (default: %(default)s)")
+        sub.set_defaults(command=command)
+        return sub
+
+    sub = add("run", run, "Run the whole pipeline: only what changed is done again, and the better model promoted.")
+    sub.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")
+    sub.add_argument("--results", type=Path, metavar="FOLDER", help="keep the figures as FOLDER/RECIPE.json")
+    add("status", status, "Who is champion, what is served, and the last verdict.")
+    sub = add("schedule", schedule, "Run the pipeline on a schedule, until Ctrl-C.")
+    sub.add_argument("--cron", required=True, metavar='"0 3 * * *"', help="when: minute hour day month weekday")
+    sub.add_argument("--timezone", default="UTC", help="of the cron expression, like Europe/Berlin (default: UTC)")
+    sub.add_argument("--prefect-port", type=int, default=4200, help="of the server, if one is started (default: 4200)")
+    sub = add("serve", serve, "Serve the promoted models as an HTTP API, until Ctrl-C.")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    sub.add_argument("--port", type=int, default=3000, help="port to listen on (default: %(default)s)")
+    sub = add("predict", predict, "What the promoted models say of a photo, side by side.")
+    sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file, of any size")
+    sub = add("anatomy", anatomy, "Parameters and multiply-adds, layer by layer, beside standard convolutions.")
+    sub.add_argument("--candidate", choices=CANDIDATES, help="one of the two (default: both)")
+    sub = add("ui", ui, "Show the pages of MLflow and Prefect, until Ctrl-C.")
+    sub.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
+    sub.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
+    return root
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Run the flow in this process and show it."""
+    from rich.console import Console
+
+    from flows import server
+
+    recipe = load_recipe(chosen.recipe)
+    server.prepare(quiet=True)
+    console = Console()
+    if server.connect() is None:
+        console.print("starting Prefect …", style="dim")
+    from flows import display
+
+    sentence = display.run_and_show(recipe, chosen.force, console)
+    display.print_summary(recipe, sentence, console)
+    if chosen.results:
+        from mobilenet_pipeline.results import results_path
+
+        chosen.results.mkdir(parents=True, exist_ok=True)
+        kept = shutil.copyfile(results_path(recipe), chosen.results / f"{recipe.name}.json")
+        console.print(f"  {'figures':<16} {kept}", highlight=False)
+
+
+def status(chosen: argparse.Namespace) -> None:
+    """Print what `promotion.status` knows."""
+    from mobilenet_pipeline import promotion
+
+    recipe = load_recipe(chosen.recipe)
+    found = promotion.status(recipe)
+    if not any(found.values()):
+        print(f"{recipe.name} has not been run yet: mobilenet-pipeline run --recipe {recipe.name}")
+        return
+    for role in ("champion", "challenger"):
+        version = found[role]
+        told = (
+            f"version {version.version}, {version.candidate}, test accuracy {version.accuracy:.2%}" if version else "–"
+        )
+        print(f"{role:<12}{told}")
+    print(f"{'Bento':<12}{found['bento'] or '–'}")
+    if found["verdict"]:
+        print(f"{'verdict':<12}{found['verdict']['reason']} ({found['verdict']['judged_at']})")
+    if found["drift"]:
+        print(f"{'attention':<12}{found['drift']}")
+
+
+def schedule(chosen: argparse.Namespace) -> None:
+    """Serve the flow's deployment, on a Prefect server that is there or is started here."""
+    from contextlib import nullcontext
+
+    from flows import server
+
+    recipe = load_recipe(chosen.recipe)
+    server.prepare(quiet=False)
+    api = server.connect()
+    with nullcontext(api) if api else server.running(chosen.prefect_port) as address:
+        from flows import deployments
+
+        print(
+            f"{recipe.name} at {chosen.cron!r} ({chosen.timezone}), runs at {address.removesuffix('/api')}", flush=True
+        )
+        deployments.schedule(recipe.name, chosen.cron, chosen.timezone)
+
+
+def serve(chosen: argparse.Namespace) -> None:
+    """Become the server of the newest Bento."""
+    from mobilenet_pipeline import packaging
+
+    recipe = load_recipe(chosen.recipe)
+    bento = packaging.latest(recipe)
+    if bento is None:
+        raise ValueError(f"nothing of {recipe.name} is promoted yet: mobilenet-pipeline run --recipe {recipe.name}")
+    print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)
+    command = packaging.serve_command(bento.tag, chosen.host, chosen.port)
+    os.execv(command[0], command)
+
+
+def predict(chosen: argparse.Namespace) -> None:
+    """Print the case study's table for one photo."""
+    from mobilenet_pipeline import packaging, prediction
+
+    recipe = load_recipe(chosen.recipe)
+    data = chosen.image.read_bytes()
+    prediction.print_table(prediction.predict(data, packaging.served_models(recipe)), f"{chosen.image}, {recipe.name}")
+
+
+def anatomy(chosen: argparse.Namespace) -> None:
+    """Print what each layer costs."""
+    from mobilenet_pipeline.anatomy import print_anatomy
+
+    recipe = load_recipe(chosen.recipe)
+    for candidate in [chosen.candidate] if chosen.candidate else CANDIDATES:
+        print_anatomy(recipe, candidate)
+
+
+def ui(chosen: argparse.Namespace) -> None:
+    """Start whichever of the two servers is not there, and wait."""
+    from flows import pages
+
+    pages.show(chosen.mlflow_port, chosen.prefect_port)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
