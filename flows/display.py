@@ -18,8 +18,10 @@ from mobilenet_pipeline import pipeline, provenance, results
 from mobilenet_pipeline.config import Recipe
 
 # What DVC says around a stage, of use to those who call it by hand.
-CHATTER = ("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines")
-CHATTER += ("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying ")
+CHATTER = (
+    *("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines"),
+    *("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying "),
+)
 STEPS_AFTER = ("judge", "promote", "report")
 MARKS = {"ran": "[green]✓[/]", "restored": "[green]✓[/]", "unchanged": "[dim]=[/]", "failed": "[red]✗[/]"}
 
@@ -34,7 +36,7 @@ class Elapsed(ProgressColumn):
 
 
 class Display:
-    """Steps with their state, elapsed time and last line; an epoch bar while a model is trained. Lines on no terminal."""
+    """Steps with state, elapsed time and last line, an epoch bar while a model is trained; plain lines in a file."""
 
     def __init__(self, console: Console, steps: list[str]) -> None:
         self.console, self.steps = console, steps
@@ -88,8 +90,9 @@ class Display:
         """The step is over."""
         if self.console.is_terminal:
             note = {"unchanged": "nothing to do", "restored": "restored from DVC's cache"}.get(outcome)
-            fields = {"detail": note} if note else {}
-            self.progress.update(self.rows[step], mark=MARKS[outcome], completed=1, total=1, **fields)
+            self.progress.update(self.rows[step], mark=MARKS[outcome], completed=1, total=1)
+            if note:
+                self.progress.update(self.rows[step], detail=note)
             self.progress.stop_task(self.rows[step])
         else:
             self.console.print(f"{step} {outcome}, {time.monotonic() - self.began[step]:.1f} s", highlight=False)
@@ -103,10 +106,7 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
             state = training.train_and_promote(recipe.name, force, return_state=True)
         finally:
             training.listener.reset(token)
-    if isinstance(state.data, BaseException):
-        raise state.data
-    if not state.is_completed():
-        raise RuntimeError(f"the run ended as {state.name}: {state.message}")
+    state.result()
     return state.message or ""
 
 

@@ -33,7 +33,7 @@ def show(mlflow_port: int, prefect_port: int) -> None:
 
 @contextmanager
 def mlflow_server(store: str, port: int) -> Iterator[str]:
-    """Run MLflow's server on 127.0.0.1 for as long as the `with` body, and give its address; its log is mlruns/ui.log."""
+    """Run MLflow's server for as long as the `with` body, and give its address; its log is mlruns/ui.log."""
     server.check_port(port, "MLflow", "--mlflow-port")
     log = Path("mlruns") / "ui.log"
     log.parent.mkdir(exist_ok=True)

@@ -60,13 +60,17 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
 def run_pipeline(recipe: Recipe, force: bool) -> str:
     """The body of the flow; gives the sentence that sums it up."""
     names = pipeline.stage_names(recipe)
-    data, trainings, rest = names[:2], names[2:4], names[4:]
-    if not force and is_settled(recipe, names):
+    stale = set(names) if force else pipeline.stale(names)
+    if not stale and is_settled(recipe):
         return f"Nothing changed: no stage has anything to do. {champion_sentence(recipe)}"
-    done: list[pipeline.StageResult] = [stage(name, {}, force) for name in data]
-    with mlflow_run(recipe, needed=force or bool(pipeline.stale(trainings))) as variables:
-        done += [stage(name, variables, force) for name in trainings]
-        done += [stage(name, variables, force) for name in rest]
+    # What stands before the first stale stage cannot have become stale.
+    fresh = next((index for index, name in enumerate(names) if name in stale), len(names))
+    done = [pipeline.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
+    data, trainings = names[fresh:2], names[2:4]
+    done += [stage(name, {}, force) for name in data]
+    trains = force or bool((pipeline.stale(trainings) if data else stale) & {*trainings})
+    with mlflow_run(recipe, needed=trains) as variables:
+        done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
         verdict = recall_verdict(recipe)
         if verdict is None:
             judgement: Judgement = judge(recipe)
@@ -137,10 +141,10 @@ def report(recipe: Recipe, verdict: Mapping[str, Any], stages: list[dict[str, An
         artifacts.publish(recipe, json.loads(path.read_text(encoding="utf-8")), verdict, stages, page)
 
 
-def is_settled(recipe: Recipe, names: list[str]) -> bool:
-    """Whether there is nothing to do: stages, verdict, results and report are all up to date."""
+def is_settled(recipe: Recipe) -> bool:
+    """Whether there is nothing to do after the stages: verdict, results and report are there and up to date."""
     pages = results.results_path(recipe), Path("reports") / recipe.name / "index.html"
-    return not pipeline.stale(names) and all(page.exists() for page in pages) and recall_verdict(recipe) is not None
+    return all(page.exists() for page in pages) and recall_verdict(recipe) is not None
 
 
 def recall_verdict(recipe: Recipe) -> dict[str, Any] | None:

@@ -28,8 +28,8 @@ from mobilenet_pipeline.artefact import Artefact
 
 START_SECONDS = 120
 STOP_SECONDS = 15
-WORKERS_TRIED = 2
 LOG_LINES = 20
+WORKER = "_bentoml_impl.worker.service"
 # Proxies are for the world outside.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -53,10 +53,10 @@ def check(address: str, champion: Path) -> None:
         raise CheckError(f"its probabilities over HTTP are {found}, those of its artefact {expected.tolist()}")
 
 
-def ask(url: str, png: bytes | None = None) -> Any:
-    """GET the URL, or POST the image to it; the JSON of the answer."""
+def ask(url: str, png: bytes | None = None, seconds: float = 30) -> Any:
+    """GET the URL, or POST the image to it; the JSON of the answer. Raises OSError where there is none in time."""
     request = urllib.request.Request(url, png, {"Content-Type": "image/png"} if png else {})
-    with OPENER.open(request, timeout=30) as answer:
+    with OPENER.open(request, timeout=seconds) as answer:
         return json.loads(answer.read().strip() or "null")
 
 
@@ -79,20 +79,28 @@ def serving(command: list[str], address: str) -> Iterator[None]:
 def wait_until_ready(server: psutil.Popen, address: str) -> None:
     """Return when /readyz answers. Raises CheckError if the server fails before, or takes too long."""
     deadline = time.monotonic() + START_SECONDS
-    workers: set[int] = set()
+    workers: set[psutil.Process] = set()
     while time.monotonic() < deadline:
         if server.poll() is not None:
             raise CheckError(f"its server ended with status {server.returncode} before it was ready")
-        # BentoML's supervisor starts a worker that fails again and again, for ever, and says nothing.
-        workers |= {child.pid for child in server.children()}
-        if len(workers) > WORKERS_TRIED:
-            raise CheckError("its worker fails whenever it is started")
+        # BentoML's supervisor keeps the port open and starts a worker that fails again and again, for ever.
+        workers |= {child for child in server.children() if is_worker(child)}
+        if not all(is_worker(process) for process in workers):
+            raise CheckError("its worker ended before it was ready")
         try:
-            ask(f"{address}/readyz")
+            ask(f"{address}/readyz", seconds=1)
             return
         except OSError:
             time.sleep(0.1)
     raise CheckError(f"its server was not ready after {START_SECONDS} s")
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether this is a BentoML worker that lives."""
+    try:
+        return WORKER in process.cmdline()
+    except psutil.Error:  # it has ended
+        return False
 
 
 def stop(server: psutil.Popen) -> None:

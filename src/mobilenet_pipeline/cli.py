@@ -98,10 +98,8 @@ def status(chosen: argparse.Namespace) -> None:
         return
     for role in ("champion", "challenger"):
         version = found[role]
-        told = (
-            f"version {version.version}, {version.candidate}, test accuracy {version.accuracy:.2%}" if version else "–"
-        )
-        print(f"{role:<12}{told}")
+        facts = version and f"version {version.version}, {version.candidate}, test accuracy {version.accuracy:.2%}"
+        print(f"{role:<12}{facts or '–'}")
     print(f"{'Bento':<12}{found['bento'] or '–'}")
     if found["verdict"]:
         print(f"{'verdict':<12}{found['verdict']['reason']} ({found['verdict']['judged_at']})")
@@ -121,9 +119,8 @@ def schedule(chosen: argparse.Namespace) -> None:
     with nullcontext(api) if api else server.running(chosen.prefect_port) as address:
         from flows import deployments
 
-        print(
-            f"{recipe.name} at {chosen.cron!r} ({chosen.timezone}), runs at {address.removesuffix('/api')}", flush=True
-        )
+        page = address.removesuffix("/api")
+        print(f"{recipe.name} runs at {chosen.cron!r} ({chosen.timezone}); look at {page}, Ctrl-C ends it", flush=True)
         deployments.schedule(recipe.name, chosen.cron, chosen.timezone)
 
 

@@ -122,16 +122,18 @@ class Leashed(subprocess.Popen[bytes]):
 
 
 @contextmanager
-def leashed(command: list[str], env: Mapping[str, str] | None = None, **streams: Any) -> Iterator[Leashed]:
+def leashed(
+    command: list[str], env: Mapping[str, str] | None = None, grace: float = GRACE_SECONDS, **streams: Any
+) -> Iterator[Leashed]:
     """Run a command for as long as the `with` body, in a session of its own.
 
-    At the end of the body, the command and everything that it started is asked to end, and killed after
-    `GRACE_SECONDS`. So it is when this process dies, however it dies: the child reads a pipe that only this process
+    At the end of the body, the command and everything that it started is asked to end, and killed after `grace`
+    seconds. So it is when this process dies, however it dies: the child reads a pipe that only this process
     holds open. A body that reads the command's output to its end lets the command finish by itself.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as held, open(writing, "wb") as leash:
-        holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.pipeline", str(reading), *command]
+        holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.pipeline", str(reading), str(grace), *command]
         child = Leashed(
             holder, env=env, pass_fds=(held.fileno(),), start_new_session=True, stderr=subprocess.STDOUT, **streams
         )
@@ -178,24 +180,24 @@ def _stage_exit_code(lines: list[str], otherwise: int) -> int:
     return int(codes[-1]) if codes else otherwise
 
 
-def _hold(leash: int, command: list[str]) -> int:
+def _hold(leash: int, grace: float, command: list[str]) -> int:
     """Run the command in this session until it ends or `leash` closes, then end whoever is left in the session."""
     child = subprocess.Popen(command)
 
     def wait_for_release() -> None:
         os.read(leash, 1)
-        _end_session()
+        _end_session(grace)
 
     threading.Thread(target=wait_for_release, daemon=True).start()
     code = child.wait()
-    _end_session()
+    _end_session(grace)
     return code if code >= 0 else 128 - code
 
 
-def _end_session() -> None:
+def _end_session(grace: float) -> None:
     """End every other process of this session: first by SIGTERM, after the grace by SIGKILL."""
     asked: set[int] = set()
-    deadline = time.monotonic() + GRACE_SECONDS
+    deadline = time.monotonic() + grace
     while others := _others():
         late = time.monotonic() > deadline
         for process in others if late else others - asked:
@@ -221,4 +223,4 @@ def _others() -> set[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(_hold(int(sys.argv[1]), sys.argv[2:]))
+    sys.exit(_hold(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))

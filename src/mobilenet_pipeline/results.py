@@ -55,7 +55,7 @@ def write_results(
     return path
 
 
-def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | None]:
+def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:
     """A candidate's figures. Accuracies are shares, losses cross-entropies per image, counts for one image."""
     test, validation = metrics["test"], metrics["validation"]
     return {
@@ -67,6 +67,8 @@ def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[s
         "wall_minutes": round(training["wall_minutes"], 3),
         "parameters": training["parameters"],
         "multiply_adds": training["multiply_adds"],
+        "weights": training["weights"],
+        "commit": training.get("git_commit"),
     }
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.timeout(900)
 def command(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_TRACKING"))}
     env |= {"PATH": f"{Path(sys.executable).parent}:{env['PATH']}"}
-    program = [sys.executable, "-m", "mobilenet_pipeline.cli", *words]
+    program = [str(Path(sys.executable).with_name("mobilenet-pipeline")), *words]
     return subprocess.run(program, cwd=workspace, env=env, capture_output=True, text=True, check=False)
 
 
