@@ -1,6 +1,8 @@
 """A run as people at a terminal see it: what is being done, how far it is, and what came of it."""
 
-import json
+import os
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -111,40 +113,57 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
 
 
 def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
-    """Both candidates' figures, the verdict with its reasons, what is served, and the next commands."""
+    """Both candidates' figures, what came of the run and why, and the next commands."""
     reports = workspace / "reports" / recipe.name
     if results.results_path(recipe, workspace).exists():
         console.print(candidate_table(provenance.read_json(results.results_path(recipe, workspace))))
-    if (reports / "verdict.json").exists():
-        for line in reasons(json.loads((reports / "verdict.json").read_text(encoding="utf-8"))):
-            console.print(line, highlight=False)
-    console.print(f"\n[bold]{sentence}[/]\n", highlight=False)
-    choice = "" if recipe.name == "digits" else f" RECIPE={recipe.name}"
-    for what, command in {
-        "report": str((reports / "index.html").resolve()),
-        "API": f"make serve{choice}   then   curl -F image=@photo.png http://127.0.0.1:3000/predict",
-        "MLflow, Prefect": "make ui   then   http://127.0.0.1:5000 and http://127.0.0.1:4200",
-        "one photo": f"mobilenet-pipeline predict photo.png --recipe {recipe.name}",
-        "every night": f'mobilenet-pipeline schedule --recipe {recipe.name} --cron "0 3 * * *"',
-    }.items():
+    verdict = provenance.read_json(reports / "verdict.json") if (reports / "verdict.json").exists() else None
+    console.print(f"\n[bold]{sentence}[/]", highlight=False, soft_wrap=True)
+    for line in reasons(verdict, sentence) if verdict else []:
+        console.print(f"  {line}", highlight=False, soft_wrap=True)
+    console.print()
+    for what, command in next_commands(recipe, reports, verdict is not None and verdict["leaves"]["champion"]).items():
         console.print(f"  {what:<16} {command}", highlight=False, soft_wrap=True)
 
 
 def candidate_table(document: Mapping[str, Any]) -> Table:
-    """A row a candidate."""
-    table = Table(title=f"Candidates of {document['recipe']}")
+    """A row a candidate, narrow enough for 80 columns."""
+    table = Table(title=f"Candidates of {document['recipe']}: accuracy and loss")
     table.add_column("candidate")
-    for column in ("validation accuracy", "loss", "test accuracy", "loss", "CPU min", "parameters", "multiply-adds"):
+    for column in ("validation", "loss", "test", "loss", "CPU min", "parameters"):
         table.add_column(column, justify="right")
     for name, row in document["candidates"].items():
-        shares = (f"{row['val_accuracy']:.2%}", f"{row['val_loss']:.4f}")
-        tested = (f"[bold]{row['test_accuracy']:.2%}[/]", f"{row['test_loss']:.4f}")
-        cost = (f"{row['cpu_minutes']:.1f}", f"{row['parameters']:,}", f"{row['multiply_adds']:,}")
-        table.add_row(name, *shares, *tested, *cost)
+        table.add_row(
+            name,
+            f"{row['val_accuracy']:.2%}",
+            f"{row['val_loss']:.4f}",
+            f"[bold]{row['test_accuracy']:.2%}[/]",
+            f"{row['test_loss']:.4f}",
+            f"{row['cpu_minutes']:.1f}",
+            f"{row['parameters']:,}",
+        )
     return table
 
 
-def reasons(verdict: Mapping[str, Any]) -> list[str]:
-    """The verdict and every check behind it, a line each."""
-    checks = [f"  {'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"]]
-    return [f"Verdict: {verdict['reason']}", *checks]
+def reasons(verdict: Mapping[str, Any], sentence: str) -> list[str]:
+    """Every check behind the verdict, a line each, and the verdict itself where the sentence does not have it."""
+    opening = [] if verdict["reason"] in sentence else [f"The last verdict: {verdict['reason']}"]
+    return [*opening, *(f"{'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"])]
+
+
+def next_commands(recipe: Recipe, reports: Path, has_champion: bool) -> dict[str, str]:
+    """What people may want to do now, and how."""
+    program = "mobilenet-pipeline"
+    if shutil.which(program) is None:  # the environment is not activated
+        program = os.path.relpath(Path(sys.executable).parent / program)
+    choice = "" if recipe.name == "digits" else f" RECIPE={recipe.name}"
+    serving = {
+        "API": f"make serve{choice}, then curl -F image=@photo.png http://127.0.0.1:3000/predict",
+        "one photo": f"{program} predict photo.png --recipe {recipe.name}",
+    }
+    return {
+        "report": str((reports / "index.html").resolve()),
+        **(serving if has_champion else {}),
+        "MLflow, Prefect": "make ui, then http://127.0.0.1:5000 and http://127.0.0.1:4200",
+        "every night": f'{program} schedule --recipe {recipe.name} --cron "0 3 * * *"',
+    }

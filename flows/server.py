@@ -24,6 +24,8 @@ def prepare(quiet: bool) -> None:
     With `quiet` nothing of Prefect's reaches the terminal. Variables that are set already stay as they are.
     """
     os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
+    # Prefect's own 20 seconds for its temporary server are too few on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(START_SECONDS)))
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 

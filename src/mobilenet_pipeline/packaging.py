@@ -7,6 +7,7 @@ to the first store it sees for as long as a process lives, and leaves the servic
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ SHARED = ("__init__.py", "artefact.py", "preprocess.py")
 SERVICE = ("__init__.py", "answers.py", "front_door.py", "served.py", "service.py")
 # All that a serving process needs; BentoML adds itself, in the version that builds.
 PACKAGES = ("ai-edge-litert", "numpy", "pillow")
+NAME_RULE = r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?"
 
 
 class PackagingError(ValueError):
@@ -52,6 +54,9 @@ def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
     artefacts and code already, nothing is built. Raises PackagingError where a folder is not what its metadata says or
     the build fails; the newest Bento is then the one before.
     """
+    if not re.fullmatch(NAME_RULE, recipe.registered_model):
+        rule = "BentoML wants small letters, digits, '-', '_' and '.' only; change it in params.yaml"
+        raise PackagingError(f"recipes.{recipe.name}.registered_model is {recipe.registered_model!r}: {rule}")
     folders = {"champion": champion, "challenger": challenger}
     roles = {role: _model_tag(recipe, folder) if folder else None for role, folder in folders.items()}
     used = {tag: folder for tag, folder in zip(roles.values(), folders.values(), strict=True) if tag and folder}

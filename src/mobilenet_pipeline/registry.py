@@ -204,9 +204,10 @@ def _description(recipe: Recipe, candidate: str, files: CandidateFiles) -> str:
 
 
 def _metrics(files: CandidateFiles) -> dict[str, float]:
+    # The training's own validation metrics are a curve by epoch; the artefact's must not become a point of it.
     found = {
-        f"{split}_{key}": files.metrics[split][key]
-        for split in ("test", "validation")
+        f"{prefix}_{key}": files.metrics[split][key]
+        for split, prefix in (("test", "test"), ("validation", "artefact_validation"))
         for key in ("accuracy", "loss", "top3_accuracy")
     }
     found |= {f"test_accuracy_{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}

@@ -1,4 +1,4 @@
-"""The real digits recipe, shortened, through real DVC, Prefect, MLflow and BentoML; one run, looked at from all sides."""
+"""The real digits recipe, shortened, through real DVC, Prefect, MLflow and BentoML: one run, seen from all sides."""
 
 import json
 import os
@@ -74,7 +74,8 @@ def test_the_champion_of_the_registry_is_the_served_artefact(workspace, first):
     from mlflow import MlflowClient
 
     verdict = read(workspace / "reports" / "digits" / "verdict.json")
-    version = MlflowClient(f"sqlite:///{workspace}/mlflow.db").get_model_version_by_alias("digits-mobilenet", "champion")
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    version = client.get_model_version_by_alias("digits-mobilenet", "champion")
     assert version.tags["artefact_sha256"] == verdict["artefacts"][verdict["winner"]]
 
 

@@ -150,6 +150,12 @@ def test_an_artefact_of_another_model_is_refused(
         packaging.package(recipe, other, None)
 
 
+def test_a_name_that_bentoml_would_change_is_refused(empty_store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    named = recipe.model_copy(update={"registered_model": "CIFAR10 MobileNet"})
+    with pytest.raises(PackagingError, match=r"recipes.cifar10.registered_model is 'CIFAR10 MobileNet'"):
+        packaging.package(named, versions[0], None)
+
+
 def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that_serves(
     service: Service, store: Path, recipe: Recipe
 ) -> None:

@@ -1,0 +1,76 @@
+"""A workspace whose stages make their outputs up in no time, and a real Prefect server."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import answers, free_port, wait_until
+
+from mobilenet_pipeline import tracking
+
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy workspace before anything has run: DVC without Git, toy stages, an empty MLflow store."""
+    folder = tmp_path_factory.mktemp("template")
+    for name in ("toy.py", "dvc.yaml"):
+        shutil.copyfile(HERE / name, folder / name)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+    here = Path.cwd()
+    os.chdir(folder)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    try:
+        tracking.use_store()
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def toy(workspace: Path, template: Path) -> Callable[..., Path]:
+    """The toy workspace as current directory; call it to say how its stages behave (see toy.py)."""
+    shutil.copytree(template, workspace, dirs_exist_ok=True)
+
+    def order(**orders: Any) -> Path:
+        (workspace / "toy.json").write_text(json.dumps({"right": 100, **orders}))
+        return workspace
+
+    order()
+    return order
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The API of a `prefect server` of the tests' own."""
+    home, port = tmp_path_factory.mktemp("prefect"), free_port()
+    environment = {**os.environ, "PREFECT_HOME": str(home)}
+    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    api = f"http://127.0.0.1:{port}/api"
+    try:
+        wait_until(lambda: answers(f"{api}/health"), 90, lambda: (home / "log").read_text())
+        yield api
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+@pytest.fixture
+def prefect(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """A client of that server, which this process's flows and children use too."""
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    monkeypatch.setenv("PREFECT_API_URL", server)
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / ".prefect"))
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        yield client

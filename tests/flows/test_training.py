@@ -1,0 +1,132 @@
+"""The flow, run in this process against a real Prefect server, over stages that make their outputs up."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from prefect.client.schemas.filters import FlowRunFilter
+from waiting import ran
+
+from flows import training
+from mobilenet_pipeline import pipeline, tracking
+from mobilenet_pipeline.config import load_recipe
+
+Toy = Callable[..., Path]
+ALL = [
+    *("ingest@digits", "validate@digits", "train@digits-scratch", "train@digits-pretrained"),
+    *("export@digits-scratch", "evaluate@digits-scratch", "export@digits-pretrained", "evaluate@digits-pretrained"),
+]
+
+
+class Recorder:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def begin(self, step: str) -> None:
+        self.ended[step] = "begun"
+
+    def hear(self, step: str, line: str) -> None:
+        self.lines.append(line)
+
+    def end(self, step: str, outcome: str) -> None:
+        self.ended[step] = outcome
+
+
+@pytest.fixture
+def heard() -> Any:
+    recorder = Recorder()
+    token = training.listener.set(recorder)
+    yield recorder
+    training.listener.reset(token)
+
+
+def parents() -> list[str]:
+    """How MLflow's runs of flows ended, oldest first."""
+    client = mlflow.MlflowClient(tracking.use_store())
+    runs = client.search_runs([tracking.experiment(load_recipe("digits"))], "", order_by=["start_time"])
+    return [run.info.status for run in runs if "candidate" not in run.data.tags]
+
+
+def test_a_run_does_every_stage_judges_and_shows_what_came_of_it(toy: Toy, prefect: Any, heard: Recorder):
+    workspace = toy()
+    state = training.train_and_promote("digits", return_state=True)
+    assert (state.name, state.type.value) == ("Completed", "COMPLETED")
+    assert state.message.startswith("Nothing is promoted: scratch is at 50.00% and pretrained is at 50.00%")
+    assert state.message.endswith("digits-mobilenet has no champion.")
+    assert ran(workspace) == ALL
+    assert heard.ended == dict.fromkeys([*ALL, "judge", "promote", "report"], "ran")
+    assert "█░ epoch 1/2 loss 0.5 accuracy 0.5 validation 0.5 0.5 0.1 s, 0:00 left" in heard.lines
+    assert parents() == ["FINISHED"]
+    assert (workspace / "reports/digits/index.html").exists()
+    shown = {artifact.key: artifact for artifact in prefect.read_artifacts(flow_run_filter=this(state))}
+    assert {*shown} == {
+        *("digits-candidates", "digits-verdict", "digits-figures", "digits-stages"),
+        *("train-digits-scratch-progress", "train-digits-pretrained-progress"),
+    }
+    assert float(shown["train-digits-scratch-progress"].data) == 100
+    assert json.loads(shown["digits-candidates"].data)[0]["test accuracy"] == "50.00%"
+    assert "data:image/png;base64," in shown["digits-figures"].data
+    assert [row["outcome"] for row in json.loads(shown["digits-stages"].data)] == ["ran"] * 8
+
+    again = training.train_and_promote("digits", return_state=True)
+    assert again.message == "Nothing changed: no stage has anything to do. digits-mobilenet has no champion."
+    assert ran(workspace) == ALL
+    assert parents() == ["FINISHED"]
+
+    forced = training.train_and_promote("digits", force=True, return_state=True)
+    assert ran(workspace) == ALL * 2
+    assert forced.message.startswith("The candidates are the same as before, and so is the verdict: Nothing is")
+
+
+def this(state: Any) -> FlowRunFilter:
+    return FlowRunFilter(id={"any_": [state.state_details.flow_run_id]})
+
+
+def test_data_that_fail_validation_stop_the_run_before_training_and_are_not_tried_again(toy: Toy, prefect: Any):
+    workspace = toy(exit={"validate": [65]})
+    with pytest.raises(pipeline.StageFailed, match=r"validate@digits failed \(exit code 65\)"):
+        training.train_and_promote("digits")
+    assert ran(workspace) == ["ingest@digits", "validate@digits"]
+
+
+def test_a_download_that_failed_is_tried_again(toy: Toy, prefect: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training.stage, "retry_delay_seconds", [0.0, 0.0])
+    workspace = toy(exit={"ingest": [75], "validate": [65]})
+    with pytest.raises(pipeline.StageFailed, match="validate@digits"):
+        training.train_and_promote("digits")
+    assert ran(workspace) == ["ingest@digits", "ingest@digits", "validate@digits"]
+
+
+def test_a_training_that_failed_fails_the_run_in_mlflow_too(toy: Toy, prefect: Any, heard: Recorder):
+    toy(exit={"train": [1]})
+    with pytest.raises(pipeline.StageFailed, match=r"train@digits-scratch failed \(exit code 1\)"):
+        training.train_and_promote("digits")
+    assert parents() == ["FAILED"]
+    assert heard.ended == {"ingest@digits": "ran", "validate@digits": "ran", "train@digits-scratch": "failed"}
+
+
+def test_a_second_run_of_a_recipe_ends_at_once_and_says_so(toy: Toy, prefect: Any):
+    workspace = toy()
+    with training.only_run(load_recipe("digits")) as other:
+        assert other is None
+        state = training.train_and_promote("digits", return_state=True)
+    assert state.type.value == "COMPLETED"
+    assert state.message.startswith("Skipped: a run of digits is in progress (process ")
+    assert ran(workspace) == []
+
+
+def test_runs_of_two_recipes_do_not_wait_for_each_other(workspace: Path):
+    with training.only_run(load_recipe("digits")), training.only_run(load_recipe("cifar10")) as other:
+        assert other is None
+
+
+def test_a_recipe_that_does_not_exist_is_named(toy: Toy, prefect: Any):
+    toy()
+    with pytest.raises(ValueError, match="no recipe 'nosuch'; there are: digits, cifar10"):
+        training.train_and_promote("nosuch")
