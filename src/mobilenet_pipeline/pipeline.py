@@ -23,6 +23,8 @@ GRACE_SECONDS = 10.0
 EX_TEMPFAIL = 75
 _REDRAW_SECONDS = 5.0  # of a progress bar that redraws its line ten times a second
 _LAST_LINES = 40
+# What TensorFlow's libraries write before their log level is set.
+_NOISE = re.compile(r"[IWE]0000 \S+ +\d+ \S+\.cc:|WARNING: All log messages before absl|To enable the following instr")
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 
 
@@ -95,6 +97,8 @@ def run_stage(
     with leashed([*command, *["--force"] * force], _environment(env), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in _lines(child.stdout):
+            if _NOISE.match(line):
+                continue
             lines.append(line)
             on_line(line)
     if child.returncode:

@@ -60,8 +60,18 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         wait_until(lambda: answers(f"{api}/health"), 90, lambda: (home / "log").read_text())
         yield api
     finally:
+        drain()
         process.terminate()
         process.wait(20)
+
+
+def drain() -> None:
+    """Send what this process still has to tell the server: at exit it would try for a minute to reach a dead one."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=10)
+    EventsWorker.drain_all(timeout=10)
 
 
 @pytest.fixture
