@@ -1,30 +1,61 @@
 """The training flow on a schedule, served from this machine."""
 
+import sys
+import time
 from datetime import timedelta
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from prefect import get_client
 from prefect.automations import Automation
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.client.schemas.schedules import CronSchedule
 from prefect.deployments.runner import EntrypointType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
-from prefect.schedules import Cron
+from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
 
 from flows.training import train_and_promote
+from mobilenet_pipeline import pipeline
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 CRASHED = "mobilenet-pipeline: a flow run whose process is gone has crashed"
 
 
-def schedule(recipe: str, cron: str, timezone: str = "UTC") -> None:
+def keep_schedule(recipe: str, cron: str, timezone: str = "UTC") -> None:
+    """Run `serve` in a child process until this one is interrupted; the run in progress ends with it.
+
+    Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises ValueError for a cron
+    expression or a timezone that is none, RuntimeError where the child ends by itself.
+    """
+    check(cron, timezone)
+    with pipeline.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
+        while not child.ended:
+            time.sleep(0.5)
+    raise RuntimeError(f"the schedule of {recipe} has ended with exit code {child.returncode}")
+
+
+def check(cron: str, timezone: str) -> Schedule:
+    """The schedule. Raises ValueError for a cron expression or a timezone that is none."""
+    try:
+        ZoneInfo(timezone)
+    except (ZoneInfoNotFoundError, ValueError):
+        raise ValueError(f"{timezone!r} is no timezone; it is called like Europe/Berlin, or UTC") from None
+    try:
+        CronSchedule(cron=cron)
+    except ValueError:
+        raise ValueError(f"{cron!r} is no cron expression; 0 3 * * * means every night at three") from None
+    return Cron(cron, timezone=timezone)
+
+
+def serve(recipe: str, cron: str, timezone: str) -> None:
     """Run the recipe's pipeline whenever `cron` says, until this process ends. Needs a Prefect server.
 
     One run at a time: this process starts no second one, the server refuses another process's, and the flow itself
-    ends at once where the recipe is being run by anybody else. Raises ValueError for a cron or timezone that is none.
+    ends at once where the recipe is being run by anybody else.
     """
-    when = Cron(cron, timezone=timezone)
+    when = check(cron, timezone)
     watch_for_crashes()
     train_and_promote.serve(
         name=recipe,
@@ -60,3 +91,7 @@ def watch_for_crashes() -> None:
             )
         ],
     ).create()
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -79,7 +79,7 @@ class Display:
         if not line.strip() or line.startswith(CHATTER):
             return
         if not self.console.is_terminal:
-            self.console.print(f"    {line}", highlight=False, markup=False)
+            self.console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
             return
         epoch = epoch_of(line)
         if epoch:

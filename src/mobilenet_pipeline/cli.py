@@ -121,7 +121,7 @@ def schedule(chosen: argparse.Namespace) -> None:
 
         page = address.removesuffix("/api")
         print(f"{recipe.name} runs at {chosen.cron!r} ({chosen.timezone}); look at {page}, Ctrl-C ends it", flush=True)
-        deployments.schedule(recipe.name, chosen.cron, chosen.timezone)
+        deployments.keep_schedule(recipe.name, chosen.cron, chosen.timezone)
 
 
 def serve(chosen: argparse.Namespace) -> None:

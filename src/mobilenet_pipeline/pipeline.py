@@ -9,12 +9,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    import psutil
+
     from mobilenet_pipeline.config import Recipe
 
 GRACE_SECONDS = 10.0
@@ -24,7 +26,10 @@ EX_TEMPFAIL = 75
 _REDRAW_SECONDS = 5.0  # of a progress bar that redraws its line ten times a second
 _LAST_LINES = 40
 # What TensorFlow's libraries write before their log level is set.
-_NOISE = re.compile(r"[IWE]0000 \S+ +\d+ \S+\.cc:|WARNING: All log messages before absl|To enable the following instr")
+_NOISE = re.compile(
+    r"[IWE]0000 \S+ +\d+ \S+\.cc:|WARNING: All log messages before absl|To enable the following instr"
+    r"|INFO: Created TensorFlow Lite"
+)
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 
 
@@ -185,45 +190,52 @@ def _stage_exit_code(lines: list[str], otherwise: int) -> int:
 
 
 def _hold(leash: int, grace: float, command: list[str]) -> int:
-    """Run the command in this session until it ends or `leash` closes, then end whoever is left in the session."""
+    """Run the command until it ends, `leash` closes or SIGTERM comes, then end whatever it has started."""
+    _adopt_orphans()
     child = subprocess.Popen(command)
 
     def wait_for_release() -> None:
         os.read(leash, 1)
-        _end_session(grace)
+        _end_descendants(grace)
 
     threading.Thread(target=wait_for_release, daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _end_descendants(grace))
     code = child.wait()
-    _end_session(grace)
+    _end_descendants(grace)
     return code if code >= 0 else 128 - code
 
 
-def _end_session(grace: float) -> None:
-    """End every other process of this session: first by SIGTERM, after the grace by SIGKILL."""
-    asked: set[int] = set()
+def _adopt_orphans() -> None:
+    """Let descendants whose parent dies become children of this process, so that none is lost. Linux knows how."""
+    if sys.platform == "linux":
+        import ctypes
+
+        set_child_subreaper = 36
+        ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
+
+
+def _end_descendants(grace: float) -> None:
+    """End all descendants: first by SIGTERM, after the grace by SIGKILL."""
+    import psutil
+
+    asked: set[psutil.Process] = set()
     deadline = time.monotonic() + grace
-    while others := _others():
+    while left := {process for process in psutil.Process().children(recursive=True) if _runs(process)}:
         late = time.monotonic() > deadline
-        for process in others if late else others - asked:
-            try:
-                os.kill(process, signal.SIGKILL if late else signal.SIGTERM)
-            except ProcessLookupError:
-                continue
-        asked |= others
+        for process in left if late else left - asked:
+            with suppress(psutil.Error):
+                process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
+        asked |= left
         time.sleep(0.05)
 
 
-def _others() -> set[int]:
+def _runs(process: "psutil.Process") -> bool:
     import psutil
 
-    def belongs(process: int) -> bool:
-        try:
-            # A dead one that its new parent never buries is no concern.
-            return os.getsid(process) == os.getpid() and psutil.Process(process).status() != psutil.STATUS_ZOMBIE
-        except (ProcessLookupError, PermissionError, psutil.Error):
-            return False
-
-    return {process for process in psutil.pids() if process != os.getpid() and belongs(process)}
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE  # dead, and not buried yet
+    except psutil.Error:
+        return False
 
 
 if __name__ == "__main__":

@@ -51,6 +51,22 @@ def test_a_scheduled_run_completes(toy: Toy, prefect: Any):
     assert deployment.global_concurrency_limit.limit == 1
     (automation,) = prefect.read_automations_by_name("mobilenet-pipeline: a flow run whose process is gone has crashed")
     assert automation.enabled
+    prefect.delete_deployment(deployment.id)  # or its late runs would be the next test's
+
+
+def test_what_ends_the_schedule_ends_the_run_in_progress(toy: Toy, prefect: Any):
+    workspace = toy(sleep={"ingest": 300})
+    with scheduled(workspace, "0 3 1 1 *") as log:
+        start_run(prefect, log)
+        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 60, log))
+        assert alive(stage)
+    assert not alive(stage)
+
+
+def start_run(prefect: Any, log: Callable[[], str]) -> Any:
+    """A run of the deployment, once it is served."""
+    wait_until(lambda: "Your flow" in log(), 60, log)
+    return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name("train-and-promote/digits").id)
 
 
 def test_cancelling_a_run_ends_its_training(toy: Toy, prefect: Any):
@@ -58,9 +74,7 @@ def test_cancelling_a_run_ends_its_training(toy: Toy, prefect: Any):
 
     workspace = toy(sleep={"train": 300})
     with scheduled(workspace, "0 3 1 1 *") as log:
-        wait_until(lambda: "Your flow" in log(), 60, log)
-        deployment = prefect.read_deployment_by_name("train-and-promote/digits")
-        run = prefect.create_flow_run_from_deployment(deployment.id)
+        run = start_run(prefect, log)
         wait_until(lambda: "train@digits-scratch" in ran(workspace), 60, log)
         stage = int(wait_until((workspace / "process.txt").read_text, 10))
         wait_until(lambda: "train digits" in Path(f"/proc/{stage}/cmdline").read_text().replace("\0", " "), 10)
@@ -81,10 +95,9 @@ def test_a_schedule_that_is_none_is_refused_in_a_sentence(workspace: Path, prefe
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["cron", "timezone"])
-def test_a_schedule_needs_what_a_schedule_is_made_of(option: str):
+@pytest.mark.parametrize(("cron", "timezone"), [("nonsense", "UTC"), ("0 3 * * *", "nonsense")])
+def test_a_schedule_needs_a_cron_expression_and_a_timezone(cron: str, timezone: str):
     from flows import deployments
 
-    arguments = {"cron": "0 3 * * *", "timezone": "UTC"} | {option: "nonsense"}
-    with pytest.raises(ValueError, match="nonsense"):
-        deployments.schedule("digits", **arguments)
+    with pytest.raises(ValueError, match="'nonsense' is no "):
+        deployments.check(cron, timezone)
