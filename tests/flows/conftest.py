@@ -6,15 +6,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-from waiting import answers, free_port, wait_until
+from waiting import Recorder, answers, free_port, wait_until
 
 from mobilenet_pipeline import tracking
 
 HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template")
     for name in ("toy.py", "dvc.yaml"):
         shutil.copyfile(HERE / name, folder / name)
+    (folder / "knob.txt").write_text("1")
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
     here = Path.cwd()
     os.chdir(folder)
@@ -63,6 +66,49 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         drain()
         process.terminate()
         process.wait(20)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A workspace in which a run has done everything, the run's final state, and what a listener heard of it."""
+
+    workspace: Path
+    state: Any
+    heard: Recorder
+
+
+@pytest.fixture(scope="session")
+def finished(template: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One whole run, which several tests look at or go on from."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    from flows import training
+
+    workspace, here, recorder = tmp_path_factory.mktemp("finished"), Path.cwd(), Recorder()
+    shutil.copytree(template, workspace, dirs_exist_ok=True)
+    shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
+    (workspace / "toy.json").write_text('{"right": 100}')
+    os.chdir(workspace)
+    token = training.listener.set(recorder)
+    try:
+        with temporary_settings({PREFECT_API_URL: server}):
+            return Finished(workspace, training.train_and_promote("digits", return_state=True), recorder)
+    finally:
+        training.listener.reset(token)
+        os.chdir(here)
+
+
+@pytest.fixture
+def goes_on(workspace: Path, finished: Finished) -> Callable[..., Path]:
+    """A copy of the finished workspace; call it to say how its stages behave from now on."""
+    shutil.copytree(finished.workspace, workspace, dirs_exist_ok=True)
+    (workspace / "ran.txt").unlink()
+
+    def order(**orders: Any) -> Path:
+        (workspace / "toy.json").write_text(json.dumps({"right": 100, **orders}))
+        return workspace
+
+    return order
 
 
 def drain() -> None:

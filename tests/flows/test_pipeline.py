@@ -33,18 +33,23 @@ def test_a_stage_runs_once_and_then_has_nothing_to_do(toy: Toy):
     assert "Running stage 'ingest@digits':" in lines
 
 
-def test_a_forced_stage_runs_again(toy: Toy):
-    workspace = toy()
+def test_a_forced_stage_runs_again_and_its_time_is_that_of_all_it_started(toy: Toy):
+    workspace = toy(burn={"validate": 1.7})
+    (workspace / "data/digits").mkdir(parents=True)
     for force in (False, True):
-        assert pipeline.run_stage("ingest@digits", str, force=force).outcome == "ran"
+        result = pipeline.run_stage("validate@digits", str, force=force)
+        assert result.outcome == "ran"
+        assert result.cpu_seconds > 1.7
+        assert result.wall_seconds > 1.7
     assert len(ran(workspace)) == 2
 
 
-def test_the_time_of_a_stage_is_that_of_everything_it_started(toy: Toy):
-    toy(burn={"ingest": 1.5})
-    result = pipeline.run_stage("ingest@digits", str)
-    assert result.cpu_seconds > 1.5
-    assert result.wall_seconds > 1.5
+def test_outputs_that_were_made_before_are_restored_from_the_cache(goes_on: Toy):
+    workspace = goes_on()
+    (workspace / "models/digits/scratch/history.csv").unlink()
+    result = pipeline.run_stage("train@digits-scratch", str)
+    assert (result.outcome, result.changed) == ("restored", True)
+    assert ran(workspace) == []
 
 
 def test_a_failed_stage_says_why_and_with_which_code(toy: Toy):

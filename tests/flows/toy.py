@@ -76,10 +76,10 @@ def main() -> None:
     with Path("ran.txt").open("a") as file:
         file.write(f"{name}@{'-'.join(words)}\n")
     orders = json.loads(Path("toy.json").read_text())
-    for code in orders.get("exit", {}).get(name, []):
-        if Path("ran.txt").read_text().count(f"{name}@") <= len(orders["exit"][name]):
-            print("error: made up to fail\nimages 3 and 4", file=sys.stderr)
-            sys.exit(code)
+    attempt = Path("ran.txt").read_text().count(f"{name}@")
+    for code in orders.get("exit", {}).get(name, [])[attempt - 1 : attempt]:
+        print("error: made up to fail\nimages 3 and 4", file=sys.stderr)
+        sys.exit(code)
     started = time.process_time()
     while time.process_time() - started < orders.get("burn", {}).get(name, 0):
         pass

@@ -8,6 +8,23 @@ from pathlib import Path
 from typing import Any
 
 
+class Recorder:
+    """A listener that remembers."""
+
+    def __init__(self) -> None:
+        self.ended: dict[str, str] = {}
+        self.lines: list[str] = []
+
+    def begin(self, step: str) -> None:
+        self.ended[step] = "begun"
+
+    def hear(self, step: str, line: str) -> None:
+        self.lines.append(line)
+
+    def end(self, step: str, outcome: str) -> None:
+        self.ended[step] = outcome
+
+
 def ran(workspace: Path) -> list[str]:
     """The stages that really ran, in order."""
     path = workspace / "ran.txt"

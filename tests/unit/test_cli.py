@@ -1,0 +1,102 @@
+"""The command line: what it says, and its exit code."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mobilenet_pipeline import cli
+
+COMMANDS = ["run", "status", "schedule", "serve", "predict", "anatomy", "ui"]
+
+
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """The program sets a handler for as long as it lives."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main([command, "--help"])
+    assert "--recipe" in capsys.readouterr().out
+
+
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--help"])
+    out = capsys.readouterr().out
+    assert all(command in out for command in COMMANDS)
+
+
+def test_the_recipe_is_digits_unless_another_is_named():
+    assert {cli.parser().parse_args([command]).recipe for command in ("run", "status", "serve", "ui")} == {"digits"}
+
+
+@pytest.mark.parametrize("command", [["run"], ["status"], ["serve"], ["predict", "photo.png"], ["anatomy"]])
+def test_a_recipe_that_does_not_exist_is_an_error_in_a_sentence(
+    command: list[str], workspace: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli.main([*command, "--recipe", "nosuch"]) == 1
+    assert capsys.readouterr().err.startswith("error: params.yaml: no recipe 'nosuch'; there are: digits")
+
+
+def test_a_folder_without_a_pipeline_is_said_to_be_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["run"]) == 1
+    assert (
+        capsys.readouterr().err == f"error: {tmp_path}/params.yaml does not exist; run this from the project's root\n"
+    )
+
+
+def test_status_of_a_recipe_that_never_ran_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["status"]) == 0
+    assert capsys.readouterr().out == "digits has not been run yet: mobilenet-pipeline run --recipe digits\n"
+
+
+def test_nothing_can_be_served_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["serve"]) == 1
+    assert "nothing of digits is promoted yet: mobilenet-pipeline run" in capsys.readouterr().err
+
+
+def test_nothing_can_be_asked_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    (workspace / "photo.png").write_bytes(b"")
+    assert cli.main(["predict", "photo.png"]) == 1
+    assert "`mobilenet-pipeline run` makes one" in capsys.readouterr().err
+
+
+def test_a_photo_that_is_not_there_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["predict", "nosuch.png"]) == 1
+    assert "'nosuch.png'" in capsys.readouterr().err
+
+
+def test_anatomy_shows_both_candidates_or_the_one_asked_for(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["anatomy", "--recipe", "cifar10"]) == 0
+    both = capsys.readouterr().out
+    assert cli.main(["anatomy", "--recipe", "cifar10", "--candidate", "scratch"]) == 0
+    one = capsys.readouterr().out
+    assert both.startswith(one)
+    assert "cifar10, pretrained" in both.removeprefix(one)
+
+
+def test_a_candidate_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["anatomy", "--candidate", "nosuch"])
+    assert "invalid choice: 'nosuch'" in capsys.readouterr().err
+
+
+def test_ctrl_c_is_no_error_of_the_program(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def stop(name: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load_recipe", stop)
+    assert cli.main(["status"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
