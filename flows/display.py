@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
 from flows import training
-from flows.artifacts import EPOCH, epoch_of
+from flows.artifacts import epoch_of
 from mobilenet_pipeline import pipeline, provenance, results
 from mobilenet_pipeline.config import Recipe
 
@@ -37,6 +38,14 @@ class Elapsed(ProgressColumn):
         return Text(f"{seconds // 60}:{seconds % 60:02d}" if task.started else "", style="cyan")
 
 
+class EpochBar(BarColumn):
+    """A bar for a step that has epochs."""
+
+    def render(self, task: Task) -> Any:
+        """Nothing for the others."""
+        return super().render(task) if task.fields["epochs"] else Text("")
+
+
 class Display:
     """Steps with state, elapsed time and last line, an epoch bar while a model is trained; plain lines in a file."""
 
@@ -47,7 +56,7 @@ class Display:
             SpinnerColumn("dots", finished_text=" "),
             TextColumn("{task.description}"),
             Elapsed(),
-            BarColumn(bar_width=20),
+            EpochBar(bar_width=20),
             TextColumn("{task.fields[detail]}", style="dim"),
             console=console,
             disable=not console.is_terminal,
@@ -58,7 +67,9 @@ class Display:
     def __enter__(self) -> "Display":
         self.progress.start()
         for step in self.steps:
-            self.rows[step] = self.progress.add_task(step, start=False, total=1, mark=" ", detail="", visible=False)
+            self.rows[step] = self.progress.add_task(
+                step, start=False, total=1, visible=False, mark=" ", detail="", epochs=None
+            )
         return self
 
     def __exit__(
@@ -70,7 +81,7 @@ class Display:
         """The step starts, perhaps not for the first time."""
         self.began[step] = time.monotonic()
         if self.console.is_terminal:
-            self.progress.reset(self.rows[step], mark=" ", detail="", visible=True, total=None)
+            self.progress.reset(self.rows[step], visible=True, total=None, mark=" ", detail="", epochs=None)
         else:
             self.console.print(f"{step} …", highlight=False)
 
@@ -83,16 +94,17 @@ class Display:
             return
         epoch = epoch_of(line)
         if epoch:
-            found = EPOCH.search(line)
-            line = line[found.start() :] if found else line  # the line's own bar is for logs
-            self.progress.update(self.rows[step], completed=epoch[0], total=epoch[1])
-        self.progress.update(self.rows[step], detail=line.replace("[", r"\["))
+            line = line[line.index("epoch ") :]  # its own bar is for logs
+            self.progress.update(self.rows[step], completed=epoch[0], total=epoch[1], epochs=epoch[1])
+        self.progress.update(self.rows[step], detail=escape(line))
 
     def end(self, step: str, outcome: str) -> None:
         """The step is over."""
         if self.console.is_terminal:
             note = {"unchanged": "nothing to do", "restored": "restored from DVC's cache"}.get(outcome)
-            self.progress.update(self.rows[step], mark=MARKS[outcome], completed=1, total=1)
+            self.progress.update(self.rows[step], mark=MARKS[outcome])
+            if outcome != "failed":  # a bar that stopped half way stays there
+                self.progress.update(self.rows[step], total=1, completed=1)
             if note:
                 self.progress.update(self.rows[step], detail=note)
             self.progress.stop_task(self.rows[step])

@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
     api = f"http://127.0.0.1:{port}/api"
     try:
-        wait_until(lambda: answers(f"{api}/health"), 90, lambda: (home / "log").read_text())
+        wait_until(lambda: answers(f"{api}/health"), 150, lambda: (home / "log").read_text())
         yield api
     finally:
         drain()

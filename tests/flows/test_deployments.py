@@ -47,7 +47,7 @@ def test_a_scheduled_run_completes(goes_on: Toy, prefect: Any):
         def completed() -> list[dict[str, Any]]:
             return [run for run in runs_of(prefect) if run["state_type"] == "COMPLETED" and run["auto_scheduled"]]
 
-        (run, *_) = wait_until(completed, 100, log)
+        (run, *_) = wait_until(completed, 200, log)
     assert run["state"]["message"].startswith("The candidates are the same as before, and so is the verdict")
     assert (workspace / "metrics/digits/pretrained.json").exists()
     deployment = prefect.read_deployment_by_name("train-and-promote/digits")
@@ -61,14 +61,14 @@ def test_what_ends_the_schedule_ends_the_run_in_progress(toy: Toy, prefect: Any)
     workspace = toy(sleep={"ingest": 300})
     with scheduled(workspace, "0 3 1 1 *") as log:
         start_run(prefect, log)
-        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 60, log))
+        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 120, log))
         assert alive(stage)
     assert not alive(stage)
 
 
 def start_run(prefect: Any, log: Callable[[], str]) -> Any:
     """A run of the deployment, once it is served."""
-    wait_until(lambda: "Your flow" in log(), 60, log)
+    wait_until(lambda: "Your flow" in log(), 120, log)
     return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name("train-and-promote/digits").id)
 
 
@@ -80,11 +80,11 @@ def test_cancelling_a_run_ends_its_training(goes_on: Toy, prefect: Any):
     (workspace / "process.txt").unlink()
     with scheduled(workspace, "0 3 1 1 *") as log:
         flow_run = start_run(prefect, log)
-        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 60, log))
+        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 120, log))
         assert ran(workspace) == ["train@digits-scratch"]
         prefect.set_flow_run_state(flow_run.id, Cancelling())
-        wait_until(lambda: not alive(stage), 40, log)
-        wait_until(lambda: prefect.read_flow_run(flow_run.id).state.is_cancelled(), 40, log)
+        wait_until(lambda: not alive(stage), 60, log)
+        wait_until(lambda: prefect.read_flow_run(flow_run.id).state.is_cancelled(), 60, log)
         client = mlflow.MlflowClient(tracking.use_store())
         runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
         assert [run.info.status for run in runs if run.data.tags.get("flow_run") == str(flow_run.id)] == ["KILLED"]
