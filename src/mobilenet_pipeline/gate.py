@@ -210,9 +210,14 @@ def _improvement(winner: str, champion: Predictions, comparison: Comparison) -> 
         f"{comparison.only_candidate_right:,} test images are classified correctly by {winner} only and "
         f"{comparison.only_champion_right:,} by {_called(champion)} only, "
         f"{'a' if better else 'not a'} significant gain (one-sided exact McNemar test, "
-        f"p = {comparison.p_value:.2g}, needed: below {comparison.significance:g})."
+        f"p {_small(comparison.p_value)}, needed: below {comparison.significance:g})."
     )
     return Check("better than champion", better, comparison.p_value, comparison.significance, sentence)
+
+
+def _small(p_value: float) -> str:
+    """A p-value too small for a float is not zero."""
+    return f"= {p_value:.2g}" if p_value else "< 1e-300"
 
 
 def _called(champion: Predictions) -> str:

@@ -155,3 +155,12 @@ def test_a_large_planted_gain_is_nearly_always_promoted() -> None:
         for _ in range(50)
     ]
     assert sum(promoted) >= 48
+
+
+def test_a_p_value_too_small_for_a_float_is_not_called_zero():
+    labels = np.zeros(5000, np.int64)
+    right, wrong = np.tile([0.9, 0.1], (5000, 1)), np.tile([0.1, 0.9], (5000, 1))
+    limits = config.Gate(accuracy_floor=0.5, significance=0.05)
+    better, champion = (gate.Predictions(p.astype(np.float32), labels, "d") for p in (right, wrong))
+    verdict = gate.decide({"scratch": better, "pretrained": better}, champion, limits)
+    assert "p < 1e-300" in verdict.reason
