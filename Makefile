@@ -43,7 +43,7 @@ lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 weights: $(READY)  ## train the bundled checkpoint again, on CIFAR-10
-	PATH=$(CURDIR)/$(BIN):$$PATH $(BIN)/dvc repro ingest@cifar10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10
 	$(BIN)/python tools/bundle_weights.py
 
 clean:  ## remove what runs have made, registry and data included; the environment and the download cache stay
@@ -52,7 +52,7 @@ clean:  ## remove what runs have made, registry and data included; the environme
 # uv, if the machine has none, comes from the package index into the environment itself.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 demo")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	@echo "installing the locked packages (about 3 GB) into .venv"
 	@$(UV) pip install --quiet --require-hashes -r requirements.lock --python $(BIN)/python && \

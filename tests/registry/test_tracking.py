@@ -33,8 +33,8 @@ def test_the_default_store_is_a_database_in_the_current_directory(store: Path) -
 
 
 def test_two_trainings_that_start_at_once_both_get_a_new_store(workspace: Path) -> None:
-    fork = multiprocessing.get_context("fork")  # spares each the import of MLflow, so that they do collide
-    both = [fork.Process(target=tracking.use_store) for _ in range(2)]
+    spawn = multiprocessing.get_context("spawn")  # a fork would inherit other tests' threads
+    both = [spawn.Process(target=tracking.use_store) for _ in range(2)]
     for process in both:
         process.start()
     for process in both:
