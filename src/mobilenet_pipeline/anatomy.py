@@ -56,7 +56,7 @@ def layers(candidate: Candidate, classes: int) -> list[Layer]:
     ]
     for block in range(1, len(FILTERS)):
         before, after = channels[block - 1], channels[block]
-        size = -(-size // strides[block])
+        size //= strides[block]  # Keras pads these at one end only, which rounds odd maps down
         area = size * size
         depthwise, pointwise, standard = 9 * before, before * after, 9 * before * after
         rows += [

@@ -223,7 +223,7 @@ def _check_bento(tag: str) -> None:
 
     try:
         packaging.check(tag)
-    except Exception:
+    except (Exception, KeyboardInterrupt):
         packaging.discard(tag)
         raise
 

@@ -279,6 +279,23 @@ def test_a_bento_that_does_not_answer_is_taken_away_and_the_champion_stays(
     assert served(recipe, packaging) == ("2", "1", "2")
 
 
+def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
+    make: Make,
+    recipe: Recipe,
+    packaging: Packaging,
+    run: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    make("scratch", right=197)
+    monkeypatch.setattr(packaging, "check", lambda tag: (_ for _ in ()).throw(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    assert served(recipe, packaging) == ("2", "1", "2")
+
+
 def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
     make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
 ) -> None:

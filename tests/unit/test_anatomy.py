@@ -27,6 +27,11 @@ def test_the_saving_of_a_pair_is_one_over_channels_plus_one_ninth():
     assert pair / rows["conv_pw_5"].standard_multiply_adds == pytest.approx(1 / 256 + 1 / 9)
 
 
+def test_an_odd_map_is_rounded_down_as_keras_does():
+    shapes = {row.name: row.output for row in anatomy.layers(SEED.model_copy(update={"input_size": 48}), 10)}
+    assert shapes["conv_pw_13"] == (1, 1, 1024)
+
+
 def test_a_stem_of_stride_one_costs_four_times_the_multiply_adds():
     wide = anatomy.multiply_adds(anatomy.layers(SEED.model_copy(update={"strides": "stem-1"}), 10))
     assert wide / anatomy.multiply_adds(anatomy.layers(SEED, 10)) == pytest.approx(4, rel=0.01)
