@@ -17,7 +17,7 @@ from rich.text import Text
 
 from flows import training
 from flows.artifacts import epoch_of
-from mobilenet_pipeline import pipeline, provenance, results
+from mobilenet_pipeline import layout, pipeline, provenance, results
 from mobilenet_pipeline.config import Recipe
 
 # What DVC says around a stage, of use to those who call it by hand.
@@ -126,7 +126,7 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
 
 def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
     """Both candidates' figures, what came of the run and why, and the next commands."""
-    reports = workspace / "reports" / recipe.name
+    reports = layout.report_folder(recipe, workspace)
     if results.results_path(recipe, workspace).exists():
         console.print(candidate_table(provenance.read_json(results.results_path(recipe, workspace))))
     verdict = provenance.read_json(reports / "verdict.json") if (reports / "verdict.json").exists() else None

@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import artifacts
-from mobilenet_pipeline import environment, pipeline, results
+from mobilenet_pipeline import environment, layout, pipeline, results
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def report(recipe: Recipe, verdict: Mapping[str, Any], stages: list[dict[str, An
 
 def is_settled(recipe: Recipe) -> bool:
     """Whether there is nothing to do after the stages: verdict, results and report are there and up to date."""
-    pages = results.results_path(recipe), Path("reports") / recipe.name / "index.html"
+    pages = results.results_path(recipe), layout.report_folder(recipe) / "index.html"
     return all(page.exists() for page in pages) and recall_verdict(recipe) is not None
 
 

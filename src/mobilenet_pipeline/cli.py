@@ -148,7 +148,7 @@ def predict(chosen: argparse.Namespace) -> None:
 
 def anatomy(chosen: argparse.Namespace) -> None:
     """Print what each layer costs."""
-    from mobilenet_pipeline.anatomy import print_anatomy
+    from mobilenet_pipeline.anatomy_table import print_anatomy
 
     recipe = load_recipe(chosen.recipe)
     for candidate in [chosen.candidate] if chosen.candidate else CANDIDATES:

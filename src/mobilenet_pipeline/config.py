@@ -125,15 +125,17 @@ def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:
     section = recipes[name]
     if not isinstance(section, dict):
         raise ValueError(f"{path}: recipes.{name} must be a mapping, not {section!r}")
+    models = {key: entry.get("registered_model") for key, entry in recipes.items() if isinstance(entry, dict)}
+    for other, model in models.items():
+        if other != name and model is not None and model == section.get("registered_model"):
+            # They would take turns as each other's champion.
+            raise ValueError(
+                f"{path}: recipes.{name}.registered_model: {model!r} is also that of recipe {other}; give each its own"
+            )
     try:
         return Recipe.model_validate({"name": name, **section})
     except ValidationError as error:
         raise ValueError(_sentences(path, name, error)) from None
-
-
-def recipe_names(path: Path = Path("params.yaml")) -> list[str]:
-    """The recipes in `path`, in the order of the file."""
-    return list(_recipes(path))
 
 
 def _recipes(path: Path) -> dict[str, object]:

@@ -41,9 +41,9 @@ def augment(candidate: Candidate) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, candidate: Candidate, global_batch: int, first_epoch: int = 0
+    images: np.ndarray, labels: np.ndarray, candidate: Candidate, global_batch: int
 ) -> tf.data.Dataset:
-    """Batches of (uint8 (b, h, w, 3), int32 (b,)) from `first_epoch` to the last, in one unbroken stream.
+    """Batches of (uint8 (b, h, w, 3), int32 (b,)) of all epochs, in one unbroken stream.
 
     Each epoch is a fresh permutation; what does not fill a last batch is left out of that epoch, because replicas need
     equal shares. Raises ValueError when there are fewer images than one batch.
@@ -65,5 +65,5 @@ def training_batches(
         numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((numbers, rows))
 
-    epochs = tf.data.Dataset.range(first_epoch, candidate.epochs)
+    epochs = tf.data.Dataset.range(candidate.epochs)
     return epochs.flat_map(epoch_batches).map(fetch, num_parallel_calls=2).prefetch(4)

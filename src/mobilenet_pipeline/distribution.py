@@ -19,6 +19,14 @@ def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(_logical_cpus(cpu_replicas))
 
 
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """The strategy in words for a log."""
+    if strategy is tf.distribute.get_strategy():
+        return "the CPU"
+    devices = [device.partition("device:")[2] for device in strategy.extended.worker_devices]
+    return f"{type(strategy).__name__} over {', '.join(devices)}"
+
+
 def _logical_cpus(count: int) -> list[str]:
     physical = tf.config.list_physical_devices("CPU")[0]
     with suppress(RuntimeError):  # TensorFlow has started: fine, if with enough devices

@@ -1,7 +1,6 @@
 """The exported artefact to metrics and predictions: what the gate scores is what will be served."""
 
 import csv
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from tqdm import tqdm
 
 from mobilenet_pipeline import gate, metrics
 from mobilenet_pipeline.artefact import Artefact
+from mobilenet_pipeline.layout import whole
 
 BATCH = 256
 ARRAYS = (
@@ -64,11 +64,8 @@ def predict(artefact_path: Path, images: np.ndarray, batch: int = BATCH) -> np.n
 def save_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
     """Write predictions.npz whole or not at all; the same predictions give the same bytes."""
     _require(path, predictions)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("wb") as file:
+    with whole(path) as partial, partial.open("wb") as file:
         np.savez(file, allow_pickle=False, **{name: predictions[name] for name in ARRAYS})
-    partial.replace(path)
 
 
 def read_predictions(path: Path) -> dict[str, np.ndarray]:

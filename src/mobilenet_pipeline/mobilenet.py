@@ -119,20 +119,33 @@ def backbone(alpha: float, strides: tuple[int, ...]) -> keras.Model:
 
 def _imagenet(candidate: Candidate) -> tuple[keras.Model, str]:
     folder = os.environ.get("IMAGENET_WEIGHTS_DIR")
-    weights = "imagenet"
-    if folder:
-        text = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[candidate.alpha]
-        path = Path(folder) / f"mobilenet_{text}_224_imagenet_no_top.weights.h5"
-        if not path.is_file():
-            raise ValueError(
-                f"IMAGENET_WEIGHTS_DIR has no {path.name} (for alpha {candidate.alpha}): put it into {folder}, choose "
-                "another alpha, or unset the variable to let Keras download it"
-            )
-        weights = str(path)
+    weights = _weights_file(Path(folder), candidate.alpha) if folder else "imagenet"
     try:
         model = keras.applications.MobileNet(
             input_shape=(224, 224, 3), alpha=candidate.alpha, include_top=False, weights=weights
         )
-    except Exception as error:
-        raise ValueError(f"the ImageNet weights ({weights}) could not be loaded: {error}") from error
+    except Exception as error:  # of urllib, h5py or Keras
+        if folder:
+            raise ValueError(f"{weights} does not hold MobileNet's ImageNet weights: {error}") from error
+        raise ConnectionError(
+            f"Keras could not download the ImageNet weights for alpha {candidate.alpha} ({error}); without a network, "
+            f"put {_weights_names(candidate.alpha)[0]} into a folder and name it in IMAGENET_WEIGHTS_DIR"
+        ) from error
     return model, f"ImageNet, alpha {candidate.alpha}, 224 px ({Path(weights).name})"
+
+
+def _weights_names(alpha: float) -> tuple[str, str]:
+    """The file's name where Keras downloads it to, and the one that newer tools give such files."""
+    text = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}[alpha]
+    return f"mobilenet_{text}_224_tf_no_top.h5", f"mobilenet_{text}_224_imagenet_no_top.weights.h5"
+
+
+def _weights_file(folder: Path, alpha: float) -> str:
+    names = _weights_names(alpha)
+    for name in names:
+        if (folder / name).is_file():
+            return str(folder / name)
+    raise ValueError(
+        f"IMAGENET_WEIGHTS_DIR has no {' or '.join(names)} (for alpha {alpha}): put it into {folder}, choose another "
+        "alpha, or unset the variable to let Keras download it"
+    )

@@ -1,7 +1,5 @@
 """Candidates to verdict, verdict to Bento and aliases. Every step can be repeated, so a run that died is completed."""
 
-import json
-import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilenet_pipeline import evaluation, gate, provenance
+from mobilenet_pipeline import evaluation, gate, layout, provenance
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
 if TYPE_CHECKING:
@@ -51,7 +49,9 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     against = registry.with_alias(recipe.registered_model, "champion")
     challenger = registry.with_alias(recipe.registered_model, "challenger")
     predictions = {
-        name: evaluation.load_predictions(_model_folder(recipe, name, workspace) / "predictions.npz", version.version)
+        name: evaluation.load_predictions(
+            layout.model_folder(recipe, name, workspace) / "predictions.npz", version.version
+        )
         for name, version in versions.items()
     }
     champion = None if against is None else _champion_predictions(recipe, against, predictions, workspace)
@@ -68,7 +68,7 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
         "leaves": {"champion": _number(winner), "challenger": _number(runner_up)},
         "judged_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _write(_verdict_path(recipe, workspace), document)
+    layout.write_json(_verdict_path(recipe, workspace), document)
     for version in versions.values():
         if against is None or version.version != against.version:  # the champion keeps the verdict that made it one
             registry.record_verdict(version, document)
@@ -115,11 +115,11 @@ def already_judged(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any
 
     try:
         document = provenance.read_json(_verdict_path(recipe, workspace))
-        folders = {name: _model_folder(recipe, name, workspace) for name in CANDIDATES}
+        folders = {name: layout.model_folder(recipe, name, workspace) for name in CANDIDATES}
         now = {
             "registered_model": recipe.registered_model,
             "limits": recipe.gate.model_dump(),
-            "data_digest": provenance.read_json(workspace / "data" / recipe.name / "dataset.json")["digest"],
+            "data_digest": provenance.read_json(layout.data_folder(recipe, workspace) / "dataset.json")["digest"],
             "artefacts": {name: provenance.read_json(folders[name] / "export.json")["sha256"] for name in folders},
         }
     except (provenance.ProvenanceError, KeyError):
@@ -187,8 +187,8 @@ def _champion_predictions(
                 f"the champion of {champion.name}, version {champion.version}, knows the classes {classes}, recipe "
                 f"{recipe.name} has {recipe.data.class_names}; give the recipe another registered_model in params.yaml"
             )
-        arrays = evaluation.read_predictions(_model_folder(recipe, CANDIDATES[0], workspace) / "predictions.npz")
-        images = np.load(workspace / "data" / recipe.name / "images.npy", mmap_mode="r")
+        arrays = evaluation.read_predictions(layout.model_folder(recipe, CANDIDATES[0], workspace) / "predictions.npz")
+        images = np.load(layout.data_folder(recipe, workspace) / "images.npy", mmap_mode="r")
         probabilities = evaluation.predict(folder / "model.tflite", images[arrays["rows"]])
     return gate.Predictions(probabilities, arrays["labels"], digest, champion.version)
 
@@ -250,7 +250,7 @@ def _bento_of(recipe: Recipe, wanted: tuple[str | None, str | None]) -> str | No
 def _figures(recipe: Recipe, candidate: str, workspace: Path) -> dict[str, bytes]:
     from mobilenet_pipeline import figures
 
-    path = workspace / "metrics" / recipe.name / f"{candidate}.json"
+    path = layout.metrics_path(recipe, candidate, workspace)
     matrix = {candidate: provenance.read_json(path)["confusion_matrix"]}
     return {
         "confusion_matrix.png": figures.confusion_matrices(matrix, recipe.data.class_names),
@@ -258,17 +258,5 @@ def _figures(recipe: Recipe, candidate: str, workspace: Path) -> dict[str, bytes
     }
 
 
-def _model_folder(recipe: Recipe, candidate: str, workspace: Path) -> Path:
-    return workspace / "models" / recipe.name / candidate
-
-
 def _verdict_path(recipe: Recipe, workspace: Path) -> Path:
-    return workspace / "reports" / recipe.name / "verdict.json"
-
-
-def _write(path: Path, document: Mapping[str, Any]) -> None:
-    """Write the document whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    return layout.report_folder(recipe, workspace) / "verdict.json"

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import platform
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from mobilenet_pipeline import layout
 from mobilenet_pipeline.config import Recipe
 
 # What the pipeline itself writes says nothing about the code that wrote it.
@@ -41,11 +43,11 @@ class CandidateFiles:
 def read_candidate(recipe: Recipe, candidate: str, workspace: Path = Path(".")) -> CandidateFiles:
     """Read a candidate's files. Raises ProvenanceError naming the one that is missing, damaged or of other data."""
     recipe.candidate(candidate)
-    folder = workspace / "models" / recipe.name / candidate
+    folder = layout.model_folder(recipe, candidate, workspace)
     paths = {
         "training": folder / "training.json",
-        "dataset": workspace / "data" / recipe.name / "dataset.json",
-        "metrics": workspace / "metrics" / recipe.name / f"{candidate}.json",
+        "dataset": layout.data_folder(recipe, workspace) / "dataset.json",
+        "metrics": layout.metrics_path(recipe, candidate, workspace),
     }
     found = {name: read_json(path) for name, path in paths.items()}
     digest = found["metrics"]["data_digest"]
@@ -148,6 +150,19 @@ def origin(recipe_name: str, flow_run: str | None = None, workspace: Path = Path
     return {key: value for key, value in facts.items() if value}
 
 
+def describe_machine() -> dict[str, Any]:
+    """Processor, cores, memory in GiB, operating system and Python of this machine."""
+    import psutil
+
+    return {
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "os": platform.platform(terse=True),
+        "python": platform.python_version(),
+    }
+
+
 def parameters(recipe: Recipe, candidate: str) -> dict[str, str]:
     """The candidate's own knobs by their names, the recipe's others as SECTION.KEY, all as text."""
     knobs: dict[str, object] = {"recipe": recipe.name, "candidate": candidate}
@@ -166,3 +181,12 @@ def _git(workspace: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor() or platform.machine())

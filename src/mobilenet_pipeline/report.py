@@ -3,7 +3,6 @@
 import base64
 import csv
 import json
-import os
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from mobilenet_pipeline import config, evaluation, figures, metrics
+from mobilenet_pipeline import config, evaluation, figures, layout, metrics
 
 
 @dataclass(frozen=True)
@@ -39,22 +38,20 @@ def write_report(recipe: config.Recipe, workspace: Path) -> Path:
     """
     evidence = gather(recipe, workspace)
     page = render(recipe, evidence)
-    path = workspace / "reports" / recipe.name / "index.html"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = layout.report_folder(recipe, workspace) / "index.html"
+    with layout.whole(path) as partial:
+        partial.write_text(page, encoding="utf-8")
     return path
 
 
 def gather(recipe: config.Recipe, workspace: Path) -> Evidence:
     """Read the recipe's files under `workspace`. Raises ValueError naming a file that cannot be read."""
-    data, reports = Path("data") / recipe.name, Path("reports") / recipe.name
-    folders = {name: Path("models") / recipe.name / name for name in config.CANDIDATES}
+    data, reports = layout.data_folder(recipe), layout.report_folder(recipe)
+    folders = {name: layout.model_folder(recipe, name) for name in config.CANDIDATES}
     optional = _Optional(workspace)
     candidates = {
         name: {
-            "metrics": optional.json(Path("metrics") / recipe.name / f"{name}.json"),
+            "metrics": optional.json(layout.metrics_path(recipe, name)),
             "training": optional.json(folder / "training.json"),
             "export": optional.json(folder / "export.json"),
         }

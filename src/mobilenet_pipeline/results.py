@@ -1,20 +1,17 @@
 """What a run reached and what it cost, as one JSON document: `reports/RECIPE/results.json`."""
 
-import json
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline import provenance
+from mobilenet_pipeline import layout, provenance
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
 
 def results_path(recipe: Recipe, workspace: Path = Path(".")) -> Path:
     """Where the recipe's results lie."""
-    return workspace / "reports" / recipe.name / "results.json"
+    return layout.report_folder(recipe, workspace) / "results.json"
 
 
 def write_results(
@@ -29,8 +26,8 @@ def write_results(
     earlier = provenance.read_json(path).get("stages", []) if path.exists() else []
     files = {
         name: (
-            provenance.read_json(workspace / "metrics" / recipe.name / f"{name}.json"),
-            provenance.read_json(workspace / "models" / recipe.name / name / "training.json"),
+            provenance.read_json(layout.metrics_path(recipe, name, workspace)),
+            provenance.read_json(layout.model_folder(recipe, name, workspace) / "training.json"),
         )
         for name in CANDIDATES
     }
@@ -42,16 +39,13 @@ def write_results(
         "commit": commit,
         "uncommitted_changes": dirty,
         "command": f"mobilenet-pipeline run --recipe {recipe.name}",
-        "machine": describe_machine(),
+        "machine": provenance.describe_machine(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "champion": verdict["leaves"]["champion"],
         "verdict_reason": verdict["reason"],
         "stages": merge_stages(earlier, stages),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+    layout.write_json(path, document)
     return path
 
 
@@ -69,6 +63,8 @@ def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[s
         "multiply_adds": training["multiply_adds"],
         "weights": training["weights"],
         "commit": training.get("git_commit"),
+        "trained_at": training.get("trained_at"),
+        "machine": training.get("machine"),
     }
 
 
@@ -85,25 +81,3 @@ def merge_stages(earlier: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str
             kept = {key: before[row["name"]][key] for key in kept}
         rows.append({**row, **kept})
     return rows
-
-
-def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, operating system and Python of this machine."""
-    import psutil
-
-    return {
-        "cpu": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "os": platform.platform(terse=True),
-        "python": platform.python_version(),
-    }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())

@@ -104,6 +104,11 @@ def train(
         start = time.perf_counter()
         loss, accuracy = _run_epoch(run, stream, epoch * steps, steps, global_batch)
         validation_loss, validation_accuracy = evaluate(validation)
+        if not math.isfinite(validation_loss):
+            raise DivergedError(
+                f"the validation loss is {validation_loss} after step {(epoch + 1) * steps}: training stopped. Lower "
+                "learning_rate, or look for broken images"
+            )
         rate = float(schedule((epoch + 1) * steps - 1))
         row = Epoch(epoch + 1, rate, loss, accuracy, validation_loss, validation_accuracy, time.perf_counter() - start)
         history.append(row)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet_pipeline import results
+from mobilenet_pipeline import provenance, results
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.provenance import ProvenanceError
 
@@ -29,7 +29,7 @@ def test_times_that_nobody_took_are_left_open():
 
 
 def test_the_machine_is_described():
-    machine = results.describe_machine()
+    machine = provenance.describe_machine()
     assert {*machine} >= {"cpu", "cores", "memory_gib", "os", "python"}
     assert machine["cores"] >= 1
     assert machine["cpu"]

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_bundled_weights_of_another_width_are_refused():
 def test_a_weights_folder_without_the_file_names_the_file_and_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
     candidate = SEED.model_copy(update={"weights": "imagenet"})
-    with pytest.raises(ValueError, match=r"no mobilenet_1_0_224_imagenet_no_top\.weights\.h5 .* choose another alpha"):
+    with pytest.raises(ValueError, match=r"no mobilenet_1_0_224_tf_no_top\.h5 or .* choose another alpha"):
         mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
 
 
@@ -102,11 +103,45 @@ def test_imagenet_weights_load_from_the_folder(monkeypatch):
     assert "ImageNet" in mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
 
 
-def test_imagenet_weights_load_into_our_layers_by_name(tmp_path, monkeypatch):
+def keras_s_own_file(path: Path, model: keras.Model) -> None:
+    """In the old format, as Keras downloads it; Keras itself writes only the new one under another name."""
+    from keras.src.legacy.saving import legacy_h5_format
+
+    with h5py.File(path, "w") as file:
+        legacy_h5_format.save_weights_to_hdf5_group(file, model)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("mobilenet_2_5_224_imagenet_no_top.weights.h5", lambda path, model: model.save_weights(path)),
+        ("mobilenet_2_5_224_tf_no_top.h5", keras_s_own_file),
+    ],
+)
+def test_imagenet_weights_load_into_our_layers_by_name(tmp_path, monkeypatch, name, write):
     theirs = keras.applications.MobileNet((224, 224, 3), alpha=0.25, include_top=False, weights=None)
-    theirs.save_weights(tmp_path / "mobilenet_2_5_224_imagenet_no_top.weights.h5")
+    write(tmp_path / name, theirs)
     monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
     candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
     ours = mobilenet.build(candidate, 10)
     mobilenet.load_pretrained(ours, candidate)
     assert np.array_equal(ours.get_layer("conv_pw_9").get_weights()[0], theirs.get_layer("conv_pw_9").get_weights()[0])
+
+
+def test_a_weights_file_that_is_none_is_named(tmp_path, monkeypatch):
+    (tmp_path / "mobilenet_2_5_224_tf_no_top.h5").write_bytes(b"<html>not found</html>")
+    monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
+    candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
+    with pytest.raises(ValueError, match=r"tf_no_top\.h5 does not hold MobileNet's ImageNet weights"):
+        mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_a_failed_download_of_imagenet_weights_may_be_tried_again_and_names_the_way_without_a_network(monkeypatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise Exception("URL fetch failure: Name or service not known")
+
+    monkeypatch.delenv("IMAGENET_WEIGHTS_DIR", raising=False)
+    monkeypatch.setattr(keras.applications, "MobileNet", refuse)
+    candidate = SEED.model_copy(update={"weights": "imagenet"})
+    with pytest.raises(ConnectionError, match=r"mobilenet_1_0_224_tf_no_top\.h5 into a folder .* IMAGENET_WEIGHTS_DIR"):
+        mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)

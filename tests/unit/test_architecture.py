@@ -11,6 +11,7 @@ PACKAGE = ROOT / "src" / "mobilenet_pipeline"
 ORDER = [
     {"environment"},
     {"config"},
+    {"layout"},
     {"split", "metrics", "gate", "anatomy", "provenance"},
     {"artefact", "preprocess", "images"},
     {"sources"},
@@ -21,19 +22,19 @@ ORDER = [
     {"training"},
     {"export"},
     {"evaluation"},
-    {"figures"},
+    {"figures", "anatomy_table"},
     {"report", "results"},
     {"tracking"},
     {"registry"},
+    {"pipeline"},
     {"packaging", "prediction"},
     {"promotion"},
     {"stages"},
-    {"pipeline"},
     {"cli"},
 ]
 # They cannot change what a stage makes, so an edit to them need not run it again: most record what happens, `config`
-# has no defaults, and the values it reads are the stage's `params`.
-OBSERVERS = {"environment", "config", "tracking", "provenance", "figures"}
+# has no defaults, and the values it reads are the stage's `params`; `layout` knows the paths that dvc.yaml names.
+OBSERVERS = {"environment", "config", "layout", "tracking", "provenance", "figures"}
 
 
 def modules() -> dict[str, Path]:

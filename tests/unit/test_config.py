@@ -58,7 +58,13 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 
 def test_a_missing_file_says_where_to_run_from(tmp_path):
     with pytest.raises(ValueError, match="run this from the project's root"):
-        config.recipe_names(tmp_path / "params.yaml")
+        config.load_recipe("digits", tmp_path / "params.yaml")
+
+
+def test_two_recipes_cannot_share_a_registered_model(tmp_path):
+    path = edited(tmp_path, "registered_model", "seed-mobilenet")
+    with pytest.raises(ValueError, match="'seed-mobilenet' is also that of recipe seed; give each its own"):
+        config.load_recipe("digits", path)
 
 
 def test_a_recipe_cannot_be_changed():

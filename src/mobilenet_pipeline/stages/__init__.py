@@ -4,15 +4,12 @@ Exit codes: 0 done, 65 the data are wrong and another try would fail too, 75 the
 succeed, 1 anything else.
 """
 
-import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from mobilenet_pipeline import environment
-from mobilenet_pipeline.config import Recipe, load_recipe
+from mobilenet_pipeline.config import load_recipe
 
 EX_DATAERR = 65
 EX_TEMPFAIL = 75
@@ -35,24 +32,6 @@ def run_stage(stage: Callable[..., None], takes_candidate: bool) -> None:
         _leave(error, EX_DATAERR)
     except OSError as error:
         _leave(error, 1)
-
-
-def data_folder(recipe: Recipe) -> Path:
-    """Where the recipe's dataset lies."""
-    return Path("data") / recipe.name
-
-
-def model_folder(recipe: Recipe, candidate: str) -> Path:
-    """Where the candidate's files lie."""
-    return Path("models") / recipe.name / candidate
-
-
-def write_json(path: Path, document: dict) -> None:
-    """Write `document` whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made = path.with_suffix(".part")
-    made.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(made, path)
 
 
 def _leave(error: Exception, code: int) -> NoReturn:

@@ -1,12 +1,11 @@
 """Served artefact to metrics, predictions and plots."""
 
-from pathlib import Path
-
 import numpy as np
 
 from mobilenet_pipeline import evaluation, images, split
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
+from mobilenet_pipeline.layout import data_folder, metrics_path, model_folder, report_folder, write_json
+from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe, name: str) -> None:
@@ -24,9 +23,9 @@ def main(recipe: Recipe, name: str) -> None:
         data.digest,
     )
     evaluation.save_predictions(folder / "predictions.npz", predictions)
-    plot = Path("reports") / recipe.name / "plots" / f"{name}-confusion.csv"
+    plot = report_folder(recipe) / "plots" / f"{name}-confusion.csv"
     evaluation.write_confusion(plot, predictions, data.class_names)
-    write_json(Path("metrics") / recipe.name / f"{name}.json", document)
+    write_json(metrics_path(recipe, name), document)
     test = document["test"]
     print(f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on {test['rows']:,} images")
 

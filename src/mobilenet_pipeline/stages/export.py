@@ -2,13 +2,17 @@
 
 from mobilenet_pipeline import export, images
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
+from mobilenet_pipeline.layout import data_folder, model_folder, write_json
+from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe, name: str) -> None:
     """Write `model.tflite` and `export.json`, after comparing the two on every test image."""
     import keras
+    import tensorflow as tf
 
+    # On the CPU, as it will be served: a GPU's shorter products would pass for a fault of the artefact.
+    tf.config.set_visible_devices([], "GPU")
     folder = model_folder(recipe, name)
     data = images.open_dataset(data_folder(recipe))
     model = keras.models.load_model(folder / "model.keras", compile=False)

@@ -2,7 +2,8 @@
 
 from mobilenet_pipeline import ingest
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.stages import data_folder, run_stage
+from mobilenet_pipeline.layout import data_folder
+from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import keras
@@ -13,7 +14,8 @@ import tensorflow as tf
 
 from mobilenet_pipeline import anatomy, distribution, figures, images, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.stages import data_folder, model_folder, run_stage, write_json
+from mobilenet_pipeline.layout import data_folder, model_folder, whole, write_json
+from mobilenet_pipeline.stages import run_stage
 
 BAR = 20
 
@@ -29,14 +31,18 @@ def main(recipe: Recipe, name: str) -> None:
     kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
     strategy = distribution.choose(int(os.environ.get("MOBILENET_PIPELINE_CPU_REPLICAS", "1")))
     parent = os.environ.get("MOBILENET_PIPELINE_PARENT_RUN")
-    started, cpu_started = time.perf_counter(), cpu_seconds()
+    began, started, cpu_started = datetime.now(UTC), time.perf_counter(), cpu_seconds()
     with tracking.candidate_run(recipe, name, parent, document) as run:
 
         def on_epoch(row: training.Epoch) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
             print(progress(row, candidate.epochs, time.perf_counter() - started), flush=True)
 
-        print(f"{len(kept):,} images to train on, {len(held_out):,} to validate, {candidate.epochs} epochs", flush=True)
+        print(
+            f"{len(kept):,} images to train on, {len(held_out):,} to validate, {candidate.epochs} epochs on "
+            f"{distribution.describe(strategy)}",
+            flush=True,
+        )
         trained = training.train(
             candidate,
             training.Images(pixels[kept], labels[kept]),
@@ -65,6 +71,8 @@ def main(recipe: Recipe, name: str) -> None:
         "data_digest": data.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
         "tensorflow": tf.__version__,
+        "machine": provenance.describe_machine(),
+        "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)
 
@@ -73,7 +81,8 @@ def save(folder: Path, trained: training.Trained) -> None:
     """Write the model and its learning curve."""
     folder.mkdir(parents=True, exist_ok=True)
     trained.model.save(folder / "model.keras")
-    pd.DataFrame(training.to_rows(trained.history)).to_csv(folder / "history.csv", index=False)
+    with whole(folder / "history.csv") as partial:
+        pd.DataFrame(training.to_rows(trained.history)).to_csv(partial, index=False)
 
 
 def progress(row: training.Epoch, epochs: int, elapsed: float) -> str:

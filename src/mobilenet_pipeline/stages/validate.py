@@ -1,18 +1,18 @@
 """Manifest to validation report; a failed expectation ends the pipeline here."""
 
 import json
-from pathlib import Path
 
 import pandas as pd
 
 from mobilenet_pipeline import validation
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.stages import data_folder, run_stage, write_json
+from mobilenet_pipeline.layout import data_folder, report_folder, write_json
+from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe) -> None:
     """Write `reports/RECIPE/validation.json` and its Data Docs, then raise ValueError if an expectation failed."""
-    folder, reports = data_folder(recipe), Path("reports") / recipe.name
+    folder, reports = data_folder(recipe), report_folder(recipe)
     manifest = pd.read_parquet(folder / "manifest.parquet")
     digest = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["digest"]
     document = validation.validate(manifest, recipe, digest, reports / "data_docs")

@@ -1,0 +1,50 @@
+"""Where a recipe's files lie in a workspace, the current directory by default, and how they are written."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mobilenet_pipeline.config import Recipe
+
+HERE = Path(".")
+
+
+def data_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """The recipe's dataset."""
+    return workspace / "data" / recipe.name
+
+
+def model_folder(recipe: Recipe, candidate: str, workspace: Path = HERE) -> Path:
+    """What training, export and evaluation leave of a candidate."""
+    return workspace / "models" / recipe.name / candidate
+
+
+def metrics_path(recipe: Recipe, candidate: str, workspace: Path = HERE) -> Path:
+    """The candidate's metrics document."""
+    return workspace / "metrics" / recipe.name / f"{candidate}.json"
+
+
+def report_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """Validation, verdict, results, and the page that shows them."""
+    return workspace / "reports" / recipe.name
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A file to write to in the `with` body: it takes the place of `path` at its end, and is gone if it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write `document`, whole or not at all."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
