@@ -27,13 +27,13 @@ def keep_schedule(recipe: str, cron: str, timezone: str = "UTC") -> None:
     """Run `serve` in a child process until this one is interrupted; the run in progress ends with it.
 
     Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises ValueError for a cron
-    expression or a timezone that is none, RuntimeError where the child ends by itself.
+    expression or a timezone that is none, ChildProcessError where the child ends by itself.
     """
     check(cron, timezone)
     with pipeline.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
         while not child.ended:
             time.sleep(0.5)
-    raise RuntimeError(f"the schedule of {recipe} has ended with exit code {child.returncode}")
+    raise ChildProcessError(f"the schedule of {recipe} has ended with exit code {child.returncode}")
 
 
 def check(cron: str, timezone: str) -> Schedule:

@@ -120,6 +120,8 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
             state = training.train_and_promote(recipe.name, force, return_state=True)
         finally:
             training.listener.reset(token)
+    if state.is_cancelled() or state.is_crashed():
+        raise InterruptedError(f"the run has ended as {state.name}: {state.message or 'no reason was given'}")
     state.result()
     return state.message or ""
 

@@ -1,6 +1,7 @@
 """Which Prefect server a command talks to: the one that is asked for, this workspace's own, or none."""
 
 import contextlib
+import http.client
 import json
 import os
 import socket
@@ -16,6 +17,8 @@ from mobilenet_pipeline import pipeline
 PORT = 4200
 START_SECONDS = 120.0
 _ADDRESS = "api-url"
+# Proxies are for the world outside.
+_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def prepare(quiet: bool) -> None:
@@ -46,7 +49,7 @@ def connect() -> str | None:
     own = address.read_text(encoding="utf-8").strip() if address.exists() else f"http://127.0.0.1:{PORT}/api"
     settings = _ask(f"{own}/admin/settings")
     # Someone else's server may have taken the port since.
-    if not isinstance(settings, dict) or Path(settings["home"]) != _home():
+    if not isinstance(settings, dict) or Path(str(settings.get("home"))).resolve() != _home():
         return None
     os.environ["PREFECT_API_URL"] = own
     return own
@@ -96,9 +99,9 @@ def wait_for(url: str, child: pipeline.Leashed, log: Path) -> None:
 def _ask(url: str) -> Any:
     """The answer, from JSON if it is JSON; None where there is none."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        with _OPENER.open(url, timeout=5) as answer:
             text = answer.read().decode("utf-8", errors="replace")
-    except OSError:
+    except (OSError, http.client.HTTPException):  # the latter from whatever else listens there
         return None
     try:
         return json.loads(text)

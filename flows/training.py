@@ -195,9 +195,9 @@ def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
 
     flow_id = str(flow_run.id)
     parent = tracking.parent_run(recipe, flow_id)
-    variables = {"MOBILENET_PIPELINE_PARENT_RUN": parent, "MOBILENET_PIPELINE_FLOW_RUN": flow_id}
+    variables = {"MOBILENET_PIPELINE_PARENT_RUN": parent, "PREFECT__FLOW_RUN_ID": flow_id}
     try:
-        yield {**variables, "PREFECT__FLOW_RUN_ID": flow_id}
+        yield variables
     except BaseException as error:
         # Ctrl-C and Prefect's signals are no Exceptions.
         tracking.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")

@@ -125,11 +125,11 @@ def schedule(chosen: argparse.Namespace) -> None:
 
 
 def serve(chosen: argparse.Namespace) -> None:
-    """Become the server of the newest Bento."""
+    """Become the server of the live Bento."""
     from mobilenet_pipeline import packaging
 
     recipe = load_recipe(chosen.recipe)
-    bento = packaging.latest(recipe)
+    bento = packaging.live(recipe)
     if bento is None:
         raise ValueError(f"nothing of {recipe.name} is promoted yet: mobilenet-pipeline run --recipe {recipe.name}")
     print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)

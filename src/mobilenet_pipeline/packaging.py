@@ -14,12 +14,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline import environment
+from mobilenet_pipeline import environment, layout, pipeline
 from mobilenet_pipeline.config import Recipe
 
 MODEL, METADATA, ROLES = "model.tflite", "metadata.json", "served.json"
@@ -37,22 +38,26 @@ class PackagingError(ValueError):
 
 @dataclass(frozen=True)
 class Bento:
-    """A built Bento: `tag` is NAME:VERSION, `champion` and `challenger` are versions of the registered model."""
+    """A built Bento: `tag` is NAME:VERSION, the roles' versions are of the registered model, the hashes SHA-256.
+
+    `is_current`: the service's code and packages of today would make the same Bento of these models.
+    """
 
     tag: str
-    champion: str
-    challenger: str | None
+    versions: dict[str, str | None]
+    hashes: dict[str, str | None]
+    is_current: bool
 
     def __str__(self) -> str:
         return self.tag
 
 
 def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
-    """Build a Bento that serves these versions and return its tag; it is the newest one then.
+    """Build a Bento that serves these versions and return its tag. What is live stays so until `put_live`.
 
-    `champion` and `challenger` are folders with model.tflite and metadata.json. If the newest Bento holds the same
+    `champion` and `challenger` are folders with model.tflite and metadata.json. If the store has a Bento of the same
     artefacts and code already, nothing is built. Raises PackagingError where a folder is not what its metadata says or
-    the build fails; the newest Bento is then the one before.
+    the build fails.
     """
     if not re.fullmatch(NAME_RULE, recipe.registered_model):
         rule = "BentoML wants small letters, digits, '-', '_' and '.' only; change it in params.yaml"
@@ -60,47 +65,53 @@ def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
     folders = {"champion": champion, "challenger": challenger}
     roles = {role: _model_tag(recipe, folder) if folder else None for role, folder in folders.items()}
     used = {tag: folder for tag, folder in zip(roles.values(), folders.values(), strict=True) if tag and folder}
-    packages = [f"{name}=={metadata.version(name)}" for name in PACKAGES]
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch)
-        _write_source(source, roles)
-        digest = _digest(source, [*packages, metadata.version("bentoml")])
-        tag = f"{recipe.registered_model}:{_metadata(champion)['version']}-{digest[:12]}"
+        tag = _write_source(source, recipe.registered_model, _metadata(champion)["version"], roles)
         missing = {model: str(folder) for model, folder in used.items() if not _holds(model, folder)}
-        if not missing and _newest(recipe.registered_model) == tag:
+        if not missing and (_bento_folder(tag) / "src" / ROLES).is_file():
             return tag
         labels = {"recipe": recipe.name, "registered_model": recipe.registered_model}
-        plan = {"tag": tag, "models": missing, "uses": list(used), "source": scratch, "packages": packages}
+        plan = {"tag": tag, "models": missing, "uses": list(used), "source": scratch, "packages": _packages()}
         _run([str(_serving() / "build.py")], f"building {tag}", plan | {"labels": labels})
-    if (newest := _newest(recipe.registered_model)) != tag:
-        raise PackagingError(f"{tag} was built, but {newest} counts as newer in {home()}; is the clock right?")
     return tag
 
 
-def latest(model: Recipe | str) -> Bento | None:
-    """The newest Bento of a recipe, or of the name it registers its models under; None where there is none."""
-    tag = _newest(_name(model))
+def put_live(tag: str) -> None:
+    """Make this Bento the one that is served from now on."""
+    with layout.whole(_pointer(tag.partition(":")[0])) as partial:
+        partial.write_text(f"{tag}\n", encoding="utf-8")
+
+
+def live(recipe: Recipe) -> Bento | None:
+    """The Bento that is served; None where none was promoted yet, or it was deleted since."""
     try:
-        folders = _folders(tag) if tag else {}
-        versions = {role: _metadata(folder)["version"] for role, folder in folders.items() if folder}
-    except PackagingError:  # its models were deleted: it cannot be served, so it is none
+        tag = _pointer(recipe.registered_model).read_text(encoding="utf-8").strip()
+        folders = _folders(tag)
+        found = {role: _metadata(folder) if folder else {} for role, folder in folders.items()}
+    except (FileNotFoundError, PackagingError):
         return None
-    return Bento(tag, versions["champion"], versions.get("challenger")) if tag else None
+    versions = {role: facts.get("version") for role, facts in found.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        wanted = _write_source(Path(scratch), recipe.registered_model, versions["champion"], _roles(tag))
+    return Bento(tag, versions, {role: facts.get("sha256") for role, facts in found.items()}, tag == wanted)
 
 
-def served_models(model: Recipe | str) -> dict[str, Path | None]:
-    """The folders, with model.tflite and metadata.json, of the newest Bento's champion and challenger.
+def served_models(recipe: Recipe) -> dict[str, Path | None]:
+    """The folders, with model.tflite and metadata.json, of champion and challenger as they are served.
 
-    Raises PackagingError where there is no Bento.
+    Raises PackagingError where nothing is.
     """
-    bento = latest(model)
+    bento = live(recipe)
     if bento is None:
-        raise PackagingError(f"there is no Bento of {_name(model)} in {home()}; `mobilenet-pipeline run` makes one")
+        raise PackagingError(
+            f"nothing of {recipe.name} is promoted yet: `mobilenet-pipeline run --recipe {recipe.name}`"
+        )
     return _folders(bento.tag)
 
 
 def discard(tag: str) -> None:
-    """Take the Bento out of the store; the one before is the newest then. Its models stay."""
+    """Take the Bento out of the store. Its models stay."""
     _run(["-m", "bentoml", "delete", tag, "--yes"], f"discarding {tag}")
 
 
@@ -138,26 +149,25 @@ def home() -> Path:
     return Path(os.environ.get("BENTOML_HOME") or ".bentoml").resolve()
 
 
-def _name(model: Recipe | str) -> str:
-    return model if isinstance(model, str) else model.registered_model
+def _pointer(name: str) -> Path:
+    """The file that says which Bento is live. Not BentoML's `latest`, which every build moves, promoted or not."""
+    return home() / "live" / name
 
 
-def _newest(name: str) -> str | None:
-    """The tag that BentoML means by NAME:latest."""
+def _bento_folder(tag: str) -> Path:
+    return home() / "bentos" / tag.replace(":", "/")
+
+
+def _roles(tag: str) -> dict[str, str | None]:
+    """The tags of the Bento's champion and challenger in the model store."""
     try:
-        return f"{name}:{(home() / 'bentos' / name / 'latest').read_text(encoding='utf-8').strip()}"
-    except FileNotFoundError:
-        return None
+        return dict(json.loads((_bento_folder(tag) / "src" / ROLES).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise PackagingError(f"{tag} is not a Bento of this pipeline ({error}); `mobilenet-pipeline run`") from None
 
 
 def _folders(tag: str) -> dict[str, Path | None]:
-    """The folders of the Bento's champion and challenger in the model store."""
-    path = home() / "bentos" / tag.replace(":", "/") / "src" / ROLES
-    try:
-        roles = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PackagingError(f"{tag} is not a Bento of this pipeline ({error}); `mobilenet-pipeline run`") from None
-    return {role: _model_folder(model) if model else None for role, model in roles.items()}
+    return {role: _model_folder(model) if model else None for role, model in _roles(tag).items()}
 
 
 def _model_folder(tag: str) -> Path:
@@ -189,12 +199,18 @@ def _holds(tag: str, folder: Path) -> bool:
     return whole and _digest(stored, [], (MODEL, METADATA)) == _digest(folder, [], (MODEL, METADATA))
 
 
-def _write_source(folder: Path, roles: Mapping[str, str | None]) -> None:
+def _packages() -> list[str]:
+    return [f"{name}=={metadata.version(name)}" for name in PACKAGES]
+
+
+def _write_source(folder: Path, name: str, version: str | None, roles: Mapping[str, str | None]) -> str:
+    """Write the Bento's code and roles into `folder`, and give the tag that follows from them and the packages."""
     for origin, names in ((Path(__file__).parent, SHARED), (_serving(), SERVICE)):
         (folder / origin.name).mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(origin / name, folder / origin.name / name)
+        for file in names:
+            shutil.copyfile(origin / file, folder / origin.name / file)
     (folder / ROLES).write_text(json.dumps(roles, indent=2) + "\n", encoding="utf-8")
+    return f"{name}:{version}-{_digest(folder, [*_packages(), metadata.version('bentoml')])[:12]}"
 
 
 def _serving() -> Path:
@@ -215,10 +231,18 @@ def _digest(folder: Path, words: list[str], names: tuple[str, ...] = ()) -> str:
 
 
 def _run(arguments: list[str], task: str, order: Mapping[str, Any] | None = None) -> None:
-    """Run this Python with the arguments and the order on its standard input. Raises PackagingError."""
+    """Run this Python with the arguments and the order on its standard input. Raises PackagingError.
+
+    Whatever it starts, a server too, ends with it or with this process.
+    """
     variables = {**environment.TELEMETRY_OFF, **os.environ, "BENTOML_HOME": str(home()), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-P", *arguments]  # -P: a script's own folder is no place to import from
-    done = subprocess.run(command, env=variables, input=json.dumps(order), capture_output=True, text=True, check=False)
-    if done.returncode:
-        tail = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-25:])
+    with pipeline.leashed(command, variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        with suppress(BrokenPipeError), child.stdin as stream:  # one that has died already says why itself
+            stream.write(json.dumps(order).encode())
+        said = child.stdout.read().decode(errors="replace").strip()
+    if child.returncode:
+        tail = "\n".join(said.splitlines()[-25:])
         raise PackagingError(f"{task} failed: {tail}")

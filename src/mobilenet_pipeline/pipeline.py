@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 GRACE_SECONDS = 10.0
 """How long a process that is asked to end may take before it is killed."""
 
-EX_TEMPFAIL = 75
 _REDRAW_SECONDS = 5.0  # of a progress bar that redraws its line ten times a second
 _LAST_LINES = 40
 # What TensorFlow's libraries write before their log level is set.
@@ -116,7 +115,7 @@ def may_pass_again(failure: BaseException) -> bool:
     if not isinstance(failure, StageFailed):
         return False
     locked = any(sign in line for line in failure.lines for sign in _LOCKED)
-    return locked or (failure.name.startswith("ingest@") and failure.exit_code == EX_TEMPFAIL)
+    return locked or failure.exit_code == os.EX_TEMPFAIL
 
 
 class Leashed(subprocess.Popen[bytes]):

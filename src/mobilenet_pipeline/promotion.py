@@ -13,6 +13,7 @@ from mobilenet_pipeline import evaluation, gate, layout, provenance
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
 if TYPE_CHECKING:
+    from mobilenet_pipeline.packaging import Bento
     from mobilenet_pipeline.registry import Version
 
 
@@ -57,7 +58,7 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     champion = None if against is None else _champion_predictions(recipe, against, predictions, workspace)
     verdict = gate.decide(predictions, champion, recipe.gate)
     winner = versions[verdict.winner] if verdict.promote and verdict.winner else against
-    runner_up = _runner_up(verdict, versions, winner, [against, challenger])
+    runner_up = _runner_up(verdict, versions, winner, against, challenger)
     document = verdict.to_dict() | {
         "recipe": recipe.name,
         "registered_model": recipe.registered_model,
@@ -76,11 +77,11 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
 
 
 def promote(recipe: Recipe, judgement: Judgement) -> str | None:
-    """Carry the verdict out: the Bento first, then the challenger's alias, the champion's last; gives the Bento's tag.
+    """Carry the verdict out: build and try the Bento, then move the challenger's alias, the champion's, and go live.
 
-    Nothing is built where the newest Bento holds this champion and challenger already. None where there is nothing to
-    serve: no champion, and no candidate above the floor. Raises PromotionError where another run has changed the
-    champion since the verdict, and what `packaging.check` raises where the Bento does not answer: the aliases stay.
+    Gives the Bento's tag; None where there is nothing to serve: no champion, and no candidate above the floor. Nothing
+    is built where it is done already. Raises PromotionError where another run has changed the champion since the
+    verdict, and what `packaging.check` raises where the Bento does not answer: what is served stays.
     """
     from mobilenet_pipeline import packaging, registry
 
@@ -88,20 +89,22 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
     if champion is None:
         return None
     _check_champion(name, judgement)
-    wanted = champion.version, _number(challenger)
-    settled = _aliases(name) == wanted
-    tag = _bento_of(recipe, wanted)
-    if tag is None:
-        with tempfile.TemporaryDirectory() as scratch:
-            best = registry.fetch(champion, Path(scratch) / champion.version)
-            second = registry.fetch(challenger, Path(scratch) / challenger.version) if challenger else None
-            tag = packaging.package(recipe, best, second)
-        _check_bento(tag)
-    elif not settled:  # the run that built it died before it could look
-        _check_bento(tag)
-    if not settled:
-        registry.set_alias(name, "challenger", wanted[1])
-        registry.set_alias(name, "champion", wanted[0])
+    live = packaging.live(recipe)
+    if live and _serves(live, champion, challenger) and _aliases(name) == (champion.version, _number(challenger)):
+        return live.tag
+    with tempfile.TemporaryDirectory() as scratch:
+        best = registry.fetch(champion, Path(scratch) / champion.version)
+        second = registry.fetch(challenger, Path(scratch) / challenger.version) if challenger else None
+        tag = packaging.package(recipe, best, second)
+    try:
+        packaging.check(tag)
+    except BaseException:  # an interrupt too
+        if live is None or live.tag != tag:
+            packaging.discard(tag)
+        raise
+    registry.set_alias(name, "challenger", _number(challenger))
+    registry.set_alias(name, "champion", champion.version)
+    packaging.put_live(tag)
     return tag
 
 
@@ -109,9 +112,9 @@ def already_judged(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any
     """The last verdict's document, if nothing that it rests on has changed and it was carried out; else None.
 
     It rests on the candidates' artefacts, the data and the limits; it was carried out if the aliases are where it
-    left them and the newest Bento holds those versions.
+    left them and the live Bento holds those versions.
     """
-    from mobilenet_pipeline import registry
+    from mobilenet_pipeline import packaging, registry
 
     try:
         document = provenance.read_json(_verdict_path(recipe, workspace))
@@ -126,40 +129,43 @@ def already_judged(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any
         return None
     if any(document.get(key) != value for key, value in now.items()):
         return None
-    left = document["leaves"]["champion"], document["leaves"]["challenger"]
-    known = {version.version: version.sha256 for version in registry.versions(recipe.registered_model)}
-    if {known.get(document["versions"][name]) for name in CANDIDATES} != set(document["artefacts"].values()):
+    known = {version.version: version for version in registry.versions(recipe.registered_model)}
+    judged = {number: version.sha256 for number, version in known.items() if number in document["versions"].values()}
+    if judged != {document["versions"][name]: document["artefacts"][name] for name in CANDIDATES}:
         return None
+    left = document["leaves"]["champion"], document["leaves"]["challenger"]
     if _aliases(recipe.registered_model) != left:
         return None
-    return document if left[0] is None or _bento_of(recipe, left) is not None else None
+    if left[0] is None:
+        return document
+    live = packaging.live(recipe)
+    return document if live and _serves(live, known[left[0]], known[left[1]] if left[1] else None) else None
 
 
 def consistent(recipe: Recipe) -> str | None:
-    """None where the newest Bento holds the champion, else a sentence that says how the two differ."""
-    from mobilenet_pipeline import packaging
+    """None where the live Bento holds the champion, else a sentence that says how the two differ."""
+    from mobilenet_pipeline import packaging, registry
 
     name = recipe.registered_model
-    champion = _aliases(name)[0]
-    bento = packaging.latest(recipe)
+    champion = registry.with_alias(name, "champion")
+    live = packaging.live(recipe)
     remedy = f"`mobilenet-pipeline run --recipe {recipe.name}` puts this right"
-    if champion is None and bento is None:
-        return None
-    if bento is None:
-        return f"Version {champion} of {name} is champion, but there is no Bento with it; {remedy}."
+    if live is None:
+        lacking = f"Version {_number(champion)} of {name} is champion, but no Bento with it is served; {remedy}."
+        return lacking if champion else None
+    served = f"Bento {live.tag} serves version {live.versions['champion']}"
     if champion is None:
-        return f"Bento {bento.tag} serves version {bento.champion}, but {name} has no champion; {remedy}."
-    if bento.champion != champion:
-        served = f"Bento {bento.tag} serves version {bento.champion}"
-        return f"{served}, but version {champion} of {name} is champion; {remedy}."
-    return None
+        return f"{served}, but {name} has no champion; {remedy}."
+    if (live.versions["champion"], live.hashes["champion"]) != (champion.version, champion.sha256):
+        return f"{served}, but version {champion.version} of {name} is champion; {remedy}."
+    return None if live.is_current else f"{served} with the service's code of an earlier build; {remedy}."
 
 
 def status(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any]:
     """What is served and why: champion, challenger (versions), bento (tag), verdict (document), drift (sentence)."""
     from mobilenet_pipeline import packaging, registry
 
-    bento = packaging.latest(recipe)
+    bento = packaging.live(recipe)
     path = _verdict_path(recipe, workspace)
     return {
         "champion": registry.with_alias(recipe.registered_model, "champion"),
@@ -197,13 +203,22 @@ def _runner_up(
     verdict: gate.Verdict,
     versions: Mapping[str, "Version"],
     champion: "Version | None",
-    others: list["Version | None"],
+    against: "Version | None",
+    challenger: "Version | None",
 ) -> "Version | None":
-    """The best version beside the champion: this run's candidates above the floor, then who was served before."""
-    passing = [name for name, standing in verdict.candidates.items() if standing.passes_floor]
-    passing.sort(key=lambda name: (name != verdict.winner, -verdict.candidates[name].accuracy))
-    ranked = [*(versions[name] for name in passing), *(version for version in others if version)]
-    return next((version for version in ranked if champion and version.version != champion.version), None)
+    """The best version beside the champion on these test images: of this run's candidates above the floor, who was
+    champion, and who was challenger; a challenger that was measured on others only if there is no one else."""
+    ranked = {}
+    if challenger:
+        same = challenger.data_digest == verdict.data_digest
+        ranked[challenger.version] = (challenger.accuracy if same else -1.0, challenger)
+    if against and verdict.champion:
+        ranked[against.version] = (verdict.champion.accuracy, against)
+    for name, standing in verdict.candidates.items():
+        if standing.passes_floor:
+            ranked[versions[name].version] = (standing.accuracy, versions[name])
+    beside = [entry for number, entry in ranked.items() if champion and number != champion.version]
+    return max(beside, key=lambda entry: entry[0], default=(0.0, None))[1]
 
 
 def _check_champion(name: str, judgement: Judgement) -> None:
@@ -217,17 +232,6 @@ def _check_champion(name: str, judgement: Judgement) -> None:
         )
 
 
-def _check_bento(tag: str) -> None:
-    """Start it once. One that does not answer is taken away, or it would be the newest and served."""
-    from mobilenet_pipeline import packaging
-
-    try:
-        packaging.check(tag)
-    except (Exception, KeyboardInterrupt):
-        packaging.discard(tag)
-        raise
-
-
 def _aliases(name: str) -> tuple[str | None, str | None]:
     from mobilenet_pipeline import registry
 
@@ -239,12 +243,12 @@ def _number(version: "Version | None") -> str | None:
     return version.version if version else None
 
 
-def _bento_of(recipe: Recipe, wanted: tuple[str | None, str | None]) -> str | None:
-    """The newest Bento's tag, if it holds these versions as champion and challenger."""
-    from mobilenet_pipeline import packaging
-
-    bento = packaging.latest(recipe)
-    return bento.tag if bento and (bento.champion, bento.challenger) == wanted else None
+def _serves(bento: "Bento", champion: "Version", challenger: "Version | None") -> bool:
+    """Whether the Bento has today's code and these artefacts: numbers alone start again in another store."""
+    roles = {"champion": champion, "challenger": challenger}
+    versions = {role: _number(version) for role, version in roles.items()}
+    hashes = {role: version.sha256 if version else None for role, version in roles.items()}
+    return bento.is_current and (bento.versions, bento.hashes) == (versions, hashes)
 
 
 def _figures(recipe: Recipe, candidate: str, workspace: Path) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import mlflow
@@ -26,8 +26,9 @@ class Bento:
     """What packaging says of a Bento."""
 
     tag: str
-    champion: str
-    challenger: str | None
+    versions: dict[str, str | None]
+    hashes: dict[str, str | None]
+    is_current: bool = True
 
 
 @dataclass
@@ -37,13 +38,20 @@ class Packaging:
     bentos: list[Bento] = field(default_factory=list)
     checked: list[str] = field(default_factory=list)
     broken: bool = False
+    pointer: str | None = None
 
     def package(self, recipe: Recipe, champion: Path, challenger: Path | None) -> str:
-        pair = [
-            folder and json.loads((folder / "metadata.json").read_text())["version"]
-            for folder in (champion, challenger)
-        ]
-        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", pair[0], pair[1]))
+        folders = {"champion": champion, "challenger": challenger}
+        known = {
+            role: json.loads((folder / "metadata.json").read_text()) if folder else {}
+            for role, folder in folders.items()
+        }
+        versions = {role: facts.get("version") for role, facts in known.items()}
+        hashes = {role: facts.get("sha256") for role, facts in known.items()}
+        for bento in self.bentos:
+            if (bento.versions, bento.hashes, bento.is_current) == (versions, hashes, True):
+                return bento.tag
+        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", versions, hashes))
         return self.bentos[-1].tag
 
     def check(self, tag: str) -> None:
@@ -51,8 +59,11 @@ class Packaging:
         if self.broken:
             raise RuntimeError(f"{tag} does not answer")
 
-    def latest(self, recipe: Recipe) -> Bento | None:
-        return self.bentos[-1] if self.bentos else None
+    def put_live(self, tag: str) -> None:
+        self.pointer = tag
+
+    def live(self, recipe: Recipe) -> Bento | None:
+        return next((bento for bento in self.bentos if bento.tag == self.pointer), None)
 
     def discard(self, tag: str) -> None:
         self.bentos = [bento for bento in self.bentos if bento.tag != tag]
@@ -83,10 +94,14 @@ def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -
 
 
 def served(recipe: Recipe, packaging: Packaging) -> tuple[str | None, str | None, str | None]:
-    """The versions of champion and challenger, and of the champion in the newest Bento."""
+    """The versions of champion and challenger, and of the champion in the live Bento."""
     versions = [registry.with_alias(recipe.registered_model, alias) for alias in ("champion", "challenger")]
-    bento = packaging.latest(recipe)
-    return versions[0] and versions[0].version, versions[1] and versions[1].version, bento and bento.champion
+    bento = packaging.live(recipe)
+    return (
+        versions[0] and versions[0].version,
+        versions[1] and versions[1].version,
+        bento and bento.versions["champion"],
+    )
 
 
 def test_the_first_run_promotes_the_better_candidate(
@@ -141,7 +156,7 @@ def test_candidates_that_are_not_better_leave_the_champion(
     make("scratch", right=194)
     assert "is the champion (version 2) itself" in run()
     assert served(recipe, packaging) == ("2", "3", "2")
-    assert (packaging.bentos[-1].challenger, run()) == ("3", "nothing to do")
+    assert (packaging.bentos[-1].versions["challenger"], run()) == ("3", "nothing to do")
 
 
 def test_a_better_candidate_takes_over_from_the_champion(
@@ -183,7 +198,7 @@ def test_a_candidate_below_the_floor_does_not_become_challenger(
     assert served(recipe, packaging) == ("2", None, "2")
 
 
-@pytest.mark.parametrize("point", ["fetch", "package", "check", "challenger", "champion"])
+@pytest.mark.parametrize("point", ["fetch", "package", "check", "challenger", "champion", "live"])
 def test_a_run_killed_while_promoting_is_completed_by_the_next(
     point: str,
     make: Make,
@@ -200,10 +215,10 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
         kill_before(point, patch, packaging)
         with pytest.raises(Killed):
             run()
-    assert served(recipe, packaging)[0] == "2"
-    drifted = promotion.consistent(recipe)
-    assert (drifted is None) == (point in ("fetch", "package"))
-    assert "scratch is promoted" in run()
+    # Until the very end the old champion is what is served.
+    assert (served(recipe, packaging)[0], served(recipe, packaging)[2]) == ("3" if point == "live" else "2", "2")
+    assert (promotion.consistent(recipe) is None) == (point != "live")
+    assert ("is the champion (version 3) itself" if point == "live" else "scratch is promoted") in run()
     assert served(recipe, packaging) == ("3", "2", "3")
     assert (promotion.consistent(recipe), packaging.checked[-1], run()) == (
         None,
@@ -230,8 +245,8 @@ def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> 
         # Judging fetches the champion; promoting fetches into a folder named after the version.
         fetch = registry.fetch
         patch.setattr(registry, "fetch", lambda v, to: die() if to.name == v.version else fetch(v, to))
-    elif point in ("package", "check"):
-        patch.setattr(packaging, point, die)
+    elif point in ("package", "check", "live"):
+        patch.setattr(packaging, "put_live" if point == "live" else point, die)
     else:
         patch.setattr(registry, "set_alias", die_at_alias)
 
@@ -245,10 +260,7 @@ def test_a_first_run_killed_before_the_alias_is_completed_by_the_next(
         kill_before("champion", patch, packaging)
         with pytest.raises(Killed):
             run()
-    assert promotion.consistent(recipe) == (
-        "Bento digits-mobilenet:1 serves version 2, but digits-mobilenet has no champion; "
-        "`mobilenet-pipeline run --recipe digits` puts this right."
-    )
+    assert served(recipe, packaging) == (None, "1", None)
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
 
@@ -350,7 +362,10 @@ def test_a_bento_that_someone_deleted_is_built_again(
     make("pretrained", right=195)
     run()
     packaging.bentos.clear()
-    assert "there is no Bento with it" in str(promotion.consistent(recipe))
+    assert promotion.consistent(recipe) == (
+        "Version 2 of digits-mobilenet is champion, but no Bento with it is served; "
+        "`mobilenet-pipeline run --recipe digits` puts this right."
+    )
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
 
@@ -365,6 +380,58 @@ def test_a_deleted_store_is_judged_again(
     assert promotion.already_judged(recipe) is None
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
+
+
+def test_another_store_whose_versions_have_the_same_numbers_gets_a_bento_of_its_own(
+    store: Path, migrated: Path, make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    make("scratch", right=186)
+    make("pretrained", right=196)
+    run()
+    live, champion = packaging.live(recipe), registry.with_alias(recipe.registered_model, "champion")
+    assert live is not None
+    assert champion is not None
+    assert (live.versions["champion"], live.hashes["champion"]) == ("2", champion.sha256)
+
+
+def test_a_service_whose_code_changed_is_built_again(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    packaging.bentos = [replace(packaging.bentos[0], is_current=False)]
+    assert "code of an earlier build" in str(promotion.consistent(recipe))
+    run()
+    assert (len(packaging.bentos), promotion.consistent(recipe)) == (2, None)
+
+
+def test_a_dethroned_champion_that_beats_the_other_candidate_becomes_challenger(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=188)
+    run()
+    make("scratch", right=198)
+    make("pretrained", right=183)
+    run()
+    assert served(recipe, packaging) == ("3", "2", "3")
+
+
+def test_an_alias_that_someone_moved_is_told(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    run()
+    registry.set_alias(recipe.registered_model, "champion", "1")
+    assert "serves version 2, but version 1 of digits-mobilenet is champion" in str(promotion.consistent(recipe))
+    registry.set_alias(recipe.registered_model, "champion", None)
+    assert "serves version 2, but digits-mobilenet has no champion" in str(promotion.consistent(recipe))
 
 
 def test_status_tells_what_is_served_and_why(

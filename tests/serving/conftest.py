@@ -83,11 +83,11 @@ def versions(artefacts: list[Path], recipe: Recipe, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="session")
 def filled_store(versions: list[Path], recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BentoML store with a Bento of version 2 as champion and version 1 as challenger."""
+    """A BentoML store with a Bento of version 2 as champion and version 1 as challenger, live."""
     store = tmp_path_factory.mktemp("store")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(store))
-        packaging.package(recipe, versions[1], versions[0])
+        packaging.put_live(packaging.package(recipe, versions[1], versions[0]))
     return store
 
 
@@ -106,7 +106,7 @@ def service(filled_store: Path, recipe: Recipe, tmp_path_factory: pytest.TempPat
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(filled_store))
-        bento = packaging.latest(recipe)
+        bento = packaging.live(recipe)
         assert bento is not None
         command = packaging.serve_command(bento.tag, port=port)
     log = tmp_path_factory.mktemp("log") / "service.log"

@@ -1,9 +1,7 @@
 """Artefacts into Bentos: what is built, what is found, what is refused."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,8 +12,6 @@ from running_service import Service
 from mobilenet_pipeline import packaging
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.packaging import Bento, PackagingError
-
-NAME = "cifar10-mobilenet"
 
 
 @pytest.fixture
@@ -35,26 +31,35 @@ def own_store(filled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     return copy
 
 
-def bento_folder(store: Path) -> Path:
-    bento = packaging.latest(NAME)
+def bento_folder(store: Path, recipe: Recipe) -> Path:
+    bento = packaging.live(recipe)
     assert bento is not None
     return store / "bentos" / bento.tag.replace(":", "/")
 
 
-def test_the_newest_bento_says_which_versions_it_serves(store: Path, recipe: Recipe) -> None:
-    found = packaging.latest(recipe)
-    assert found == Bento(str(found), "2", "1")
-    assert packaging.latest(NAME) == found
+def sha256(version: Path) -> str:
+    return str(json.loads((version / "metadata.json").read_text())["sha256"])
 
 
-def test_bentoml_means_the_same_by_latest(store: Path) -> None:
-    command = [sys.executable, "-m", "bentoml", "get", f"{NAME}:latest", "-o", "path"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=dict(os.environ))
-    assert Path(done.stdout.strip()) == bento_folder(store)
+def test_the_live_bento_says_which_versions_and_artefacts_it_serves(
+    store: Path, recipe: Recipe, versions: list[Path]
+) -> None:
+    found = packaging.live(recipe)
+    hashes = {"champion": sha256(versions[1]), "challenger": sha256(versions[0])}
+    assert found == Bento(str(found), {"champion": "2", "challenger": "1"}, hashes, True)
 
 
-def test_the_served_models_are_found_without_bentoml(store: Path, versions: list[Path]) -> None:
-    found = packaging.served_models(NAME)
+def test_a_bento_of_other_code_than_today_s_is_not_current(
+    store: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packaging, "SERVICE", packaging.SERVICE[:-1])
+    found = packaging.live(recipe)
+    assert found is not None
+    assert not found.is_current
+
+
+def test_the_served_models_are_found_without_bentoml(store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    found = packaging.served_models(recipe)
     for role, version in (("champion", versions[1]), ("challenger", versions[0])):
         folder = found[role]
         assert folder is not None
@@ -62,15 +67,15 @@ def test_the_served_models_are_found_without_bentoml(store: Path, versions: list
     assert "bentoml" not in sys.modules
 
 
-def test_a_bento_holds_the_service_and_nothing_of_the_training(store: Path) -> None:
-    source = bento_folder(store) / "src"
+def test_a_bento_holds_the_service_and_nothing_of_the_training(store: Path, recipe: Recipe) -> None:
+    source = bento_folder(store, recipe) / "src"
     found = {path.relative_to(source).as_posix() for path in source.rglob("*.py")}
     expected = {f"serving/{name}" for name in packaging.SERVICE}
     assert found == expected | {f"mobilenet_pipeline/{name}" for name in packaging.SHARED}
 
 
-def test_a_bento_asks_for_pinned_serving_packages_only(store: Path) -> None:
-    lines = (bento_folder(store) / "env" / "python" / "requirements.txt").read_text().split()
+def test_a_bento_asks_for_pinned_serving_packages_only(store: Path, recipe: Recipe) -> None:
+    lines = (bento_folder(store, recipe) / "env" / "python" / "requirements.txt").read_text().split()
     assert {line.partition("==")[0] for line in lines} == {"ai-edge-litert", "bentoml", "numpy", "pillow"}
     assert all("==" in line for line in lines)
 
@@ -78,46 +83,57 @@ def test_a_bento_asks_for_pinned_serving_packages_only(store: Path) -> None:
 def test_the_same_artefacts_give_the_same_bento_and_build_nothing(
     store: Path, recipe: Recipe, versions: list[Path]
 ) -> None:
-    built = (bento_folder(store) / "bento.yaml").stat().st_mtime_ns
-    assert packaging.package(recipe, versions[1], versions[0]) == str(packaging.latest(NAME))
-    assert (bento_folder(store) / "bento.yaml").stat().st_mtime_ns == built
+    built = (bento_folder(store, recipe) / "bento.yaml").stat().st_mtime_ns
+    assert packaging.package(recipe, versions[1], versions[0]) == str(packaging.live(recipe))
+    assert (bento_folder(store, recipe) / "bento.yaml").stat().st_mtime_ns == built
 
 
-def test_going_back_to_earlier_artefacts_makes_their_bento_the_newest_again(
-    own_store: Path, recipe: Recipe, versions: list[Path]
-) -> None:
-    first = packaging.latest(NAME)
+def test_a_bento_that_was_only_built_is_not_live(own_store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    first = packaging.live(recipe)
+    packaging.package(recipe, versions[0], None)
+    assert packaging.live(recipe) == first
+
+
+def test_going_back_to_earlier_artefacts_builds_nothing(own_store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    first = packaging.live(recipe)
     second = packaging.package(recipe, versions[0], None)
-    assert packaging.latest(NAME) == Bento(second, "1", None)
-    assert packaging.package(recipe, versions[1], versions[0]) == str(first)
-    assert packaging.latest(NAME) == first
+    packaging.put_live(second)
+    hashes = {"champion": sha256(versions[0]), "challenger": None}
+    assert packaging.live(recipe) == Bento(second, {"champion": "1", "challenger": None}, hashes, True)
+    packaging.put_live(packaging.package(recipe, versions[1], versions[0]))
+    assert packaging.live(recipe) == first
 
 
-def test_a_discarded_bento_leaves_the_one_before(own_store: Path, recipe: Recipe, versions: list[Path]) -> None:
-    first = packaging.latest(NAME)
+def test_a_discarded_bento_leaves_the_live_one(own_store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    first = packaging.live(recipe)
     packaging.discard(packaging.package(recipe, versions[0], None))
-    assert packaging.latest(NAME) == first
+    assert packaging.live(recipe) == first
 
 
-def test_a_build_that_fails_leaves_the_one_before(
+def test_a_live_bento_that_someone_deleted_is_none(own_store: Path, recipe: Recipe) -> None:
+    packaging.discard(str(packaging.live(recipe)))
+    assert packaging.live(recipe) is None
+
+
+def test_a_build_that_fails_leaves_the_live_one(
     own_store: Path, recipe: Recipe, versions: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = packaging.latest(NAME)
+    first = packaging.live(recipe)
     monkeypatch.setattr(packaging, "SERVICE", tuple(set(packaging.SERVICE) - {"served.py"}))
     with pytest.raises(PackagingError, match=r"building cifar10-mobilenet:1-(?s:.)*serving.served"):
         packaging.package(recipe, versions[0], None)
-    assert packaging.latest(NAME) == first
+    assert str(packaging.live(recipe)) == str(first)
 
 
 def test_a_model_that_was_damaged_in_the_store_is_written_again(
     own_store: Path, recipe: Recipe, versions: list[Path]
 ) -> None:
-    champion = packaging.served_models(NAME)["champion"]
+    champion = packaging.served_models(recipe)["champion"]
     assert champion is not None
     (champion / "model.tflite").write_bytes(b"damaged")
     tag = packaging.package(recipe, versions[1], versions[0])
     assert (champion / "model.tflite").read_bytes() == (versions[1] / "model.tflite").read_bytes()
-    assert tag == str(packaging.latest(NAME))
+    assert tag == str(packaging.live(recipe))
 
 
 def test_the_store_is_in_the_workspace(empty_store: Path) -> None:
@@ -125,8 +141,8 @@ def test_the_store_is_in_the_workspace(empty_store: Path) -> None:
 
 
 def test_before_the_first_promotion_there_is_nothing_to_serve(empty_store: Path, recipe: Recipe) -> None:
-    assert packaging.latest(recipe) is None
-    with pytest.raises(PackagingError, match=r"no Bento of cifar10-mobilenet.*mobilenet-pipeline run"):
+    assert packaging.live(recipe) is None
+    with pytest.raises(PackagingError, match=r"nothing of cifar10 is promoted yet.*mobilenet-pipeline run"):
         packaging.served_models(recipe)
 
 
@@ -137,7 +153,7 @@ def test_an_artefact_that_is_not_what_was_registered_is_refused(
     (damaged / "model.tflite").write_bytes(b"damaged")
     with pytest.raises(PackagingError, match=r"damaged/model.tflite is damaged: its SHA-256 is"):
         packaging.package(recipe, damaged, None)
-    assert packaging.latest(NAME) is None
+    assert packaging.live(recipe) is None
 
 
 def test_an_artefact_of_another_model_is_refused(
@@ -165,12 +181,12 @@ def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that
     assert [path.name for path in (store / "servers").iterdir()] == [service.address.rpartition(":")[2]]
 
 
-def test_a_bento_that_does_not_start_fails_the_check_with_its_log(own_store: Path) -> None:
-    champion = packaging.served_models(NAME)["champion"]
+def test_a_bento_that_does_not_start_fails_the_check_with_its_log(own_store: Path, recipe: Recipe) -> None:
+    champion = packaging.served_models(recipe)["champion"]
     assert champion is not None
     (champion / "model.tflite").write_bytes(b"damaged")
     with pytest.raises(PackagingError, match=r"is damaged: its SHA-256 is"):
-        packaging.check(str(packaging.latest(NAME)))
+        packaging.check(str(packaging.live(recipe)))
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(own_store) in _command(process)]
 
 

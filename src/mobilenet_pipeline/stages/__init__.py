@@ -4,15 +4,13 @@ Exit codes: 0 done, 65 the data are wrong and another try would fail too, 75 the
 succeed, 1 anything else.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
 
 from mobilenet_pipeline import environment
 from mobilenet_pipeline.config import load_recipe
-
-EX_DATAERR = 65
-EX_TEMPFAIL = 75
 
 
 def run_stage(stage: Callable[..., None], takes_candidate: bool) -> None:
@@ -27,9 +25,9 @@ def run_stage(stage: Callable[..., None], takes_candidate: bool) -> None:
             recipe.candidate(sys.argv[2])
         stage(recipe, *sys.argv[2:])
     except (ConnectionError, TimeoutError) as error:
-        _leave(error, EX_TEMPFAIL)
+        _leave(error, os.EX_TEMPFAIL)
     except ValueError as error:
-        _leave(error, EX_DATAERR)
+        _leave(error, os.EX_DATAERR)
     except OSError as error:
         _leave(error, 1)
 
