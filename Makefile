@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format lock clean weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -38,6 +38,9 @@ format: $(READY)  ## put the code into ruff's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
+	$(UV) pip install --python $(BIN)/python -e '.[gpu]'
+
 lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
@@ -52,7 +55,7 @@ clean:  ## remove what runs have made, registry and data included; the environme
 # uv, if the machine has none, comes from the package index into the environment itself.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 demo")'
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
+	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python $(PYTHON) .venv; } || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	@echo "installing the locked packages (about 3 GB) into .venv"
 	@$(UV) pip install --quiet --require-hashes -r requirements.lock --python $(BIN)/python && \

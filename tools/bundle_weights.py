@@ -5,7 +5,6 @@
 """
 
 import json
-import platform
 from datetime import date
 from pathlib import Path
 
@@ -15,9 +14,9 @@ environment.prepare()
 
 import numpy as np  # noqa: E402
 
-from mobilenet_pipeline import anatomy, distribution, images, metrics, mobilenet, split, training  # noqa: E402
+from mobilenet_pipeline import anatomy, distribution, images, metrics, mobilenet, provenance, split, training  # noqa: E402
 from mobilenet_pipeline.config import load_recipe  # noqa: E402
-from mobilenet_pipeline.stages import write_json  # noqa: E402
+from mobilenet_pipeline.layout import write_json  # noqa: E402
 from mobilenet_pipeline.stages.train import cpu_seconds, progress  # noqa: E402
 
 CHANGES = {"alpha": 0.25, "epochs": 24}
@@ -57,7 +56,7 @@ def main() -> None:
     record = {
         "command": "make weights",
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "machine": provenance.describe_machine(),
         "data_digest": data.digest,
         "recipe": "cifar10, scratch",
         "changes": CHANGES,
@@ -67,6 +66,7 @@ def main() -> None:
         "test_loss": scored["loss"],
         "cpu_minutes": round(cpu_minutes, 1),
         "bytes": path.stat().st_size,
+        "sha256": provenance.sha256_of(path),
     }
     write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
     print(f"{path}: {record['bytes']:,} bytes, test accuracy {scored['accuracy']:.4f}")

@@ -111,7 +111,7 @@ def run_stage(
 
 
 def may_pass_again(failure: BaseException) -> bool:
-    """Whether the same stage may succeed on another try: a download that failed, or a repository that was locked."""
+    """Whether the same stage may succeed on another try: a server that was away, or a repository that was locked."""
     if not isinstance(failure, StageFailed):
         return False
     locked = any(sign in line for line in failure.lines for sign in _LOCKED)

@@ -40,8 +40,20 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def dvc(workspace: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    program = [sys.executable, "-m", "dvc", *words]
+    return subprocess.run(program, cwd=workspace, env=env, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture(scope="module")
-def first(workspace: Path) -> subprocess.CompletedProcess[str]:
+def by_hand(workspace: Path) -> subprocess.CompletedProcess[str]:
+    """One candidate's stages, from images to metrics, with DVC alone."""
+    return dvc(workspace, "repro", "evaluate@digits-scratch")
+
+
+@pytest.fixture(scope="module")
+def first(workspace: Path, by_hand: object) -> subprocess.CompletedProcess[str]:
     done = command(workspace, "run", "--recipe", "digits")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done
@@ -55,6 +67,21 @@ def second(workspace: Path, first: object) -> tuple[subprocess.CompletedProcess[
 
 def read(path: Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_dvc_alone_does_the_file_stages(workspace, by_hand):
+    assert by_hand.returncode == 0, by_hand.stdout[-3000:] + by_hand.stderr[-3000:]
+    stages = re.findall(r"Running stage '(.+)':", by_hand.stdout)
+    assert stages == [f"{stage}@digits" for stage in ("ingest", "validate")] + [
+        f"{stage}@digits-scratch" for stage in ("train", "export", "evaluate")
+    ]
+    assert (workspace / "metrics" / "digits" / "scratch.json").exists()
+    assert not (workspace / ".prefect").exists()
+
+
+def test_the_run_does_what_is_left(first):
+    done = re.findall(r"^(\S+@\S+) ran,", first.stdout, re.M)
+    assert done == [f"{stage}@digits-pretrained" for stage in ("train", "export", "evaluate")]
 
 
 def test_it_ends_with_both_candidates_and_the_next_commands(first):
@@ -87,7 +114,7 @@ def test_the_run_in_mlflow_has_curve_data_and_origin(workspace, first):
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
-    run = client.get_run(read(workspace / "models" / "digits" / "scratch" / "training.json")["run_id"])
+    run = client.get_run(read(workspace / "models" / "digits" / "pretrained" / "training.json")["run_id"])
     assert len(client.get_metric_history(run.info.run_id, "validation_accuracy")) == 2
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
     assert run.data.tags["mlflow.parentRunId"]
@@ -113,8 +140,10 @@ def test_predict_prints_all_classes_for_both_models(workspace, first, tmp_path):
     Image.new("L", (80, 60), 200).save(tmp_path / "photo.png")
     done = command(workspace, "predict", str(tmp_path / "photo.png"), "--recipe", "digits")
     assert done.returncode == 0, done.stderr
-    assert all(digit in done.stdout for digit in "0123456789")
-    assert "champion" in done.stdout
+    rows = re.findall(r"^\W+(\w+)\W+(\d+\.\d\d%)\W+(\d+\.\d\d%)", done.stdout, re.M)
+    assert [name for name, *_ in rows] == [str(digit) for digit in range(10)]
+    for column in (1, 2):
+        assert sum(float(row[column].rstrip("%")) for row in rows) == pytest.approx(100, abs=0.1)
 
 
 def test_status_says_who_is_champion(workspace, first):
@@ -133,13 +162,15 @@ def test_a_second_run_has_nothing_to_do_and_says_so(second):
 def test_the_champion_stays_when_nothing_changed(workspace, second):
     from mlflow import MlflowClient
 
-    versions = MlflowClient(f"sqlite:///{workspace}/mlflow.db").search_model_versions("name='digits-mobilenet'")
-    assert len(versions) == 2
+    client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
+    verdict = read(workspace / "reports" / "digits" / "verdict.json")
+    champion = client.get_model_version_by_alias("digits-mobilenet", "champion")
+    assert str(champion.version) == verdict["versions"][verdict["winner"]]
+    assert len(client.search_model_versions("name='digits-mobilenet'")) == 2
 
 
 def test_dvc_repro_alone_agrees_that_nothing_changed(workspace, second):
-    program = [sys.executable, "-m", "dvc", "status", "--json", "evaluate@digits-scratch", "evaluate@digits-pretrained"]
-    done = subprocess.run(program, cwd=workspace, capture_output=True, text=True, check=True)
+    done = dvc(workspace, "status", "--json", "evaluate@digits-scratch", "evaluate@digits-pretrained")
     assert json.loads(done.stdout) == {}
 
 
@@ -147,15 +178,13 @@ def test_an_edited_knob_runs_only_what_depends_on_it(workspace, second):
     params = workspace / "params.yaml"
     before = params.read_text()
     params.write_text(before.replace("learning_rate: 0.05", "learning_rate: 0.04", 1))
-    program = [sys.executable, "-m", "dvc", "status", "--json"]
-    done = subprocess.run(program, cwd=workspace, capture_output=True, text=True, check=True)
+    done = dvc(workspace, "status", "--json")
     params.write_text(before)
     stale = {name for name in json.loads(done.stdout) if "digits" in name}
     assert stale == {"train@digits-scratch"}
 
 
 def test_the_dataset_can_be_pushed_to_the_remote(workspace, second):
-    push = [sys.executable, "-m", "dvc", "push", "ingest@digits"]
-    done = subprocess.run(push, cwd=workspace, capture_output=True, text=True, check=False)
+    done = dvc(workspace, "push", "ingest@digits")
     assert done.returncode == 0, done.stderr
     assert any((workspace / "remote").rglob("*.dir"))

@@ -81,6 +81,27 @@ def test_bundled_weights_change_every_layer_but_the_head():
     assert same == ["logits"]
 
 
+def test_bundled_weights_see_more_in_a_digit_than_fresh_ones():
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    enlarged = (digits.images[:600] * 255 / 16).repeat(4, 1).repeat(4, 2)
+    pixels, labels = np.repeat(enlarged[..., None], 3, -1).astype(np.uint8), digits.target[:600]
+    keras.utils.set_random_seed(0)
+    model = mobilenet.build(DIGITS, 10)
+    seen = keras.Model(model.input, model.get_layer("pool").output)
+
+    def separation() -> float:
+        found = np.asarray(seen(pixels))
+        centres = np.stack([found[:300][labels[:300] == digit].mean(0) for digit in range(10)])
+        nearest = np.linalg.norm(found[300:, None] - centres, axis=-1).argmin(1)
+        return float(np.mean(nearest == labels[300:]))
+
+    fresh = separation()
+    mobilenet.load_pretrained(model, DIGITS.model_copy(update={"weights": "bundled"}))
+    assert separation() > fresh + 0.1
+
+
 def test_bundled_weights_of_another_width_are_refused():
     candidate = DIGITS.model_copy(update={"weights": "bundled", "alpha": 0.5})
     with pytest.raises(ValueError, match=r"set alpha: 0\.25"):
