@@ -19,6 +19,10 @@ STRIDES = {
     "stock": (2, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
     # The stem keeps the resolution: 32 pixels end as 2×2, at four times the multiply-adds.
     "stem-1": (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+    # Stem and last stride, or stem and first, or the first two: 32 pixels end as 4×4.
+    "stem-block12": (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1),
+    "stem-block2": (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+    "block2-block4": (2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1),
 }
 
 

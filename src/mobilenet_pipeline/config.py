@@ -1,10 +1,10 @@
 """Recipes: every knob of the pipeline, typed, frozen, read once from `params.yaml`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 CANDIDATES = ("scratch", "pretrained")
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
@@ -59,24 +59,46 @@ class Candidate(Section):
     """How one model is built and trained.
 
     `batch_size` is per replica and `learning_rate` the peak for one replica: the global batch and the rate grow with
-    the replicas. `input_size` is the side in pixels that images are resized to inside the model. `warmup` is a share
-    of all steps.
+    the replicas. The head learns at `head_rate` times that. `warmup` is a share of all steps. `input_sizes` are the
+    sides in pixels that images are resized to inside the model, each for an equal share of the epochs; the last is
+    that of the finished model. It trains for `epochs`, or for as many as fit into `cpu_minutes` of user and system
+    time as measured when it starts. `precision` is that of the pointwise convolutions while training; `sync_norm`
+    takes the moments of batch normalisation over all replicas. `average` is the weight per step of the past in the
+    average of weights that is evaluated and kept, 0 for the last weights themselves. `shift` and `cutout` are in
+    pixels of the original image.
     """
 
     weights: Literal["none", "imagenet", "bundled"]
     alpha: Width
-    strides: Literal["stock", "stem-1"]
-    input_size: Positive
+    strides: Literal["stock", "stem-1", "stem-block12", "stem-block2", "block2-block4"]
+    input_sizes: Annotated[list[Positive], Field(min_length=1)]
     pixel_range: Literal["unit", "signed"]
-    epochs: Positive
+    epochs: Positive | None
+    cpu_minutes: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
+    precision: Literal["float32", "bfloat16"]
+    sync_norm: bool
     learning_rate: Rate
+    head_rate: Rate
     warmup: Share
     weight_decay: Rate
     label_smoothing: Share
-    flip: bool
+    average: Annotated[float, Field(ge=0, lt=1)]
+    flip: Literal["none", "random", "alternating"]
     shift: Annotated[int, Field(ge=0)]
+    cutout: Annotated[int, Field(ge=0)]
     seed: int
+
+    @property
+    def input_size(self) -> int:
+        """The side in pixels that the finished model resizes images to."""
+        return self.input_sizes[-1]
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.epochs is None) == (self.cpu_minutes is None):
+            raise ValueError("give either epochs or cpu_minutes, and null for the other")
+        return self
 
 
 class Candidates(Section):

@@ -1,6 +1,7 @@
 """Arrays to batches: shuffled, augmented in the graph, a function of (seed, epoch, step) alone."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import tensorflow as tf
@@ -8,17 +9,30 @@ import tensorflow as tf
 from mobilenet_pipeline.config import Candidate
 
 
-def flip(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Mirror about half of (n, h, w, 3) images left to right. `seed` is int32 (2,)."""
-    mirrored = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], seed) < 0.5
-    return tf.where(mirrored, tf.reverse(images, axis=[2]), images)
+@dataclass(frozen=True)
+class Share:
+    """Which part of every global batch an input pipeline gives out: pieces `first` to `first + count - 1` of `pieces`.
+
+    A piece is what one replica sees of a step; a step's pieces come one after the other.
+    """
+
+    first: int = 0
+    count: int = 1
+    pieces: int = 1
 
 
-def shift(images: tf.Tensor, seed: tf.Tensor, pixels: int) -> tf.Tensor:
-    """Move each of (n, h, w, 3) images by up to `pixels` along both axes; its own border, reflected, fills the gap."""
-    count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+def flip(images: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    """Mirror those of (n, h, w, 3) images left to right for which `mirrored` (n,) is true."""
+    return tf.where(mirrored[:, None, None, None], tf.reverse(images, axis=[2]), images)
+
+
+def shift(images: tf.Tensor, offsets: tf.Tensor, pixels: int) -> tf.Tensor:
+    """Move (n, h, w, 3) images by `offsets` int32 (n, 2), rows and columns, each 0 … 2·pixels.
+
+    An offset of `pixels` leaves an image where it is; its own border, reflected, fills the gap.
+    """
+    height, width = images.shape[1], images.shape[2]
     padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], mode="REFLECT")
-    offsets = tf.random.stateless_uniform([count, 2], seed, maxval=2 * pixels + 1, dtype=tf.int32)
     rows = offsets[:, :1] + tf.range(height)[None]
     columns = offsets[:, 1:] + tf.range(width)[None]
     moved = tf.gather(padded, rows, axis=1, batch_dims=1)
@@ -27,37 +41,72 @@ def shift(images: tf.Tensor, seed: tf.Tensor, pixels: int) -> tf.Tensor:
     return tf.transpose(moved, [0, 2, 1, 3])
 
 
-def augment(candidate: Candidate) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
-    """The candidate's augmentation, a function of (images, seed)."""
+def cut_out(images: tf.Tensor, centres: tf.Tensor, side: int) -> tf.Tensor:
+    """Grey out a square of `side` pixels in each of (n, h, w, 3) uint8 images, cut off at the border.
 
-    def apply(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        if candidate.flip:
-            images = flip(images, seed)
+    `centres` int32 (n, 2) are row and column of its middle (DeVries and Taylor 2017, arXiv:1708.04552).
+    """
+    inside = [
+        tf.abs(tf.range(size)[None] * 2 + 1 - centres[:, axis : axis + 1] * 2) <= side
+        for axis, size in enumerate(images.shape[1:3])
+    ]
+    hidden = inside[0][:, :, None, None] & inside[1][:, None, :, None]
+    return tf.where(hidden, tf.constant(127, images.dtype), images)
+
+
+def augment(candidate: Candidate, global_batch: int) -> Callable[..., tf.Tensor]:
+    """The candidate's augmentation: a function of (images, their rows in the dataset, epoch, step, the batch's slice).
+
+    What happens to an image is drawn for the whole global batch, so that it does not depend on who works on which part.
+    """
+
+    def apply(images: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor, part: slice) -> tf.Tensor:
+        def draw(purpose: int, shape: list[int], below: int) -> tf.Tensor:
+            seed = tf.stack([tf.constant(candidate.seed + (purpose << 20), tf.int32), tf.cast(step, tf.int32)])
+            return tf.random.stateless_uniform(shape, seed, maxval=below, dtype=tf.int32)[part]
+
+        if candidate.flip == "random":
+            images = flip(images, draw(1, [global_batch], 2) == 1)
+        elif candidate.flip == "alternating":
+            # Each image one way, then the other: no image comes the same way in two epochs that follow each other.
+            start = tf.random.stateless_uniform([global_batch], [candidate.seed, 0], maxval=2, dtype=tf.int32)
+            start = tf.gather(start, rows % global_batch)
+            images = flip(images, (start + rows // global_batch + tf.cast(epoch, tf.int32)) % 2 == 1)
         if candidate.shift:
-            images = shift(images, seed + tf.constant([0, 1 << 16]), candidate.shift)
+            images = shift(images, draw(2, [global_batch, 2], 2 * candidate.shift + 1), candidate.shift)
+        if candidate.cutout:
+            images = cut_out(images, draw(3, [global_batch, 2], images.shape[1] + 1), candidate.cutout)
         return images
 
     return apply
 
 
 def training_batches(
-    images: np.ndarray, labels: np.ndarray, candidate: Candidate, global_batch: int
+    images: np.ndarray,
+    labels: np.ndarray,
+    candidate: Candidate,
+    global_batch: int,
+    epochs: int,
+    share: Share = Share(),
+    first_step: int = 0,
 ) -> tf.data.Dataset:
-    """Batches of (uint8 (b, h, w, 3), int32 (b,)) of all epochs, in one unbroken stream.
+    """Pieces of batches (uint8 (b, h, w, 3), int32 (b,)), from step `first_step` of the training to its last.
 
     Each epoch is a fresh permutation; what does not fill a last batch is left out of that epoch, because replicas need
-    equal shares. Raises ValueError when there are fewer images than one batch.
+    equal pieces. Raises ValueError when there are fewer images than one batch.
     """
     count = len(labels)
     steps = count // global_batch
     if steps == 0:
         raise ValueError(f"{count} training images do not fill one global batch of {global_batch}; lower batch_size")
     pixels, classes = tf.constant(images), tf.constant(labels.astype(np.int32))
-    transform = augment(candidate)
+    size = global_batch // share.pieces
+    transform = augment(candidate, global_batch)
 
-    def fetch(step: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        seed = tf.stack([tf.constant(candidate.seed, tf.int32), tf.cast(step, tf.int32)])
-        return transform(tf.gather(pixels, rows), seed), tf.gather(classes, rows)
+    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        part = slice(piece * size, (piece + 1) * size)
+        rows = rows[part]
+        return transform(tf.gather(pixels, rows), rows, step // steps, step, part), tf.gather(classes, rows)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])
@@ -65,5 +114,10 @@ def training_batches(
         numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((numbers, rows))
 
-    epochs = tf.data.Dataset.range(candidate.epochs)
-    return epochs.flat_map(epoch_batches).map(fetch, num_parallel_calls=2).prefetch(4)
+    def pieces(step: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
+        parts = tf.data.Dataset.range(share.first, share.first + share.count, output_type=tf.int32)
+        return parts.map(lambda piece: (step, piece, rows))
+
+    first_epoch, done = divmod(first_step, steps)
+    stream = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches).skip(done)
+    return stream.flat_map(pieces).map(fetch, num_parallel_calls=2).prefetch(4)

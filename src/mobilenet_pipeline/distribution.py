@@ -1,16 +1,25 @@
-"""Devices to a `tf.distribute.Strategy`."""
+"""Devices to a `tf.distribute.Strategy`, and a strategy's share of the work."""
 
+import json
+import os
+from collections.abc import Callable
 from contextlib import suppress
 
 import tensorflow as tf
 
+from mobilenet_pipeline.dataset import Share
+
 
 def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
-    """Mirror over every GPU; without one, train on the CPU, split into `cpu_replicas` logical devices.
+    """The strategy for the devices that are there.
 
-    Logical CPU devices share the cores: they prove that distributed training is right, not that it is fast. They can
-    be made only before TensorFlow has started; a later call with another number raises ValueError.
+    With TF_CONFIG naming several workers, all of them train one model, each on all its GPUs. Else mirror over every
+    GPU of this machine; without one, train on the CPU, split into `cpu_replicas` logical devices: these share the cores
+    and prove that distributed training is right, not that it is fast. They can be made only before TensorFlow has
+    started; a later call with another number raises ValueError. So does a TF_CONFIG that is not JSON.
     """
+    if workers() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         return tf.distribute.MirroredStrategy([device.name for device in gpus])
@@ -19,12 +28,46 @@ def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
     return tf.distribute.MirroredStrategy(_logical_cpus(cpu_replicas))
 
 
+def workers() -> int:
+    """How many workers TF_CONFIG names; 1 without it."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 1
+    try:
+        return max(1, sum(len(job) for job in json.loads(text)["cluster"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"TF_CONFIG is {text!r}, which names no cluster ({error!r}); it looks like "
+            '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
+        ) from None
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Whether this process is the one that writes: the only one, or of several workers the first."""
+    resolver = strategy.cluster_resolver
+    if not resolver or not resolver.task_type:
+        return True
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+def pieces(strategy: tf.distribute.Strategy, make: Callable[[Share], tf.data.Dataset]) -> tf.data.Dataset:
+    """What this process's replicas see of the pieces that `make` gives for a share of every global batch."""
+
+    def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        return make(Share(context.input_pipeline_id * count, count, context.num_replicas_in_sync))
+
+    return strategy.distribute_datasets_from_function(local)
+
+
 def describe(strategy: tf.distribute.Strategy) -> str:
     """The strategy in words for a log."""
     if strategy is tf.distribute.get_strategy():
         return "the CPU"
     devices = [device.partition("device:")[2] for device in strategy.extended.worker_devices]
-    return f"{type(strategy).__name__} over {', '.join(devices)}"
+    elsewhere = f", worker {strategy.cluster_resolver.task_id} of {workers()}" if workers() > 1 else ""
+    return f"{type(strategy).__name__} over {', '.join(devices)}{elsewhere}"
 
 
 def _logical_cpus(count: int) -> list[str]:

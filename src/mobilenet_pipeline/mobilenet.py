@@ -28,6 +28,8 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
         """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
+        if self.synchronized and training:  # over all replicas, which the kernel cannot
+            return super().call(inputs, training=training, mask=mask)
         if not training or not self.trainable:
             scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
             return inputs * scale + (self.beta - self.moving_mean * scale)
@@ -43,18 +45,25 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
         return outputs
 
 
-def features(x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], fused: bool = False) -> keras.KerasTensor:
+def features(
+    x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], trained: Candidate | None = None
+) -> keras.KerasTensor:
     """Stem and 13 depthwise-separable blocks over `x` (n, h, w, 3) in the range the weights expect.
 
-    Layers carry the names that `keras.applications.MobileNet` gives them, and have the same weights. Raises ValueError
-    unless there are 14 strides.
+    Layers carry the names that `keras.applications.MobileNet` gives them, and have the same weights. With `trained`
+    they compute as that candidate's training wants it. Raises ValueError unless there are 14 strides.
     """
     if len(strides) != len(FILTERS):
         raise ValueError(f"MobileNet has {len(FILTERS)} strides (stem and blocks), not {len(strides)}: {strides}")
-    norm = FusedBatchNormalization if fused else keras.layers.BatchNormalization
+    # Two thirds of the multiply-adds are the pointwise convolutions', and they alone gain from short numbers on CPUs.
+    narrow = "mixed_bfloat16" if trained and trained.precision == "bfloat16" else None
 
     def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(momentum=NORM_MOMENTUM, name=f"{name}_bn")(x))
+        if trained:
+            norm = FusedBatchNormalization(momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn")
+        else:
+            norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"{name}_bn")
+        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(x))
 
     first = keras.layers.Conv2D(int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1")
     x = normalise(first(x), "conv1")
@@ -64,27 +73,40 @@ def features(x: keras.KerasTensor, alpha: float, strides: tuple[int, ...], fused
         padding = "same" if stride == 1 else "valid"
         depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=f"conv_dw_{block}")
         x = normalise(depthwise(x), f"conv_dw_{block}")
-        pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=f"conv_pw_{block}")
-        x = normalise(pointwise(x), f"conv_pw_{block}")
+        name = f"conv_pw_{block}"
+        pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=name, dtype=narrow)
+        x = normalise(pointwise(x), name)
     return x
 
 
-def build(candidate: Candidate, classes: int, fused: bool = False) -> keras.Model:
+def build(candidate: Candidate, classes: int) -> keras.Model:
     """The candidate's classifier with fresh weights: uint8 (n, 32, 32, 3) to probabilities float32 (n, classes).
 
-    Scaling and resizing are layers of it, so that training and serving cannot differ. The layer before the last,
-    `logits`, is what the loss is computed from.
+    Scaling and resizing are layers of it, so that training and serving cannot differ.
     """
-    scale, offset = PIXEL_RANGES[candidate.pixel_range]
     image = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3), dtype="uint8", name="image")
-    x = keras.layers.Rescaling(scale, offset, name="pixels")(image)
-    if candidate.input_size != IMAGE_SIZE:
-        # Not layers.Resizing: it puts every layer after it into training mode unless the caller says training=False.
-        x = keras.ops.image.resize(x, (candidate.input_size, candidate.input_size), interpolation="bilinear")
-    x = features(x, candidate.alpha, STRIDES[candidate.strides], fused)
-    x = keras.layers.GlobalAveragePooling2D(name="pool")(x)
-    logits = keras.layers.Dense(classes, name="logits")(x)
-    return keras.Model(image, keras.layers.Softmax(name="probabilities")(logits), name="mobilenet")
+    x = features(enlarge(image, candidate, candidate.input_size), candidate.alpha, STRIDES[candidate.strides])
+    return keras.Model(image, keras.layers.Softmax(name="probabilities")(_head(x, classes)), name="mobilenet")
+
+
+def build_trained(candidate: Candidate, classes: int) -> keras.Model:
+    """What is trained, with the weights of `build` in the same order: what `enlarge` gives, to logits (n, classes)."""
+    pixels = keras.Input((None, None, 3), name="pixels")
+    return keras.Model(pixels, _head(features(pixels, candidate.alpha, STRIDES[candidate.strides], candidate), classes))
+
+
+def enlarge(images: keras.KerasTensor, candidate: Candidate, size: int) -> keras.KerasTensor:
+    """Images uint8 (n, 32, 32, 3) scaled to the range that the candidate's weights expect, (n, size, size, 3)."""
+    scale, offset = PIXEL_RANGES[candidate.pixel_range]
+    x = keras.ops.cast(images, "float32") * scale + offset
+    if size == IMAGE_SIZE:
+        return x
+    # Not layers.Resizing: it puts every layer after it into training mode unless the caller says training=False.
+    return keras.ops.image.resize(x, (size, size), interpolation="bilinear")
+
+
+def _head(x: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    return keras.layers.Dense(classes, name="logits")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
 
 
 def load_pretrained(model: keras.Model, candidate: Candidate) -> str:

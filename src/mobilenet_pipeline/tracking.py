@@ -134,7 +134,7 @@ def candidate_run(
         with suppress(Exception):  # a store that is gone must not hide what went wrong
             MlflowClient().set_tag(run_id, "failure", _failure(error))
         with suppress(Exception):
-            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt | Terminated) else "FAILED")
+            mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     mlflow.end_run("FINISHED")
 
@@ -332,7 +332,7 @@ def _describe(run_id: str, recipe: Recipe, candidate: str, dataset: Mapping[str,
 
 
 def _failure(error: BaseException) -> str:
-    if isinstance(error, Terminated):
+    if isinstance(error, SystemExit):
         return "ended by SIGTERM"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"

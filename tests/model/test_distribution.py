@@ -1,84 +1,126 @@
-"""Logical devices must be made before TensorFlow starts, so each test is a process of its own."""
+"""Logical devices must be made before TensorFlow starts, and a worker is a process: each training is one of its own."""
 
 import json
+import os
+import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PROGRAM = """
-import json, sys
-from pathlib import Path
-from mobilenet_pipeline import environment; environment.prepare()
-import keras
-import numpy as np
-import tensorflow as tf
-from mobilenet_pipeline import config, distribution, mobilenet, training
+from mobilenet_pipeline import distribution
 
-replicas = int(sys.argv[1])
-candidate = config.load_recipe("digits", Path(sys.argv[2])).candidate("scratch").model_copy(
-    update=dict(strides="stock", epochs=2, batch_size=32 // replicas, shift=0, learning_rate=0.02 / replicas,
-                warmup=0.0))
-rng = np.random.default_rng(0)
-labels = np.arange(128) % 10
-pixels = (rng.integers(0, 60, (128, 32, 32, 3)) + labels[:, None, None, None] * 18).astype(np.uint8)
-images = training.Images(pixels, labels)
-strategy = distribution.choose(replicas)
-trained = training.train(candidate, images, images, 10, strategy)
-# The same images in every replica's share, so that the moments of a share are those of the whole batch. Trained
-# weights and a low rate, because fresh ones magnify rounding from step to step.
-pretrained = config.load_recipe("digits", Path(sys.argv[2])).candidate("pretrained")
-share = np.tile(pixels[:16], (2, 1, 1, 1)), np.tile(labels[:16].astype(np.int32), 2)
-with strategy.scope():
-    model = mobilenet.build(pretrained, 10, fused=True)
-    mobilenet.load_pretrained(model, pretrained)
-    optimizer = keras.optimizers.SGD(0.002, momentum=0.9, nesterov=True)
-    optimizer.build(model.trainable_variables)
-step = training._steps_in_graph(strategy, model, optimizer, pretrained, 32)
-batches = tf.data.Dataset.from_tensors(share).unbatch().batch(32).repeat()
-stream = iter(strategy.experimental_distribute_dataset(batches))
-steps = [float(step(stream, tf.constant(1))[1]) for _ in range(10)]
-print(json.dumps({"steps": steps, "strategy": type(strategy).__name__, "replicas": strategy.num_replicas_in_sync,
-    "rate": trained.history[0].learning_rate, "losses": [row.train_loss for row in trained.history],
-    "validation": trained.history[-1].validation_loss}))
-"""
+PROGRAM = Path(__file__).with_name("distributed.py")
+pytestmark = pytest.mark.timeout(600)
 
 
-def run(replicas: int) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(replicas), str(ROOT / "params.yaml")],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def start(log: Path, replicas: int = 1, changes: dict | None = None, **variables: str) -> subprocess.Popen:
+    command = [sys.executable, str(PROGRAM), str(replicas), json.dumps(changes or {})]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env={**os.environ, **variables})
+
+
+def finish(process: subprocess.Popen, log: Path) -> dict:
+    process.wait(500)
+    text = log.read_text(errors="replace")
+    assert process.returncode == 0, text[-3000:]
+    return json.loads(text.splitlines()[-1])
+
+
+def cluster() -> list[str]:
+    """TF_CONFIG for two workers on this machine."""
+    sockets = [socket.socket() for _ in range(2)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    workers = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return [
+        json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}) for index in (0, 1)
+    ]
 
 
 @pytest.fixture(scope="module")
-def two() -> dict:
-    return run(2)
+def devices(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """What came of the same training on 1, 2 and 4 logical devices."""
+    folder, found = tmp_path_factory.mktemp("devices"), {}
+    for count in (1, 2, 4):
+        log = folder / f"{count}.log"
+        found[count] = finish(start(log, count), log)
+    return found
 
 
 @pytest.fixture(scope="module")
-def one() -> dict:
-    return run(1)
+def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What came of it on two worker processes."""
+    folder = tmp_path_factory.mktemp("workers")
+    logs = [folder / f"{index}.log" for index in (0, 1)]
+    started = [
+        start(log, TF_CONFIG=config, SAVED=str(folder / f"{index}.npz"))
+        for index, (log, config) in enumerate(zip(logs, cluster(), strict=True))
+    ]
+    found = [finish(process, log) for process, log in zip(started, logs, strict=True)]
+    return [one | {"saved": (folder / f"{index}.npz").exists()} for index, one in enumerate(found)]
 
 
-def test_two_logical_cpus_are_mirrored(two):
-    assert (two["strategy"], two["replicas"]) == ("MirroredStrategy", 2)
+@pytest.mark.parametrize("count", [2, 4])
+def test_logical_cpus_are_mirrored(devices, count):
+    names = ", ".join(f"CPU:{index}" for index in range(count))
+    assert devices[count]["strategy"] == f"MirroredStrategy over {names}"
 
 
-def test_the_learning_rate_grows_with_the_replicas(one, two):
-    assert two["rate"] == pytest.approx(one["rate"], rel=1e-5)  # each was given 0.02 ÷ its replicas
+def test_the_learning_rate_grows_with_the_replicas(devices):
+    assert devices[4]["rate"] == pytest.approx(devices[1]["rate"], rel=1e-5)  # each was given 0.002 ÷ its replicas
 
 
-def test_two_replicas_learn(two):
-    assert two["losses"][1] < two["losses"][0]
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_devices_lose_what_one_does_at_the_same_global_batch(devices, count):
+    # 20 steps; the ten images that fill no batch are in neither.
+    assert devices[1]["train"][1] < 0.95 * devices[1]["train"][0]
+    assert devices[count]["train"] == pytest.approx(devices[1]["train"], abs=1.5e-4)
 
 
-def test_two_replicas_with_the_same_images_each_take_the_steps_that_one_takes(one, two):
-    assert one["steps"][9] < 0.9 * one["steps"][0]
-    assert two["steps"] == pytest.approx(one["steps"], rel=1e-3)
+def test_two_workers_end_with_the_same_weights(workers):
+    assert workers[0]["weights"] == workers[1]["weights"]
+
+
+def test_two_workers_lose_what_one_process_does(devices, workers):
+    assert workers[0]["train"] == pytest.approx(devices[2]["train"], abs=1e-5)
+    assert workers[0]["train"] == pytest.approx(devices[1]["train"], abs=1.5e-4)
+
+
+def test_only_the_first_worker_writes(workers):
+    assert [worker["saved"] for worker in workers] == [True, False]
+
+
+def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_resumes(tmp_path):
+    logs = [tmp_path / f"{index}.log" for index in (0, 1)]
+    saved = {"SAVED": str(tmp_path / "checkpoint.npz")}
+    long = {"epochs": 200}
+    first = [start(log, 1, long, TF_CONFIG=config, **saved) for log, config in zip(logs, cluster(), strict=True)]
+    deadline = time.monotonic() + 200
+    while "epoch 3" not in logs[0].read_text(errors="replace"):
+        assert time.monotonic() < deadline, logs[0].read_text(errors="replace")[-2000:]
+        time.sleep(0.2)
+    first[1].send_signal(signal.SIGKILL)
+    first[0].wait(60)
+    assert first[0].returncode != 0
+    assert "worker" in logs[0].read_text(errors="replace").splitlines()[-1]
+    again = [start(log, 1, long, TF_CONFIG=config, **saved) for log, config in zip(logs, cluster(), strict=True)]
+    try:
+        while "going on after step" not in logs[0].read_text(errors="replace"):
+            assert time.monotonic() < deadline + 200, logs[0].read_text(errors="replace")[-2000:]
+            time.sleep(0.2)
+    finally:
+        for process in again:
+            process.kill()
+            process.wait()
+
+
+def test_a_tf_config_that_names_no_cluster_is_shown_with_one_that_does(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(ValueError, match=r"TF_CONFIG is '\{\}', which names no cluster .* it looks like"):
+        distribution.workers()

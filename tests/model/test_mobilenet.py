@@ -30,7 +30,7 @@ def test_it_answers_like_keras_s_own_mobilenet_with_its_weights():
 @pytest.mark.parametrize("size", [(32, 32), (64, 64)])
 def test_it_answers_like_keras_s_own_mobilenet_at_larger_inputs_too(size):
     theirs = keras.applications.MobileNet((*size, 3), alpha=0.25, include_top=False, weights=None)
-    candidate = SEED.model_copy(update={"alpha": 0.25, "input_size": size[0], "pixel_range": "signed"})
+    candidate = SEED.model_copy(update={"alpha": 0.25, "input_sizes": [size[0]], "pixel_range": "signed"})
     ours = mobilenet.build(candidate, 10)
     for layer in theirs.layers:
         if layer.weights:

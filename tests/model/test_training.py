@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import keras
@@ -5,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mobilenet_pipeline import config, dataset, distribution, mobilenet, training
+from mobilenet_pipeline import config, dataset, distribution, mobilenet, steps, training
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -13,6 +14,9 @@ SMALL = (
     .candidate("scratch")
     .model_copy(update={"strides": "stock", "epochs": 2, "batch_size": 16, "warmup": 0.25, "learning_rate": 0.05})
 )
+
+
+AUGMENTED = SMALL.model_copy(update={"flip": "random", "shift": 2, "cutout": 6})
 
 
 def coloured(count: int) -> training.Images:
@@ -45,8 +49,8 @@ def test_another_seed_gives_other_weights():
 
 def test_every_epoch_is_reported_as_it_ends():
     seen = []
-    trained(on_epoch=seen.append)
-    assert [row.epoch for row in seen] == [1, 2]
+    trained(on_epoch=lambda row, epochs: seen.append((row.epoch, epochs)))
+    assert seen == [(1, 2), (2, 2)]
 
 
 def test_the_trained_model_holds_keras_s_own_layers_only(tmp_path):
@@ -84,8 +88,8 @@ def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
 
 
 def test_weight_decay_applies_to_stem_pointwise_and_dense_kernels_only():
-    variables = mobilenet.build(SMALL, 10).trainable_variables
-    chosen = [v.path for v, flag in zip(variables, training.decayed(variables), strict=True) if flag]
+    variables = mobilenet.build_trained(SMALL, 10).trainable_variables
+    chosen = [v.path for v, flag in zip(variables, steps.decayed(variables), strict=True) if flag]
     assert len(chosen) == 1 + 13 + 1
     assert not any("dw" in path or "bn" in path or "bias" in path for path in chosen)
 
@@ -95,7 +99,7 @@ def test_an_epoch_holds_every_image_at_most_once():
         np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8), np.arange(50)
     )
     plain = SMALL.model_copy(update={"epochs": 1, "shift": 0})
-    batches = list(dataset.training_batches(images.pixels, images.labels, plain, 16))
+    batches = list(dataset.training_batches(images.pixels, images.labels, plain, 16, 1))
     seen = np.concatenate([labels for _, labels in batches])
     assert len(batches) == 3
     assert len(set(seen.tolist())) == 48
@@ -103,25 +107,122 @@ def test_an_epoch_holds_every_image_at_most_once():
 
 def test_images_stay_with_their_labels():
     images = np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8)
-    for pixels, labels in dataset.training_batches(images, np.arange(50), SMALL, 16):
+    for pixels, labels in dataset.training_batches(images, np.arange(50), SMALL, 16, 2):
         assert np.array_equal(pixels[:, 0, 0, 0], labels)
 
 
-def test_a_flipped_image_is_itself_or_its_mirror_image():
-    images = tf.constant(coloured(64).pixels)
-    flipped = dataset.flip(images, tf.constant([0, 1])).numpy()
-    mirrored = [np.array_equal(out, image[:, ::-1]) for out, image in zip(flipped, images.numpy(), strict=True)]
-    same = [np.array_equal(out, image) for out, image in zip(flipped, images.numpy(), strict=True)]
-    assert all(a or b for a, b in zip(mirrored, same, strict=True))
-    assert 16 < sum(mirrored) < 48
+def test_a_stream_resumed_at_a_step_is_the_same_stream():
+    data = coloured(40)
+    whole = [x.numpy() for x, _ in dataset.training_batches(data.pixels, data.labels, AUGMENTED, 16, 2)]
+    later = [x.numpy() for x, _ in dataset.training_batches(data.pixels, data.labels, AUGMENTED, 16, 2, first_step=3)]
+    assert len(whole) == 4
+    assert len(later) == 1
+    assert np.array_equal(whole[3], later[0])
+
+
+def test_the_pieces_of_a_batch_are_the_batch_whoever_works_on_them():
+    data = coloured(40)
+
+    def stream(*shares: dataset.Share) -> list[np.ndarray]:
+        streams = [dataset.training_batches(data.pixels, data.labels, AUGMENTED, 16, 1, share) for share in shares]
+        return [x.numpy() for stream in streams for x, _ in stream]
+
+    (whole, _) = stream(dataset.Share())
+    both = stream(dataset.Share(0, 2, 2))
+    apart = stream(dataset.Share(0, 1, 2), dataset.Share(1, 1, 2))
+    assert np.array_equal(np.concatenate(both[:2]), whole)
+    assert np.array_equal(np.concatenate([apart[0], apart[2]]), whole)
+
+
+def test_a_flipped_image_is_its_mirror_image():
+    images = coloured(2).pixels
+    flipped = dataset.flip(tf.constant(images), tf.constant([True, False])).numpy()
+    assert np.array_equal(flipped, np.stack([images[0, :, ::-1], images[1]]))
+
+
+def test_alternating_flips_show_every_image_one_way_then_the_other():
+    data = training.Images(coloured(32).pixels, np.arange(32))
+    candidate = SMALL.model_copy(update={"flip": "alternating", "shift": 0})
+    seen: dict[int, list[bool]] = {}
+    for pixels, labels in dataset.training_batches(data.pixels, data.labels, candidate, 16, 2):
+        for image, label in zip(pixels.numpy(), labels.numpy(), strict=True):
+            seen.setdefault(int(label), []).append(not np.array_equal(image, data.pixels[label]))
+    assert all(sorted(ways) == [False, True] for ways in seen.values())
+    assert 4 < sum(ways[0] for ways in seen.values()) < 28
 
 
 def test_a_shifted_image_is_a_window_of_its_reflected_padding():
     image = np.arange(32 * 32 * 3).reshape(1, 32, 32, 3).astype(np.int32)
-    moved = dataset.shift(tf.constant(image), tf.constant([3, 4]), 2).numpy()[0]
+    moved = dataset.shift(tf.constant(image), tf.constant([[0, 3]]), 2).numpy()[0]
     padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)), mode="reflect")
-    windows = [padded[i : i + 32, j : j + 32] for i in range(5) for j in range(5)]
-    assert any(np.array_equal(moved, window) for window in windows)
+    assert np.array_equal(moved, padded[0:32, 3:35])
+
+
+def test_a_cut_out_square_is_grey_and_ends_at_the_border():
+    image = np.zeros((2, 32, 32, 3), np.uint8)
+    cut = dataset.cut_out(tf.constant(image), tf.constant([[16, 16], [0, 32]]), 8).numpy()
+    expected = image.copy()
+    expected[0, 12:20, 12:20] = 127
+    expected[1, 0:4, 28:32] = 127
+    assert np.array_equal(cut, expected)
+
+
+def test_a_training_that_was_asked_to_end_goes_on_where_it_was_and_ends_with_the_same_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHUNK", 3)
+    candidate = AUGMENTED.model_copy(update={"average": 0.9, "input_sizes": [32, 40]})
+    asked = iter([False, False, True])
+    with pytest.raises(training.Interrupted):
+        trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: next(asked))
+    said: list[str] = []
+    resumed = trained(candidate, saved=tmp_path / "checkpoint.npz", say=said.append)
+    assert said[-1] == "going on after step 7 of 8"
+    whole = trained(candidate).model.get_weights()
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed.model.get_weights(), whole, strict=True))
+
+
+def test_the_state_of_another_training_is_not_taken_up(tmp_path):
+    trained(saved=tmp_path / "checkpoint.npz")
+    said: list[str] = []
+    trained(SMALL.model_copy(update={"learning_rate": 0.04}), saved=tmp_path / "checkpoint.npz", say=said.append)
+    assert not any("going on" in line for line in said)
+
+
+def test_a_damaged_state_is_told_and_the_training_starts_afresh(tmp_path, capsys):
+    (tmp_path / "checkpoint.npz").write_bytes(b"PK damaged")
+    assert len(trained(saved=tmp_path / "checkpoint.npz").history) == 2
+    assert "checkpoint.npz cannot be read" in capsys.readouterr().out
+
+
+def test_a_training_of_given_cpu_minutes_trains_as_many_epochs_as_fit_and_says_so():
+    candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": (time.process_time() + 20) / 60})
+    said: list[str] = []
+    history = trained(candidate, say=said.append).history
+    assert said[0].startswith(f"{len(history)} epochs will take about 0 minutes")
+    assert len(history) > 2
+
+
+def test_cpu_minutes_that_do_not_suffice_for_an_epoch_are_refused():
+    with pytest.raises(ValueError, match="raise it, or lower alpha or input_sizes"):
+        trained(SMALL.model_copy(update={"epochs": None, "cpu_minutes": 1e-6}))
+
+
+def test_the_average_of_weights_is_what_is_kept():
+    last = trained().model.get_weights()
+    averaged = trained(SMALL.model_copy(update={"average": 0.99})).model.get_weights()
+    assert not np.allclose(last[0], averaged[0])
+
+
+def test_the_head_alone_learns_at_its_own_rate():
+    one, other = (trained(SMALL.model_copy(update={"head_rate": rate, "epochs": 1})) for rate in (1.0, 0.0))
+    fresh = mobilenet.build(SMALL, 2)
+    assert one.model.get_layer("logits").bias.numpy().any()
+    assert not other.model.get_layer("logits").bias.numpy().any()
+    assert fresh.count_params() == one.model.count_params()
+
+
+def test_pointwise_convolutions_in_short_numbers_learn_as_well():
+    history = trained(SMALL.model_copy(update={"epochs": 4, "precision": "bfloat16"})).history
+    assert history[-1].train_loss < 0.7 * history[0].train_loss
 
 
 def test_without_a_gpu_the_strategy_is_the_default_one():

@@ -9,7 +9,7 @@ SEED = config.load_recipe("seed", ROOT / "params.yaml").candidate("scratch")
 
 
 def test_the_paper_s_network_has_its_published_cost():
-    published = SEED.model_copy(update={"input_size": 224})
+    published = SEED.model_copy(update={"input_sizes": [224]})
     layers = anatomy.layers(published, 1000)
     assert round(anatomy.multiply_adds(layers) / 1e6) == 569  # table 8 of the paper
     assert round(sum(row.parameters for row in layers) / 1e6, 1) == 4.2
@@ -28,7 +28,7 @@ def test_the_saving_of_a_pair_is_one_over_channels_plus_one_ninth():
 
 
 def test_an_odd_map_is_rounded_down_as_keras_does():
-    shapes = {row.name: row.output for row in anatomy.layers(SEED.model_copy(update={"input_size": 48}), 10)}
+    shapes = {row.name: row.output for row in anatomy.layers(SEED.model_copy(update={"input_sizes": [48]}), 10)}
     assert shapes["conv_pw_13"] == (1, 1, 1024)
 
 

@@ -2,8 +2,9 @@
 
 import json
 import os
-import resource
-import time
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -21,53 +22,59 @@ BAR = 20
 
 
 def main(recipe: Recipe, name: str) -> None:
-    """Write `model.keras`, `history.csv` and `training.json`."""
+    """Write `model.keras`, `history.csv` and `training.json`; of several workers only the first does.
+
+    A training that was cut short goes on where it was, from `checkpoint.npz` beside these files.
+    """
     keras.config.disable_interactive_logging()  # its bars would fill the log
-    candidate = recipe.candidate(name)
+    candidate, folder = recipe.candidate(name), model_folder(recipe, name)
     data = images.open_dataset(data_folder(recipe))
-    document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
     kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
     strategy = distribution.choose(int(os.environ.get("MOBILENET_PIPELINE_CPU_REPLICAS", "1")))
-    parent = os.environ.get("MOBILENET_PIPELINE_PARENT_RUN")
-    began, started, cpu_started = datetime.now(UTC), time.perf_counter(), cpu_seconds()
-    with tracking.candidate_run(recipe, name, parent, document) as run:
+    say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {distribution.describe(strategy)}")
 
-        def on_epoch(row: training.Epoch) -> None:
+    def fit(on_epoch: Callable[[training.Epoch, int], None]) -> training.Trained:
+        with asked_to_end() as asked:
+            return training.train(
+                candidate,
+                training.Images(pixels[kept], labels[kept]),
+                training.Images(pixels[held_out], labels[held_out]),
+                len(data.class_names),
+                strategy,
+                on_epoch,
+                say,
+                folder / "checkpoint.npz",
+                asked,
+            )
+
+    if not distribution.is_chief(strategy):
+        fit(lambda row, epochs: say(progress(row, epochs)))
+        return
+    began = datetime.now(UTC)
+    document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
+    with tracking.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run:
+
+        def on_epoch(row: training.Epoch, epochs: int) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
-            print(progress(row, candidate.epochs, time.perf_counter() - started), flush=True)
+            say(progress(row, epochs))
 
-        print(
-            f"{len(kept):,} images to train on, {len(held_out):,} to validate, {candidate.epochs} epochs on "
-            f"{distribution.describe(strategy)}",
-            flush=True,
-        )
-        trained = training.train(
-            candidate,
-            training.Images(pixels[kept], labels[kept]),
-            training.Images(pixels[held_out], labels[held_out]),
-            len(data.class_names),
-            strategy,
-            on_epoch,
-        )
-        facts = {
-            "run_id": run.run_id,
-            "cpu_minutes": (cpu_seconds() - cpu_started) / 60,
-            "wall_minutes": (time.perf_counter() - started) / 60,
-        }
-        folder = model_folder(recipe, name)
+        trained = fit(on_epoch)
         save(folder, trained)
         run.log_model(trained.model, pixels[held_out[:2]])
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
     layers = anatomy.layers(candidate, len(data.class_names))
-    facts |= {
+    facts = {
+        "run_id": run.run_id,
+        "cpu_minutes": trained.cpu_seconds / 60,
+        "wall_minutes": sum(row.seconds for row in trained.history) / 60,
         "parameters": anatomy.parameters(layers),
         "multiply_adds": anatomy.multiply_adds(layers),
         "weights": trained.origin,
         "replicas": strategy.num_replicas_in_sync,
         "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
-        "epochs": candidate.epochs,
+        "epochs": len(trained.history),
         "data_digest": data.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
         "tensorflow": tf.__version__,
@@ -75,6 +82,7 @@ def main(recipe: Recipe, name: str) -> None:
         "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)
+    (folder / "checkpoint.npz").unlink(missing_ok=True)
 
 
 def save(folder: Path, trained: training.Trained) -> None:
@@ -85,9 +93,20 @@ def save(folder: Path, trained: training.Trained) -> None:
         pd.DataFrame(training.to_rows(trained.history)).to_csv(partial, index=False)
 
 
-def progress(row: training.Epoch, epochs: int, elapsed: float) -> str:
+@contextmanager
+def asked_to_end() -> Iterator[Callable[[], bool]]:
+    """Take SIGTERM as a request, so that the training ends when its state is saved; gives whether it came."""
+    came: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def progress(row: training.Epoch, epochs: int) -> str:
     """A line with a bar for people, and `epoch 3/12` for whoever follows the log."""
-    left = elapsed / row.epoch * (epochs - row.epoch)
+    left = row.seconds * (epochs - row.epoch)
     filled = BAR * row.epoch // epochs
     return (
         f"{'█' * filled}{'░' * (BAR - filled)} epoch {row.epoch}/{epochs} "
@@ -97,10 +116,9 @@ def progress(row: training.Epoch, epochs: int, elapsed: float) -> str:
     )
 
 
-def cpu_seconds() -> float:
-    """User and system time of this process so far."""
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def say(line: str) -> None:
+    """A line for whoever follows the log."""
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,86 @@
+"""Steps of a training in TensorFlow's graph: forward, backward, update; the same for every strategy."""
+
+from collections.abc import Callable, Iterable
+
+import keras
+import tensorflow as tf
+
+from mobilenet_pipeline import mobilenet
+from mobilenet_pipeline.config import Candidate
+
+Sums = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
+
+
+def decayed(variables: Iterable[keras.Variable]) -> list[bool]:
+    """Which variables weight decay applies to: kernels of stem, pointwise and dense layers, not depthwise or norms."""
+    return [len(v.shape) in (2, 4) and "conv_dw" not in v.path for v in variables]
+
+
+def gradients_of(model: keras.Model, candidate: Candidate, global_batch: int) -> Callable:
+    """A function of (images uint8 (b, h, w, 3), labels int32 (b,), size) to (gradients, loss, images right).
+
+    The loss is the share of the global batch's mean cross-entropy, with label smoothing, that these images have.
+    """
+    classes = model.output_shape[-1]
+
+    def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+        wanted = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
+        with tf.GradientTape() as tape:
+            logits = model(mobilenet.enlarge(images, candidate, size), training=True)
+            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(wanted, logits)) / global_batch
+        right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
+        return tape.gradient(loss, model.trainable_variables), loss, tf.reduce_sum(right)
+
+    return compute
+
+
+def steps_in_graph(
+    strategy: tf.distribute.Strategy,
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    candidate: Candidate,
+    global_batch: int,
+) -> Callable[[tf.data.Iterator, tf.Tensor, int], Sums]:
+    """A function of (stream of batches, count, input size) that takes up to `count` steps.
+
+    It gives (steps done, sum of losses, images right), and ends at the first loss that is not finite.
+    """
+    variables = model.trainable_variables
+    decay = [candidate.weight_decay * flag for flag in decayed(variables)]
+    # For SGD a gradient k times as large is a learning rate k times as high.
+    rates = [candidate.head_rate if "logits" in v.path else 1.0 for v in variables]
+    compute = gradients_of(model, candidate, global_batch)
+
+    def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        gradients, loss, right = compute(images, labels, size)
+        # Replicas' gradients are summed, so each adds its share of the decay.
+        share = 1 / strategy.num_replicas_in_sync
+        gradients = [g + d * share * v if d else g for g, v, d in zip(gradients, variables, decay, strict=True)]
+        gradients = [g * k if k != 1 else g for g, k in zip(gradients, rates, strict=True)]
+        optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        return loss, right
+
+    @tf.function
+    def run(stream: tf.data.Iterator, count: tf.Tensor, size: int) -> Sums:
+        done, losses, right = 0, 0.0, 0.0
+        while done < count and tf.math.is_finite(losses):
+            images, labels = next(stream)
+            loss, hits = strategy.run(step, args=(images, labels, size))
+            losses += strategy.reduce("SUM", loss, axis=None)
+            right += strategy.reduce("SUM", hits, axis=None)
+            done += 1
+        return done, losses, right
+
+    return run
+
+
+def evaluation(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """A function of (images, labels) to (sum of cross-entropies, images right) of a model that gives probabilities."""
+
+    @tf.function
+    def measure(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        probabilities = model(images, training=False)
+        loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+        return loss, tf.reduce_sum(tf.cast(tf.argmax(probabilities, -1, tf.int32) == labels, tf.float32))
+
+    return measure

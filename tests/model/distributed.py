@@ -1,0 +1,56 @@
+"""A program: train a little on the strategy that the arguments and TF_CONFIG ask for, and print what came of it.
+
+Trained weights and a low rate, because fresh ones magnify rounding from step to step. With SLOW set, one endless epoch.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from mobilenet_pipeline import environment
+
+environment.prepare()
+
+import numpy as np  # noqa: E402
+from sklearn.datasets import load_digits  # noqa: E402
+
+from mobilenet_pipeline import config, distribution, training  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    strategy = distribution.choose(int(sys.argv[1]))
+    replicas = strategy.num_replicas_in_sync
+    candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
+    changes = {"batch_size": 32 // replicas, "learning_rate": 0.002 / replicas, "warmup": 0.1, "sync_norm": True}
+    changes |= {"epochs": 2, "shift": 0} | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")
+    digits = load_digits()
+    enlarged = (digits.images[:330] * 255 / 16).repeat(4, 1).repeat(4, 2)  # 10 batches of 32 and 10 images
+    pixels = np.repeat(enlarged[..., None], 3, -1).astype(np.uint8)
+    images = training.Images(pixels, digits.target[:330].astype(np.uint8))
+    saved = Path(os.environ["SAVED"]) if "SAVED" in os.environ else None
+    trained = training.train(
+        candidate.model_copy(update=changes),
+        images,
+        images,
+        10,
+        strategy,
+        lambda row, epochs: print(f"epoch {row.epoch}", flush=True),
+        lambda line: print(line, flush=True),
+        saved,
+    )
+    found = {
+        "strategy": distribution.describe(strategy),
+        "replicas": replicas,
+        "rate": max(row.learning_rate for row in trained.history),
+        "train": [row.train_loss for row in trained.history],
+        "validation": [row.validation_loss for row in trained.history],
+        "weights": [float(np.abs(weight).sum()) for weight in trained.model.get_weights()],
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
