@@ -59,6 +59,8 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
     """The body of the flow; gives the sentence that sums it up."""
+    from mobilenet_pipeline import promotion
+
     names = pipeline.stage_names(recipe)
     stale = set(names) if force else pipeline.stale(names)
     if not stale and is_settled(recipe):
@@ -71,14 +73,13 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     trains = force or bool((pipeline.stale(trainings) if data else stale) & {*trainings})
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
-        verdict = recall_verdict(recipe)
-        if verdict is None:
-            judgement: Judgement = judge(recipe)
+        known = promotion.recall(recipe)
+        judgement: Judgement = known or judge(recipe)
+        if not promotion.carried_out(recipe, judgement):
             promote(recipe, judgement)
-            verdict, opening = judgement.document, ""
-        else:
-            opening = "The candidates are the same as before, and so is the verdict: "
+        verdict = judgement.document
         report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in done])
+    opening = "The candidates are the same as before, and so is the verdict: " if known else ""
     return f"{opening}{verdict['reason']} {champion_sentence(recipe)}"
 
 
@@ -143,15 +144,11 @@ def report(recipe: Recipe, verdict: Mapping[str, Any], stages: list[dict[str, An
 
 def is_settled(recipe: Recipe) -> bool:
     """Whether there is nothing to do after the stages: verdict, results and report are there and up to date."""
-    pages = results.results_path(recipe), layout.report_folder(recipe) / "index.html"
-    return all(page.exists() for page in pages) and recall_verdict(recipe) is not None
-
-
-def recall_verdict(recipe: Recipe) -> dict[str, Any] | None:
-    """The verdict on these very candidates, if there is one and it was carried out."""
     from mobilenet_pipeline import promotion
 
-    return promotion.already_judged(recipe)
+    pages = results.results_path(recipe), layout.report_folder(recipe) / "index.html"
+    judgement = promotion.recall(recipe) if all(page.exists() for page in pages) else None
+    return judgement is not None and promotion.carried_out(recipe, judgement)
 
 
 def champion_sentence(recipe: Recipe) -> str:
@@ -170,7 +167,7 @@ def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None
 
     The lock is the kernel's: it is gone with the process that held it, however that one ended.
     """
-    path = workspace / "reports" / recipe.name / ".running"
+    path = layout.report_folder(recipe, workspace) / ".running"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+", encoding="utf-8") as file:
         try:

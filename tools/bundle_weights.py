@@ -6,7 +6,6 @@
 
 import json
 from datetime import date
-from pathlib import Path
 
 from mobilenet_pipeline import environment
 
@@ -14,9 +13,8 @@ environment.prepare()
 
 import numpy as np  # noqa: E402
 
-from mobilenet_pipeline import anatomy, distribution, images, metrics, mobilenet, provenance, split, training  # noqa: E402
+from mobilenet_pipeline import anatomy, distribution, images, layout, metrics, mobilenet, provenance, split, training  # noqa: E402
 from mobilenet_pipeline.config import load_recipe  # noqa: E402
-from mobilenet_pipeline.layout import write_json  # noqa: E402
 from mobilenet_pipeline.stages.train import cpu_seconds, progress  # noqa: E402
 
 CHANGES = {"alpha": 0.25, "epochs": 24}
@@ -26,7 +24,7 @@ def main() -> None:
     """Train on the training split, look at the test set once, at the end."""
     recipe = load_recipe("cifar10")
     candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
-    data = images.open_dataset(Path("data") / recipe.name)
+    data = images.open_dataset(layout.data_folder(recipe))
     limits = recipe.split
     kept, held_out = split.training_rows(data.labels, data.is_test, limits.validation_share, limits.seed)
     parts = {
@@ -68,7 +66,7 @@ def main() -> None:
         "bytes": path.stat().st_size,
         "sha256": provenance.sha256_of(path),
     }
-    write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
+    layout.write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
     print(f"{path}: {record['bytes']:,} bytes, test accuracy {scored['accuracy']:.4f}")
 
 

@@ -129,9 +129,7 @@ def serve(chosen: argparse.Namespace) -> None:
     from mobilenet_pipeline import packaging
 
     recipe = load_recipe(chosen.recipe)
-    bento = packaging.live(recipe)
-    if bento is None:
-        raise ValueError(f"nothing of {recipe.name} is promoted yet: mobilenet-pipeline run --recipe {recipe.name}")
+    bento = packaging.must_be_live(recipe)
     print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)
     command = packaging.serve_command(bento.tag, chosen.host, chosen.port)
     os.execv(command[0], command)

@@ -24,6 +24,8 @@ from mobilenet_pipeline import environment, layout, pipeline
 from mobilenet_pipeline.config import Recipe
 
 MODEL, METADATA, ROLES = "model.tflite", "metadata.json", "served.json"
+BUILT = "built"
+"""A file in a Bento that was built to its end."""
 # What goes into a Bento: the service and the modules that it shares with the pipeline, nothing else.
 SHARED = ("__init__.py", "artefact.py", "preprocess.py")
 SERVICE = ("__init__.py", "answers.py", "front_door.py", "served.py", "service.py")
@@ -69,11 +71,16 @@ def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
         source = Path(scratch)
         tag = _write_source(source, recipe.registered_model, _metadata(champion)["version"], roles)
         missing = {model: str(folder) for model, folder in used.items() if not _holds(model, folder)}
-        if not missing and (_bento_folder(tag) / "src" / ROLES).is_file():
+        if not missing and (_bento_folder(tag) / BUILT).is_file():
             return tag
+        # BentoML trips over what a killed build has left of a Bento or a model.
+        discard(tag)
+        for model in missing:
+            shutil.rmtree(_model_folder(model), ignore_errors=True)
         labels = {"recipe": recipe.name, "registered_model": recipe.registered_model}
         plan = {"tag": tag, "models": missing, "uses": list(used), "source": scratch, "packages": _packages()}
         _run([str(_serving() / "build.py")], f"building {tag}", plan | {"labels": labels})
+    (_bento_folder(tag) / BUILT).touch()
     return tag
 
 
@@ -84,17 +91,25 @@ def put_live(tag: str) -> None:
 
 
 def live(recipe: Recipe) -> Bento | None:
-    """The Bento that is served; None where none was promoted yet, or it was deleted since."""
+    """The Bento that is served; None where none was promoted yet, or it or a model in it was deleted since."""
     try:
         tag = _pointer(recipe.registered_model).read_text(encoding="utf-8").strip()
         folders = _folders(tag)
-        found = {role: _metadata(folder) if folder else {} for role, folder in folders.items()}
+        versions = {role: _metadata(folder)["version"] if folder else None for role, folder in folders.items()}
+        hashes = {role: _sha256(folder / MODEL) if folder else None for role, folder in folders.items()}
     except (FileNotFoundError, PackagingError):
         return None
-    versions = {role: facts.get("version") for role, facts in found.items()}
     with tempfile.TemporaryDirectory() as scratch:
         wanted = _write_source(Path(scratch), recipe.registered_model, versions["champion"], _roles(tag))
-    return Bento(tag, versions, {role: facts.get("sha256") for role, facts in found.items()}, tag == wanted)
+    return Bento(tag, versions, hashes, tag == wanted)
+
+
+def must_be_live(recipe: Recipe) -> Bento:
+    """`live`, or PackagingError with the remedy."""
+    bento = live(recipe)
+    if bento is None:
+        raise PackagingError(f"nothing of {recipe.name} is served: `mobilenet-pipeline run --recipe {recipe.name}`")
+    return bento
 
 
 def served_models(recipe: Recipe) -> dict[str, Path | None]:
@@ -102,17 +117,12 @@ def served_models(recipe: Recipe) -> dict[str, Path | None]:
 
     Raises PackagingError where nothing is.
     """
-    bento = live(recipe)
-    if bento is None:
-        raise PackagingError(
-            f"nothing of {recipe.name} is promoted yet: `mobilenet-pipeline run --recipe {recipe.name}`"
-        )
-    return _folders(bento.tag)
+    return _folders(must_be_live(recipe).tag)
 
 
 def discard(tag: str) -> None:
-    """Take the Bento out of the store. Its models stay."""
-    _run(["-m", "bentoml", "delete", tag, "--yes"], f"discarding {tag}")
+    """Take the Bento out of the store, whole or not. Its models stay."""
+    shutil.rmtree(_bento_folder(tag), ignore_errors=True)
 
 
 def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000) -> list[str]:
@@ -177,12 +187,16 @@ def _model_folder(tag: str) -> Path:
 def _model_tag(recipe: Recipe, folder: Path) -> str:
     """The version's name in the model store, from what it holds. Raises PackagingError for a damaged artefact."""
     known = _metadata(folder)
-    found = hashlib.sha256((folder / MODEL).read_bytes()).hexdigest() if (folder / MODEL).is_file() else "missing"
+    found = _sha256(folder / MODEL) if (folder / MODEL).is_file() else "missing"
     if found != known["sha256"]:
         raise PackagingError(f"{folder / MODEL} is damaged: its SHA-256 is {found}, it should be {known['sha256']}")
     if known["registered_model"] != recipe.registered_model:
         raise PackagingError(f"{folder} is of {known['registered_model']}, recipe {recipe.name} serves another model")
     return f"{recipe.registered_model}:{known['version']}-{_digest(folder, [], (MODEL, METADATA))[:12]}"
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _metadata(folder: Path) -> dict[str, Any]:

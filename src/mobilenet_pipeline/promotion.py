@@ -69,10 +69,11 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
         "leaves": {"champion": _number(winner), "challenger": _number(runner_up)},
         "judged_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    layout.write_json(_verdict_path(recipe, workspace), document)
     for version in versions.values():
         if against is None or version.version != against.version:  # the champion keeps the verdict that made it one
             registry.record_verdict(version, document)
+    # Last: a judgement that was cut short is reached again, one that is on disk is only carried out.
+    layout.write_json(_verdict_path(recipe, workspace), document)
     return Judgement(document, versions, against, winner, runner_up)
 
 
@@ -90,7 +91,7 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
         return None
     _check_champion(name, judgement)
     live = packaging.live(recipe)
-    if live and _serves(live, champion, challenger) and _aliases(name) == (champion.version, _number(challenger)):
+    if live and carried_out(recipe, judgement):
         return live.tag
     with tempfile.TemporaryDirectory() as scratch:
         best = registry.fetch(champion, Path(scratch) / champion.version)
@@ -108,13 +109,13 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
     return tag
 
 
-def already_judged(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any] | None:
-    """The last verdict's document, if nothing that it rests on has changed and it was carried out; else None.
+def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
+    """The last judgement, if nothing that it rests on has changed; else None.
 
-    It rests on the candidates' artefacts, the data and the limits; it was carried out if the aliases are where it
-    left them and the live Bento holds those versions.
+    It rests on the candidates' artefacts, the data, the limits, and on who was champion: still the one that was
+    measured, or already the one that it makes champion.
     """
-    from mobilenet_pipeline import packaging, registry
+    from mobilenet_pipeline import registry
 
     try:
         document = provenance.read_json(_verdict_path(recipe, workspace))
@@ -130,35 +131,49 @@ def already_judged(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any
     if any(document.get(key) != value for key, value in now.items()):
         return None
     known = {version.version: version for version in registry.versions(recipe.registered_model)}
-    judged = {number: version.sha256 for number, version in known.items() if number in document["versions"].values()}
-    if judged != {document["versions"][name]: document["artefacts"][name] for name in CANDIDATES}:
+    candidates = {name: known.get(number) for name, number in document["versions"].items()}
+    if {name: version and version.sha256 for name, version in candidates.items()} != document["artefacts"]:
+        return None  # another store, or someone deleted a version
+    measured = document["champion"]["version"] if document["champion"] else None
+    numbers = [measured, document["leaves"]["champion"], document["leaves"]["challenger"]]
+    if any(number is not None and number not in known for number in numbers):
         return None
-    left = document["leaves"]["champion"], document["leaves"]["challenger"]
-    if _aliases(recipe.registered_model) != left:
+    if _aliases(recipe.registered_model)[0] not in numbers[:2]:
         return None
-    if left[0] is None:
-        return document
+    against, champion, challenger = (known[number] if number is not None else None for number in numbers)
+    return Judgement(document, {name: v for name, v in candidates.items() if v}, against, champion, challenger)
+
+
+def carried_out(recipe: Recipe, judgement: Judgement) -> bool:
+    """Whether the aliases are where the judgement puts them, and the live Bento holds those versions."""
+    from mobilenet_pipeline import packaging
+
+    champion, challenger = judgement.champion, judgement.challenger
+    if champion is None:
+        return True
     live = packaging.live(recipe)
-    return document if live and _serves(live, known[left[0]], known[left[1]] if left[1] else None) else None
+    settled = _aliases(recipe.registered_model) == (champion.version, _number(challenger))
+    return settled and live is not None and _serves(live, champion, challenger)
 
 
 def consistent(recipe: Recipe) -> str | None:
-    """None where the live Bento holds the champion, else a sentence that says how the two differ."""
+    """None where the live Bento holds champion and challenger, else a sentence that says how they differ."""
     from mobilenet_pipeline import packaging, registry
 
     name = recipe.registered_model
-    champion = registry.with_alias(name, "champion")
+    champion, challenger = (registry.with_alias(name, alias) for alias in ("champion", "challenger"))
     live = packaging.live(recipe)
     remedy = f"`mobilenet-pipeline run --recipe {recipe.name}` puts this right"
     if live is None:
         lacking = f"Version {_number(champion)} of {name} is champion, but no Bento with it is served; {remedy}."
         return lacking if champion else None
-    served = f"Bento {live.tag} serves version {live.versions['champion']}"
-    if champion is None:
-        return f"{served}, but {name} has no champion; {remedy}."
-    if (live.versions["champion"], live.hashes["champion"]) != (champion.version, champion.sha256):
-        return f"{served}, but version {champion.version} of {name} is champion; {remedy}."
-    return None if live.is_current else f"{served} with the service's code of an earlier build; {remedy}."
+    if champion and _serves(live, champion, challenger):
+        return None
+    for role, version in {"champion": champion, "challenger": challenger}.items():
+        if live.versions[role] != _number(version):
+            served = f"Bento {live.tag} serves {_called(live.versions[role])} as {role}"
+            return f"{served}, but in the registry {_called(_number(version))} of {name} is {role}; {remedy}."
+    return f"Bento {live.tag} was built of other artefacts or an earlier version of the service's code; {remedy}."
 
 
 def status(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any]:
@@ -237,6 +252,10 @@ def _aliases(name: str) -> tuple[str | None, str | None]:
 
     champion, challenger = (registry.with_alias(name, alias) for alias in ("champion", "challenger"))
     return _number(champion), _number(challenger)
+
+
+def _called(version: str | None) -> str:
+    return f"version {version}" if version else "no version"
 
 
 def _number(version: "Version | None") -> str | None:

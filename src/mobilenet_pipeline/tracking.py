@@ -37,8 +37,12 @@ _PROBE_SECONDS = 5
 _DIGEST_LENGTH = 36  # of a dataset's digest; MLflow refuses longer ones
 
 
-class StoreError(ConnectionError):
-    """MLflow does not answer, or cannot be used as it is."""
+class StoreError(OSError):
+    """MLflow cannot be used as it is."""
+
+
+class StoreAwayError(StoreError, ConnectionError):
+    """MLflow does not answer; it may do so later."""
 
 
 class Terminated(SystemExit):
@@ -230,7 +234,7 @@ def _probe(uri: str) -> None:
             params={"max_results": 1},
         )
     except Exception:  # refused, unknown host, silence, broken TLS: MLflow wraps each differently
-        raise StoreError(f"no MLflow server answers at {shown} (MLFLOW_TRACKING_URI); {remedy}") from None
+        raise StoreAwayError(f"no MLflow server answers at {shown} (MLFLOW_TRACKING_URI); {remedy}") from None
     if answer.status_code == 403:
         remedy = "name this host in the server's --allowed-hosts, with and without its port, or check your permissions"
     if answer.status_code != 200:

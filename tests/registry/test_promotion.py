@@ -84,9 +84,10 @@ def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(promotion, "_figures", lambda *_: {})  # a second each to draw
 
     def once() -> str:
-        if promotion.already_judged(recipe):
+        known = promotion.recall(recipe)
+        if known and promotion.carried_out(recipe, known):
             return "nothing to do"
-        judgement = promotion.judge(recipe)
+        judgement = known or promotion.judge(recipe)
         promotion.promote(recipe, judgement)
         return str(judgement.document["reason"])
 
@@ -217,8 +218,8 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
             run()
     # Until the very end the old champion is what is served.
     assert (served(recipe, packaging)[0], served(recipe, packaging)[2]) == ("3" if point == "live" else "2", "2")
-    assert (promotion.consistent(recipe) is None) == (point != "live")
-    assert ("is the champion (version 3) itself" if point == "live" else "scratch is promoted") in run()
+    assert (promotion.consistent(recipe) is None) == (point not in ("champion", "live"))
+    assert "scratch is promoted" in run()
     assert served(recipe, packaging) == ("3", "2", "3")
     assert (promotion.consistent(recipe), packaging.checked[-1], run()) == (
         None,
@@ -289,6 +290,7 @@ def test_a_bento_that_does_not_answer_is_taken_away_and_the_champion_stays(
     with pytest.raises(RuntimeError, match="does not answer"):
         run()
     assert served(recipe, packaging) == ("2", "1", "2")
+    assert [bento.versions["champion"] for bento in packaging.bentos] == ["2"]
 
 
 def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
@@ -306,6 +308,20 @@ def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
     with pytest.raises(KeyboardInterrupt):
         run()
     assert served(recipe, packaging) == ("2", "1", "2")
+    assert [bento.versions["champion"] for bento in packaging.bentos] == ["2"]
+
+
+def test_a_live_bento_that_does_not_answer_when_it_is_tried_again_is_not_taken_away(
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=185)
+    run()
+    registry.set_alias(recipe.registered_model, "challenger", None)
+    packaging.broken = True
+    with pytest.raises(RuntimeError, match="does not answer"):
+        run()
+    assert packaging.live(recipe) is not None
 
 
 def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
@@ -351,8 +367,8 @@ def test_a_changed_limit_is_judged_again(
     make("pretrained", right=195)
     run()
     stricter = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"accuracy_floor": 0.99})})
-    assert promotion.already_judged(recipe)
-    assert promotion.already_judged(stricter) is None
+    assert promotion.recall(recipe)
+    assert promotion.recall(stricter) is None
 
 
 def test_a_bento_that_someone_deleted_is_built_again(
@@ -377,7 +393,7 @@ def test_a_deleted_store_is_judged_again(
     make("pretrained", right=195)
     run()
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
-    assert promotion.already_judged(recipe) is None
+    assert promotion.recall(recipe) is None
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
 
@@ -405,8 +421,8 @@ def test_a_service_whose_code_changed_is_built_again(
     make("pretrained", right=195)
     run()
     packaging.bentos = [replace(packaging.bentos[0], is_current=False)]
-    assert "code of an earlier build" in str(promotion.consistent(recipe))
-    run()
+    assert "an earlier version of the service's code" in str(promotion.consistent(recipe))
+    assert "pretrained is promoted" in run()
     assert (len(packaging.bentos), promotion.consistent(recipe)) == (2, None)
 
 
@@ -429,9 +445,13 @@ def test_an_alias_that_someone_moved_is_told(
     make("pretrained", right=195)
     run()
     registry.set_alias(recipe.registered_model, "champion", "1")
-    assert "serves version 2, but version 1 of digits-mobilenet is champion" in str(promotion.consistent(recipe))
+    told = "serves version 2 as champion, but in the registry version 1 of digits-mobilenet is champion"
+    assert told in str(promotion.consistent(recipe))
     registry.set_alias(recipe.registered_model, "champion", None)
-    assert "serves version 2, but digits-mobilenet has no champion" in str(promotion.consistent(recipe))
+    assert "but in the registry no version of digits-mobilenet is champion" in str(promotion.consistent(recipe))
+    registry.set_alias(recipe.registered_model, "champion", "2")
+    registry.set_alias(recipe.registered_model, "challenger", None)
+    assert "serves version 1 as challenger, but in the registry no version" in str(promotion.consistent(recipe))
 
 
 def test_status_tells_what_is_served_and_why(

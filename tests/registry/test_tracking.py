@@ -1,10 +1,12 @@
 """MLflow runs, in a real SQLite store."""
 
+import http.server
 import multiprocessing
 import os
 import signal
 import socket
 import sqlite3
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def test_a_dead_server_is_named_with_the_remedy_within_seconds(
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     started = time.monotonic()
-    with pytest.raises(tracking.StoreError, match=f"{uri}.*unset"):
+    with pytest.raises(tracking.StoreAwayError, match=f"{uri}.*unset"):
         tracking.use_store()
     assert time.monotonic() - started < 8
 
@@ -82,6 +84,23 @@ def test_a_server_that_accepts_and_never_answers_is_given_up(workspace: Path, mo
         with pytest.raises(tracking.StoreError, match=r"127\.0\.0\.1") as raised:
             tracking.use_store()
     assert "secret" not in str(raised.value)
+
+
+def test_a_server_that_refuses_this_host_will_do_so_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(403)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(tracking.StoreError, match="answers 403.*--allowed-hosts") as raised:
+            tracking.use_store()
+        server.shutdown()
+    assert not isinstance(raised.value, ConnectionError)
 
 
 def test_a_run_carries_its_parameters_and_its_dataset(

@@ -136,13 +136,36 @@ def test_a_model_that_was_damaged_in_the_store_is_written_again(
     assert tag == str(packaging.live(recipe))
 
 
+def test_an_artefact_that_was_damaged_in_the_store_is_not_what_was_promoted(own_store: Path, recipe: Recipe) -> None:
+    before = packaging.live(recipe)
+    champion = packaging.served_models(recipe)["champion"]
+    assert champion is not None
+    (champion / "model.tflite").write_bytes(b"damaged")
+    found = packaging.live(recipe)
+    assert before is not None
+    assert found is not None
+    assert found.hashes["champion"] != before.hashes["champion"]
+
+
+def test_what_a_killed_build_has_left_is_built_again(own_store: Path, recipe: Recipe, versions: list[Path]) -> None:
+    folder = bento_folder(own_store, recipe)
+    for name in ("bento.yaml", packaging.BUILT):
+        (folder / name).unlink()
+    champion = packaging.served_models(recipe)["champion"]
+    assert champion is not None
+    (champion / "model.yaml").unlink()
+    assert packaging.package(recipe, versions[1], versions[0]) == str(packaging.live(recipe))
+    assert (folder / "bento.yaml").exists()
+    assert (champion / "model.yaml").exists()
+
+
 def test_the_store_is_in_the_workspace(empty_store: Path) -> None:
     assert packaging.home() == empty_store
 
 
 def test_before_the_first_promotion_there_is_nothing_to_serve(empty_store: Path, recipe: Recipe) -> None:
     assert packaging.live(recipe) is None
-    with pytest.raises(PackagingError, match=r"nothing of cifar10 is promoted yet.*mobilenet-pipeline run"):
+    with pytest.raises(PackagingError, match=r"nothing of cifar10 is served.*mobilenet-pipeline run"):
         packaging.served_models(recipe)
 
 
