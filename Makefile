@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean bench-train weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -44,6 +44,9 @@ gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
 lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+
+bench-train: $(READY)  ## CPU time of a training step beside stock Keras's, in turns
+	@$(BIN)/python benchmarks/bench_train.py
 
 weights: $(READY)  ## train the bundled checkpoint again, on CIFAR-10
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10

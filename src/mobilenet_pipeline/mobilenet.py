@@ -147,11 +147,16 @@ def _imagenet(candidate: Candidate) -> tuple[keras.Model, str]:
             input_shape=(224, 224, 3), alpha=candidate.alpha, include_top=False, weights=weights
         )
     except Exception as error:  # of urllib, h5py or Keras
-        if folder:
-            raise ValueError(f"{weights} does not hold MobileNet's ImageNet weights: {error}") from error
-        raise ConnectionError(
-            f"Keras could not download the ImageNet weights for alpha {candidate.alpha} ({error}); without a network, "
-            f"put {_weights_names(candidate.alpha)[0]} into a folder and name it in IMAGENET_WEIGHTS_DIR"
+        if "URL fetch failure" in str(error):
+            raise ConnectionError(
+                f"Keras could not download the ImageNet weights for alpha {candidate.alpha} ({error}); without a "
+                f"network, put {_weights_names(candidate.alpha)[0]} into a folder and name it in IMAGENET_WEIGHTS_DIR"
+            ) from error
+        file = (
+            weights if folder else f"what Keras has downloaded, ~/.keras/models/{_weights_names(candidate.alpha)[0]},"
+        )
+        raise ValueError(
+            f"{file} does not hold MobileNet's ImageNet weights ({error}); delete it, or put another in its place"
         ) from error
     return model, f"ImageNet, alpha {candidate.alpha}, 224 px ({Path(weights).name})"
 

@@ -108,6 +108,10 @@ def train(
         origin = mobilenet.load_pretrained(model, candidate)
     labels = hashlib.sha256(np.concatenate([training.labels, validation.labels]).tobytes()).hexdigest()
     identity = {"candidate": candidate.model_dump(), "replicas": strategy.num_replicas_in_sync, "labels": labels}
+    if candidate.epochs is None and distribution.workers() > 1:
+        raise ValueError(
+            "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
+        )
     state = checkpoint.load(saved, identity) if saved else None
     epochs = state.epochs if state else plan(candidate, model, training, validation, say)
     loop = _Loop(candidate, model, strategy, training, epochs, state)

@@ -159,10 +159,22 @@ def test_a_weights_file_that_is_none_is_named(tmp_path, monkeypatch):
 
 def test_a_failed_download_of_imagenet_weights_may_be_tried_again_and_names_the_way_without_a_network(monkeypatch):
     def refuse(*_: object, **__: object) -> None:
-        raise Exception("URL fetch failure: Name or service not known")
+        raise Exception("URL fetch failure on https://…: None -- [Errno -2] Name or service not known")
 
     monkeypatch.delenv("IMAGENET_WEIGHTS_DIR", raising=False)
     monkeypatch.setattr(keras.applications, "MobileNet", refuse)
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ConnectionError, match=r"mobilenet_1_0_224_tf_no_top\.h5 into a folder .* IMAGENET_WEIGHTS_DIR"):
+        mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_a_download_that_was_cut_short_is_named_not_taken_for_a_dead_network(monkeypatch):
+    monkeypatch.delenv("IMAGENET_WEIGHTS_DIR", raising=False)
+
+    def load(*_: object, **__: object) -> None:
+        raise OSError("Unable to synchronously open file (truncated file: eof = 96)")
+
+    monkeypatch.setattr(keras.applications, "MobileNet", load)
+    candidate = SEED.model_copy(update={"weights": "imagenet"})
+    with pytest.raises(ValueError, match=r"models/mobilenet_1_0_224_tf_no_top\.h5, does not hold .* delete it"):
         mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)

@@ -1,0 +1,92 @@
+"""CPU time of a training step per 1,000 images, ours beside stock Keras on the same images, in turns, in one process.
+
+Stock Keras is `keras.applications.MobileNet`, trained by `fit` with Keras's own augmentation, resizing and scaling
+layers. Both have the same strides, width, input size, batch, optimiser and augmentation (flip, shift).
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mobilenet_pipeline import environment
+
+environment.prepare()
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+from mobilenet_pipeline import config, dataset, mobilenet, provenance, steps  # noqa: E402
+
+CLASSES = 10
+
+
+def main() -> None:
+    """Print a line a turn, then the medians, then one line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=96, help="side of the input in pixels (default: %(default)s)")
+    parser.add_argument("--batches", type=int, default=12, help="per turn (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="of each (default: %(default)s)")
+    parser.add_argument("--precision", default="bfloat16", help="of our pointwise convolutions (default: %(default)s)")
+    chosen = parser.parse_args()
+    recipe = config.load_recipe("cifar10", Path("params.yaml"))
+    changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
+    candidate = recipe.candidates.pretrained.model_copy(update=changes | {"precision": chosen.precision, "cutout": 0})
+    rng = np.random.default_rng(0)
+    count = candidate.batch_size * chosen.batches
+    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    labels = rng.integers(0, CLASSES, count)
+    sides = {"ours": ours(candidate, images, labels), "keras": stock(candidate, images, labels)}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(chosen.turns + 1):
+        for name, train in sides.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            train()
+            cpu, wall = (each * 1000 / count for each in (time.process_time() - cpu, time.perf_counter() - wall))
+            if turn:  # the first traces and warms up
+                seconds[name].append(cpu)
+                print(f"turn {turn} {name:<6} {cpu:6.2f} CPU s, {wall:6.2f} s per 1,000 images", flush=True)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    machine = provenance.describe_machine()["cpu"]
+    print(f"median of {chosen.turns}: ours {medians['ours']:.2f}, Keras {medians['keras']:.2f} CPU s ({machine})")
+    print(json.dumps({"cpu_ratio_to_keras": round(medians["ours"] / medians["keras"], 3), **medians}))
+
+
+def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """A function that trains one epoch as the pipeline does."""
+    model = mobilenet.build_trained(candidate, CLASSES)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    optimizer.build(model.trainable_variables)
+    batch, size = candidate.batch_size, candidate.input_size
+    run = steps.steps_in_graph(tf.distribute.get_strategy(), model, optimizer, candidate, batch)
+    stream = iter(dataset.training_batches(images, labels, candidate, batch, 1_000))
+    return lambda: run(stream, tf.constant(len(labels) // batch), size)
+
+
+def stock(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
+    """A function that trains one epoch as Keras does."""
+    size, share = candidate.input_size, candidate.shift / mobilenet.IMAGE_SIZE
+    network = keras.applications.MobileNet(
+        (size, size, 3), alpha=candidate.alpha, include_top=False, weights=None, pooling="avg"
+    )
+    layers = [
+        keras.Input((mobilenet.IMAGE_SIZE, mobilenet.IMAGE_SIZE, 3), dtype="uint8"),
+        keras.layers.RandomFlip("horizontal"),
+        keras.layers.RandomTranslation(share, share, fill_mode="reflect"),
+        keras.layers.Resizing(size, size),
+        keras.layers.Rescaling(1 / 127.5, -1),
+        network,
+        keras.layers.Dense(CLASSES),
+    ]
+    model = keras.Sequential(layers)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
+    return lambda: model.fit(images, labels, batch_size=candidate.batch_size, verbose=0)
+
+
+if __name__ == "__main__":
+    main()
