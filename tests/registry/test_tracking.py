@@ -97,7 +97,7 @@ def test_a_server_that_refuses_this_host_will_do_so_again(workspace: Path, monke
     with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(tracking.StoreError, match="answers 403.*--allowed-hosts") as raised:
+        with pytest.raises(tracking.StoreError, match=r"answers 403.*--allowed-hosts") as raised:
             tracking.use_store()
         server.shutdown()
     assert not isinstance(raised.value, ConnectionError)
