@@ -1,6 +1,7 @@
 """Which Prefect server a command talks to: the one that is asked for, this workspace's own, or none."""
 
 import contextlib
+import errno
 import http.client
 import json
 import os
@@ -76,14 +77,17 @@ def running(port: int = PORT) -> Iterator[str]:
             del os.environ["PREFECT_API_URL"]
 
 
-def check_port(port: int, name: str, option: str) -> None:
-    """Raise OSError if something listens there."""
+def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> None:
+    """Raise OSError if something listens there, or the port cannot be had for another reason."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            raise OSError(f"port {port}, for {name}, is taken: end its owner or give another {option}") from None
+            probe.bind((host, port))
+        except OSError as error:
+            reason = "is taken: end its owner or" if error.errno == errno.EADDRINUSE else f"cannot be had ({error}):"
+            raise OSError(f"port {port}, for {name}, {reason} give another {option}") from None
+        except OverflowError:
+            raise OSError(f"{port} is no port, for {name}: give another {option}, 1 to 65535") from None
 
 
 def wait_for(url: str, child: pipeline.Leashed, log: Path) -> None:

@@ -75,7 +75,7 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
         done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
         known = promotion.recall(recipe)
         judgement: Judgement = known or judge(recipe)
-        if not promotion.carried_out(recipe, judgement):
+        if known is None or not promotion.carried_out(recipe, known):
             promote(recipe, judgement)
         verdict = judgement.document
         report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in done])

@@ -126,10 +126,12 @@ def schedule(chosen: argparse.Namespace) -> None:
 
 def serve(chosen: argparse.Namespace) -> None:
     """Become the server of the live Bento."""
+    from flows import server
     from mobilenet_pipeline import packaging
 
     recipe = load_recipe(chosen.recipe)
     bento = packaging.must_be_live(recipe)
+    server.check_port(chosen.port, "the API", "--port", chosen.host)
     print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)
     command = packaging.serve_command(bento.tag, chosen.host, chosen.port)
     os.execv(command[0], command)
@@ -140,7 +142,10 @@ def predict(chosen: argparse.Namespace) -> None:
     from mobilenet_pipeline import packaging, prediction
 
     recipe = load_recipe(chosen.recipe)
-    data = chosen.image.read_bytes()
+    try:
+        data = chosen.image.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{chosen.image} cannot be read ({error.strerror}); give the path of an image file") from None
     prediction.print_table(prediction.predict(data, packaging.served_models(recipe)), f"{chosen.image}, {recipe.name}")
 
 

@@ -82,7 +82,8 @@ def stale(names: Iterable[str]) -> set[str]:
     command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
     done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StageFailed("dvc status", done.returncode, done.stderr.splitlines())
+        said = [line.rstrip() for line in done.stderr.splitlines() if line.strip()]
+        raise StageFailed("dvc status", done.returncode, ["error: " + "\n".join(said)])
     return set(json.loads(done.stdout))
 
 

@@ -65,6 +65,13 @@ def test_a_stage_that_does_not_exist_is_named(toy: Toy):
         pipeline.run_stage("nosuch", str)
 
 
+def test_a_lock_file_with_a_merge_conflict_is_named(toy: Toy):
+    workspace = toy()
+    (workspace / "dvc.lock").write_text("<<<<<<< HEAD\nschema: '2.0'\n")
+    with pytest.raises(pipeline.StageFailed, match=r"dvc\.lock' is invalid"):
+        pipeline.stale(["ingest@digits"])
+
+
 @pytest.mark.parametrize(
     ("name", "code", "line", "again"),
     [

@@ -1,12 +1,13 @@
 """The command line: what it says, and its exit code."""
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from mobilenet_pipeline import cli
+from mobilenet_pipeline import cli, packaging
 
 COMMANDS = ["run", "status", "schedule", "serve", "predict", "anatomy", "ui"]
 
@@ -62,18 +63,38 @@ def test_status_of_a_recipe_that_never_ran_says_what_to_do(workspace: Path, caps
 
 def test_nothing_can_be_served_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["serve"]) == 1
-    assert "nothing of digits is promoted yet: mobilenet-pipeline run" in capsys.readouterr().err
+    assert "nothing of digits is served: `mobilenet-pipeline run" in capsys.readouterr().err
 
 
 def test_nothing_can_be_asked_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
     (workspace / "photo.png").write_bytes(b"")
     assert cli.main(["predict", "photo.png"]) == 1
-    assert "`mobilenet-pipeline run` makes one" in capsys.readouterr().err
+    assert "nothing of digits is served: `mobilenet-pipeline run --recipe digits`" in capsys.readouterr().err
 
 
 def test_a_photo_that_is_not_there_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]):
     assert cli.main(["predict", "nosuch.png"]) == 1
-    assert "'nosuch.png'" in capsys.readouterr().err
+    assert "nosuch.png cannot be read (No such file or directory)" in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_named_before_the_server_starts(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(packaging, "must_be_live", lambda recipe: None)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        assert cli.main(["serve", "--port", str(port)]) == 1
+    assert f"port {port}, for the API, is taken" in capsys.readouterr().err
+
+
+def test_a_number_that_is_no_port_is_refused(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(packaging, "must_be_live", lambda recipe: None)
+    assert cli.main(["serve", "--port", "99999"]) == 1
+    assert "99999 is no port" in capsys.readouterr().err
 
 
 def test_anatomy_shows_both_candidates_or_the_one_asked_for(workspace: Path, capsys: pytest.CaptureFixture[str]):
