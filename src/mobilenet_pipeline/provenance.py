@@ -16,7 +16,7 @@ from mobilenet_pipeline import layout
 from mobilenet_pipeline.config import Recipe
 
 # What the pipeline itself writes says nothing about the code that wrote it.
-_WRITTEN_BY_RUNS = (":!dvc.lock", ":!metrics", ":!reports", ":!models", ":!data")
+_WRITTEN_BY_RUNS = (":!dvc.lock", ":!metrics", ":!reports", ":!models", ":!data", ":!docs/results")
 
 
 class ProvenanceError(ValueError):
@@ -96,7 +96,7 @@ def git_commit(workspace: Path = Path(".")) -> tuple[str | None, bool]:
     """The commit that is checked out, and whether files differ from it.
 
     (None, False) where there is no git or no repository; (None, True) in a repository without a commit.
-    `dvc.lock` and the pipeline's own outputs do not make a workspace dirty.
+    `dvc.lock` and the pipeline's own outputs and results do not make a workspace dirty.
     """
     if _git(workspace, "rev-parse", "--git-dir") is None:
         return None, False
