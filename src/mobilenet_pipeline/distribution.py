@@ -2,8 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 
 import tensorflow as tf
 
@@ -49,6 +49,25 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         return True
     first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
     return (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+@contextmanager
+def peers_named() -> Iterator[None]:
+    """Where several workers train, turn what TensorFlow raises when one has gone into a ConnectionError that says so."""
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.InternalError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+    ) as gone:
+        if workers() == 1:
+            raise
+        reason = " ".join(gone.message.split())[:200]
+        raise ConnectionError(
+            f"another worker of TF_CONFIG has gone ({reason}); start all of them again, they go on where they were"
+        ) from None
 
 
 def pieces(strategy: tf.distribute.Strategy, make: Callable[[Share], tf.data.Dataset]) -> tf.data.Dataset:

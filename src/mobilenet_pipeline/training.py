@@ -235,7 +235,8 @@ class _Loop:
         sizes = self.candidate.input_sizes
         size = sizes[self.step // self.per_epoch * len(sizes) // self.epochs]
         count = min(CHUNK, self.per_epoch - self.step % self.per_epoch)
-        done, losses, hits = self.run(self.stream, tf.constant(count), size)
+        with distribution.peers_named():
+            done, losses, hits = self.run(self.stream, tf.constant(count), size)
         self.step += int(done)
         if not math.isfinite(float(losses)):
             raise DivergedError(_diverged("loss", float(losses), self.step))

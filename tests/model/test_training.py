@@ -69,9 +69,7 @@ def test_a_loss_that_is_no_number_stops_training_and_names_the_step():
 def test_a_validation_loss_that_is_no_number_stops_training_too():
     # One step an epoch: the first loss is taken before the weights have grown beyond all numbers.
     wild = SMALL.model_copy(update={"learning_rate": 1e38, "warmup": 1.0, "epochs": 1, "batch_size": 64})
-    with pytest.raises(
-        training.DivergedError, match=r"the validation loss is (nan|inf) at step 1: training stopped"
-    ):
+    with pytest.raises(training.DivergedError, match=r"the validation loss is (nan|inf) at step 1: training stopped"):
         trained(wild)
 
 
