@@ -53,7 +53,7 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
 
 @contextmanager
 def peers_named() -> Iterator[None]:
-    """Where several workers train, turn what TensorFlow raises when one has gone into a ConnectionError that says so."""
+    """Turn what TensorFlow raises when another worker has gone into a ConnectionError that says so."""
     try:
         yield
     except (
