@@ -23,7 +23,7 @@ class State:
     epochs: int
     arrays: dict[str, np.ndarray]
     totals: tuple[float, float]
-    history: list[dict[str, float]]
+    history: list[dict[str, Any]]
     cpu_seconds: float
 
 

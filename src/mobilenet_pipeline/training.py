@@ -203,7 +203,8 @@ class _Loop:
         with strategy.scope():
             self.optimizer = keras.optimizers.SGD(self.schedule, momentum=0.9, nesterov=True)
             self.optimizer.build(model.trainable_variables)
-        self.step, self.totals, self.history = 0, (0.0, 0.0), []
+        self.step, self.totals = 0, (0.0, 0.0)
+        self.history: list[Epoch] = []
         self.spent = 0.0
         self.average = model.get_weights() if candidate.average else None
         if state:

@@ -34,6 +34,7 @@ def test_every_recipe_of_the_project_loads(name):
         ("candidates.scratch.epochs", "ten", "valid integer"),
         ("candidates.scratch.epochs", 0, "greater than 0"),
         ("candidates.pretrained.alpha", 0.3, "0.25, 0.5, 0.75, 1.0"),
+        ("candidates.scratch.input_sizes", [], "at least 1 item"),
         ("gate.accuracy_floor", 90, "less than or equal to 1"),
         ("split.seed", None, "Field required"),
     ],
@@ -59,6 +60,12 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 def test_a_missing_file_says_where_to_run_from(tmp_path):
     with pytest.raises(ValueError, match="run this from the project's root"):
         config.load_recipe("digits", tmp_path / "params.yaml")
+
+
+def test_a_training_has_a_length_in_epochs_or_in_cpu_minutes(tmp_path):
+    path = edited(tmp_path, "candidates.scratch.cpu_minutes", 5.0)
+    with pytest.raises(ValueError, match="give either epochs or cpu_minutes"):
+        config.load_recipe("digits", path)
 
 
 def test_two_recipes_cannot_share_a_registered_model(tmp_path):
