@@ -79,6 +79,7 @@ def stage_names(recipe: "Recipe") -> list[str]:
 
 def stale(names: Iterable[str]) -> set[str]:
     """Those of the stages that DVC would run again as things are. Raises StageFailed where DVC cannot tell."""
+    _clear_half_written_lock()
     command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
     done = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
     if done.returncode:
@@ -96,6 +97,7 @@ def run_stage(
     wall and CPU time of the child with all its descendants. Raises StageFailed; whatever `on_line` raises, or a signal
     handler, ends the child first.
     """
+    _clear_half_written_lock()
     command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
     lines: list[str] = []
     started = time.monotonic()
@@ -157,6 +159,19 @@ def leashed(
             child.cpu_seconds = usage.ru_utime + usage.ru_stime
             if child.stdout:
                 child.stdout.close()
+
+
+def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Remove DVC's list of readers and writers if it is not JSON: killed while writing it, DVC would never start again."""
+    for wait in (1.0, 0.0):
+        try:
+            json.loads(path.read_text(encoding="utf-8"))
+            return
+        except FileNotFoundError:
+            return
+        except ValueError:
+            time.sleep(wait)  # perhaps it is being written just now
+    path.unlink(missing_ok=True)
 
 
 def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:

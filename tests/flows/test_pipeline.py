@@ -72,6 +72,15 @@ def test_a_lock_file_with_a_merge_conflict_is_named(toy: Toy):
         pipeline.stale(["ingest@digits"])
 
 
+def test_a_lock_that_a_killed_dvc_has_left_half_written_stops_nobody(toy: Toy):
+    workspace = toy()
+    (workspace / ".dvc/tmp").mkdir(exist_ok=True)
+    (workspace / ".dvc/tmp/rwlock").write_text("")
+    assert pipeline.stale(["ingest@digits"]) == {"ingest@digits"}
+    (workspace / ".dvc/tmp/rwlock").write_text('{"read": ')
+    assert pipeline.run_stage("ingest@digits", str).outcome == "ran"
+
+
 @pytest.mark.parametrize(
     ("name", "code", "line", "again"),
     [
