@@ -162,7 +162,7 @@ def leashed(
 
 
 def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
-    """Remove DVC's list of readers and writers if it is not JSON: killed while writing it, DVC would not start again."""
+    """Remove DVC's list of readers and writers if it is not JSON: killed while writing, DVC would not start again."""
     for wait in (1.0, 0.0):
         try:
             json.loads(path.read_text(encoding="utf-8"))
