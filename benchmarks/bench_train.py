@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="side of the input in pixels (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=12, help="per turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="of each (default: %(default)s)")
-    parser.add_argument("--precision", default="bfloat16", help="of our pointwise convolutions (default: %(default)s)")
+    parser.add_argument("--precision", default="pointwise_bfloat16", help="of our layers (default: %(default)s)")
     chosen = parser.parse_args()
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}

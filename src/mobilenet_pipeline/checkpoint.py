@@ -13,14 +13,14 @@ from mobilenet_pipeline.layout import whole
 
 @dataclass(frozen=True)
 class State:
-    """Everything that the rest of a training of `epochs` follows from: `step` are done, `arrays` hold weights by name.
+    """Everything that the rest of a training of `length` steps follows from: `step` are done, `arrays` hold weights.
 
     `totals` are the running sums of the epoch that `step` is in, `history` the rows of the epochs before it, and
     `cpu_seconds` what all of this took.
     """
 
     step: int
-    epochs: int
+    length: int
     arrays: dict[str, np.ndarray]
     totals: tuple[float, float]
     history: list[dict[str, Any]]
@@ -32,7 +32,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
     document = {
         "identity": dict(identity),
         "step": state.step,
-        "epochs": state.epochs,
+        "length": state.length,
         "totals": state.totals,
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
@@ -55,5 +55,5 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         print(f"{path} cannot be read ({error}); the training starts afresh", flush=True)
         return None
     totals = float(document["totals"][0]), float(document["totals"][1])
-    step, epochs = int(document["step"]), int(document["epochs"])
-    return State(step, epochs, arrays, totals, document["history"], float(document["cpu_seconds"]))
+    step, length = int(document["step"]), int(document["length"])
+    return State(step, length, arrays, totals, document["history"], float(document["cpu_seconds"]))

@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add("run", run, "Run the whole pipeline: only what changed is done again, and the better model promoted.")
     sub.add_argument("--force", action="store_true", help="run every stage, also where nothing changed")
+    sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="keep the figures as FOLDER/RECIPE.json")
     add("status", status, "Who is champion, what is served, and the last verdict.")
     sub = add("schedule", schedule, "Run the pipeline on a schedule, until Ctrl-C.")
@@ -71,6 +72,8 @@ def run(chosen: argparse.Namespace) -> None:
     from flows import server
 
     recipe = load_recipe(chosen.recipe)
+    if chosen.deterministic:
+        os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
     server.prepare(quiet=True)
     console = Console()
     if server.connect() is None:

@@ -1,6 +1,7 @@
 """MobileNet v1 (Howard et al. 2017, arXiv:1704.04861), built from its blocks with the strides as a parameter."""
 
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -28,11 +29,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
         """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
-        if self.synchronized and training:  # over all replicas, which the kernel cannot
+        # Not over all replicas, which the kernel cannot, and not with moments that are given.
+        if self.synchronized or not training or not self.trainable:
             return super().call(inputs, training=training, mask=mask)
-        if not training or not self.trainable:
-            scale = self.gamma * tf.math.rsqrt(self.moving_variance + self.epsilon)
-            return inputs * scale + (self.beta - self.moving_mean * scale)
         outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
             inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
         )
@@ -55,24 +54,30 @@ def features(
     """
     if len(strides) != len(FILTERS):
         raise ValueError(f"MobileNet has {len(FILTERS)} strides (stem and blocks), not {len(strides)}: {strides}")
-    # Two thirds of the multiply-adds are the pointwise convolutions', and they alone gain from short numbers on CPUs.
-    narrow = "mixed_bfloat16" if trained and trained.precision == "bfloat16" else None
+    precision = trained.precision if trained else "float32"
+    # Most of the multiply-adds are the pointwise convolutions', and on CPUs they alone gain from short numbers.
+    whole = "float32" if precision == "pointwise_bfloat16" else precision
+    narrow = "mixed_bfloat16" if precision == "pointwise_bfloat16" else precision
 
     def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
         if trained:
-            norm = FusedBatchNormalization(momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn")
+            norm = FusedBatchNormalization(
+                momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn", dtype=whole
+            )
         else:
             norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"{name}_bn")
-        return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(x))
+        return keras.layers.ReLU(6.0, name=f"{name}_relu", dtype=whole)(norm(x))
 
-    first = keras.layers.Conv2D(int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1")
+    first = keras.layers.Conv2D(
+        int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1", dtype=whole
+    )
     x = normalise(first(x), "conv1")
     for block, (filters, stride) in enumerate(zip(FILTERS[1:], strides[1:], strict=True), start=1):
         if stride == 2:  # Keras pads at the end only, as the weights were trained
-            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}")(x)
-        padding = "same" if stride == 1 else "valid"
-        depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=f"conv_dw_{block}")
-        x = normalise(depthwise(x), f"conv_dw_{block}")
+            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}", dtype=whole)(x)
+        name, padding = f"conv_dw_{block}", "same" if stride == 1 else "valid"
+        depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=name, dtype=whole)
+        x = normalise(depthwise(x), name)
         name = f"conv_pw_{block}"
         pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=name, dtype=narrow)
         x = normalise(pointwise(x), name)
@@ -92,7 +97,16 @@ def build(candidate: Candidate, classes: int) -> keras.Model:
 def build_trained(candidate: Candidate, classes: int) -> keras.Model:
     """What is trained, with the weights of `build` in the same order: what `enlarge` gives, to logits (n, classes)."""
     pixels = keras.Input((None, None, 3), name="pixels")
-    return keras.Model(pixels, _head(features(pixels, candidate.alpha, STRIDES[candidate.strides], candidate), classes))
+    x = features(pixels, candidate.alpha, STRIDES[candidate.strides], candidate)
+    for layer in keras.Model(pixels, x).layers:
+        layer.trainable = _block(layer.name) >= candidate.frozen
+    return keras.Model(pixels, _head(x, classes))
+
+
+def _block(layer: str) -> int:
+    """The block that the layer is in, by its name: 0 for the stem."""
+    number = re.match(r"conv_(?:pad|dw|pw)_(\d+)", layer)
+    return int(number.group(1)) if number else 0
 
 
 def enlarge(images: keras.KerasTensor, candidate: Candidate, size: int) -> keras.KerasTensor:

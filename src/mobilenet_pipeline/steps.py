@@ -8,6 +8,9 @@ import tensorflow as tf
 from mobilenet_pipeline import mobilenet
 from mobilenet_pipeline.config import Candidate
 
+LOSS_SCALE = 1024
+"""Keeps gradients above what float16 rounds to zero (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2)."""
+
 Sums = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
 
@@ -22,14 +25,17 @@ def gradients_of(model: keras.Model, candidate: Candidate, global_batch: int) ->
     The loss is the share of the global batch's mean cross-entropy, with label smoothing, that these images have.
     """
     classes = model.output_shape[-1]
+    scale = LOSS_SCALE if candidate.precision == "mixed_float16" else 1
 
     def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         wanted = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         with tf.GradientTape() as tape:
             logits = model(mobilenet.enlarge(images, candidate, size), training=True)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(wanted, logits)) / global_batch
+            scaled = loss * scale
+        gradients = [gradient / scale for gradient in tape.gradient(scaled, model.trainable_variables)]
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
-        return tape.gradient(loss, model.trainable_variables), loss, tf.reduce_sum(right)
+        return gradients, loss, tf.reduce_sum(right)
 
     return compute
 
@@ -74,13 +80,13 @@ def steps_in_graph(
     return run
 
 
-def evaluation(model: keras.Model) -> Callable[[tf.Tensor, tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """A function of (images, labels) to (sum of cross-entropies, images right) of a model that gives probabilities."""
+def evaluation(model: keras.Model, candidate: Candidate) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:
+    """A function of (images, labels, size) to (sum of cross-entropies, images right) of a model that gives logits."""
 
     @tf.function
-    def measure(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        probabilities = model(images, training=False)
-        loss = tf.reduce_sum(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
-        return loss, tf.reduce_sum(tf.cast(tf.argmax(probabilities, -1, tf.int32) == labels, tf.float32))
+    def measure(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        logits = model(mobilenet.enlarge(images, candidate, size), training=False)
+        loss = tf.reduce_sum(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return loss, tf.reduce_sum(tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32))
 
     return measure

@@ -4,8 +4,9 @@ import hashlib
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -18,8 +19,11 @@ from mobilenet_pipeline.config import Candidate
 CHUNK = 10
 """Steps that run in the graph between two looks from Python."""
 
-TRIAL_STEPS = 5
-"""Of each input size, timed before a training whose length is given in CPU time."""
+TRIAL_STEPS, TRIAL_IMAGES = 8, 250
+"""Training steps and validation images of each input size that are timed before a training."""
+
+RESERVE = 0.04
+"""Share of `cpu_minutes` that is left for what was timed too short, and for saving the model."""
 
 
 class DivergedError(ValueError):
@@ -65,21 +69,32 @@ class Trained:
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up to the peak, then a cosine to zero (after Smith 2018, arXiv:1803.09820)."""
+    """Linear warm-up to the peak, then a cosine to zero (after Smith 2018, arXiv:1803.09820).
 
-    def __init__(self, peak: float, warmup_steps: int, steps: int) -> None:
-        self.peak, self.warmup_steps, self.steps = peak, warmup_steps, steps
+    The rate is zero until `set` was called, which a graph that has the schedule in it sees.
+    """
+
+    def __init__(self) -> None:
+        self.peak, self.warmup_steps, self.steps = (tf.Variable(value, trainable=False) for value in (0.0, 1.0, 2.0))
+
+    def set(self, peak: float, warmup: float, steps: int) -> None:
+        """`warmup` is a share of the steps."""
+        self.peak.assign(peak)
+        self.warmup_steps.assign(round(warmup * steps))
+        self.steps.assign(steps)
 
     def __call__(self, step: tf.Tensor) -> tf.Tensor:
         """The learning rate of `step`, which counts from 0."""
         done = tf.cast(step, tf.float32) + 1.0
-        rise = done / max(self.warmup_steps, 1)
-        fall = 0.5 + 0.5 * tf.cos(math.pi * (done - self.warmup_steps) / max(self.steps - self.warmup_steps, 1))
+        rise = done / tf.maximum(self.warmup_steps, 1.0)
+        fall = 0.5 + 0.5 * tf.cos(
+            math.pi * (done - self.warmup_steps) / tf.maximum(self.steps - self.warmup_steps, 1.0)
+        )
         return self.peak * tf.where(done <= self.warmup_steps, rise, fall)
 
     def get_config(self) -> dict:
-        """What `__init__` takes."""
-        return {"peak": self.peak, "warmup_steps": self.warmup_steps, "steps": self.steps}
+        """What there is to configure: nothing."""
+        return {}
 
 
 def train(
@@ -113,115 +128,144 @@ def train(
             "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
         )
     state = checkpoint.load(saved, identity) if saved else None
-    epochs = state.epochs if state else plan(candidate, model, training, validation, say)
-    loop = _Loop(candidate, model, strategy, training, epochs, state)
+    measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
+    measure = steps.evaluation(measured, candidate)
+    loop = _Loop(candidate, model, strategy, training)
+    length = state.length if state else plan(loop, partial(_evaluate, measure), validation, say)
+    loop.begin(length, state)
     for row in loop.history:
-        on_epoch(row, epochs)
+        on_epoch(row, loop.epochs)
     if loop.step:
-        say(f"going on after step {loop.step} of {loop.per_epoch * epochs}")
-    plain = mobilenet.build(candidate, classes)
-    measure = steps.evaluation(plain)
+        say(f"going on after step {loop.step} of {length}")
     started = time.perf_counter()
-    while loop.step < loop.per_epoch * epochs:
+    while loop.step < length:
+        size = loop.size
         loop.advance()
         if loop.at_epoch_end:
-            plain.set_weights(loop.weights())
-            loss, accuracy = _evaluate(measure, validation)
+            measured.set_weights(loop.weights())
+            loss, accuracy = _evaluate(measure, validation, size)
             if not math.isfinite(loss):
                 raise DivergedError(_diverged("validation loss", loss, loop.step))
-            on_epoch(loop.end_epoch(loss, accuracy, time.perf_counter() - started), epochs)
+            on_epoch(loop.end_epoch(loss, accuracy, time.perf_counter() - started), loop.epochs)
             started = time.perf_counter()
         leave = asked_to_end()
         if saved and (leave or loop.at_epoch_end) and distribution.is_chief(strategy):
             checkpoint.save(saved, identity, loop.state())
         if leave:
             raise Interrupted(128 + signal.SIGTERM)
+    plain = mobilenet.build(candidate, classes)
     plain.set_weights(loop.weights())
     return Trained(plain, loop.history, origin, loop.cpu_seconds)
 
 
 def plan(
-    candidate: Candidate, model: keras.Model, training: Images, validation: Images, say: Callable[[str], None]
+    loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images, say: Callable[[str], None]
 ) -> int:
-    """How many epochs to train, after timing a few steps; what is said is how long that will take.
+    """How many steps to train, after timing a few; what is said is how long that will take.
 
-    The model is left as it was. Raises ValueError where `cpu_minutes` do not suffice for one epoch.
+    Raises ValueError where `cpu_minutes` do not suffice for one epoch.
     """
-    before = model.get_weights()
-    wall, cpu = _cost_of_an_epoch(candidate, model, training, validation)
-    model.set_weights(before)
-    epochs = candidate.epochs
-    if epochs is None:
-        left = (candidate.cpu_minutes or 0) * 60 - time.process_time()
-        epochs = int(left / cpu)
-        if epochs < 1:
+    candidate, per_epoch = loop.candidate, loop.per_epoch
+    wall, cpu = _cost_of_an_epoch(loop, evaluate, validation)
+    if candidate.epochs is None:
+        left = (candidate.cpu_minutes or 0) * 60 * (1 - RESERVE) - time.process_time()
+        length = int(per_epoch * left / cpu)
+        if length < per_epoch:
             raise ValueError(
                 f"one epoch takes {cpu / 60:.1f} CPU-minutes here, cpu_minutes leaves {left / 60:.1f}: raise it, or "
                 "lower alpha or input_sizes"
             )
-    say(f"{epochs} epochs will take about {epochs * wall / 60:.0f} minutes, {epochs * cpu / 60:.0f} of CPU time")
-    return epochs
+    else:
+        length = per_epoch * candidate.epochs
+    epochs = length / per_epoch
+    say(f"{epochs:.3g} epochs will take about {epochs * wall / 60:.0f} minutes, {epochs * cpu / 60:.0f} of CPU time")
+    return length
 
 
 def _cost_of_an_epoch(
-    candidate: Candidate, model: keras.Model, training: Images, validation: Images
+    loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images
 ) -> tuple[float, float]:
-    """Wall and CPU seconds, the mean over the candidate's input sizes, from a few steps on one device."""
-    compute = tf.function(steps.gradients_of(model, candidate, candidate.batch_size))
-    images, labels = training.pixels[: candidate.batch_size], training.labels[: candidate.batch_size].astype(np.int32)
-    costs = []
-    for size in candidate.input_sizes:
-        compute(images, labels, size)  # is traced
-        wall, cpu = time.perf_counter(), time.process_time()
-        for _ in range(TRIAL_STEPS):
-            compute(images, labels, size)
-        costs.append((time.perf_counter() - wall, time.process_time() - cpu))
-    # A forward pass is a third of a step.
-    images_seen = len(training.labels) + len(validation.labels) / 3
-    scale = images_seen / len(labels) / TRIAL_STEPS / len(costs)
-    return scale * sum(wall for wall, _ in costs), scale * sum(cpu for _, cpu in costs)
+    """Wall and CPU seconds of one epoch with its validation, the mean over the input sizes."""
+    few = Images(validation.pixels[:TRIAL_IMAGES], validation.labels[:TRIAL_IMAGES])
+    sums = np.zeros(2)
+    for size in loop.candidate.input_sizes:
+        sums += loop.per_epoch / TRIAL_STEPS * _time_of(partial(loop.rehearse, size, TRIAL_STEPS))
+        sums += len(validation.labels) / len(few.labels) * _time_of(partial(evaluate, few, size))
+    wall, cpu = sums / len(loop.candidate.input_sizes)
+    return float(wall), float(cpu)
+
+
+def _time_of(work: Callable[[], object]) -> np.ndarray:
+    """Wall and CPU seconds of the second call: the first traces and warms up."""
+    work()
+    before = time.perf_counter(), time.process_time()
+    work()
+    return np.subtract((time.perf_counter(), time.process_time()), before)
 
 
 class _Loop:
     """A training between two steps: what changes from step to step, and how."""
 
     def __init__(
-        self,
-        candidate: Candidate,
-        model: keras.Model,
-        strategy: tf.distribute.Strategy,
-        training: Images,
-        epochs: int,
-        state: checkpoint.State | None,
+        self, candidate: Candidate, model: keras.Model, strategy: tf.distribute.Strategy, training: Images
     ) -> None:
-        replicas = strategy.num_replicas_in_sync
-        batch = candidate.batch_size * replicas
-        self.candidate, self.model, self.epochs, self.batch = candidate, model, epochs, batch
-        self.per_epoch = len(training.labels) // batch
-        total = self.per_epoch * epochs
-        self.schedule = OneCycle(candidate.learning_rate * replicas, round(candidate.warmup * total), total)
+        self.candidate, self.model, self.strategy, self.training = candidate, model, strategy, training
+        self.batch = candidate.batch_size * strategy.num_replicas_in_sync
+        self.per_epoch = len(training.labels) // self.batch
         with strategy.scope():
+            self.schedule = OneCycle()
             self.optimizer = keras.optimizers.SGD(self.schedule, momentum=0.9, nesterov=True)
             self.optimizer.build(model.trainable_variables)
+        self.run = steps.steps_in_graph(strategy, model, self.optimizer, candidate, self.batch)
         self.step, self.totals = 0, (0.0, 0.0)
         self.history: list[Epoch] = []
         self.spent = 0.0
-        self.average = model.get_weights() if candidate.average else None
+
+    def rehearse(self, size: int, count: int) -> None:
+        """Take `count` steps that leave nothing behind."""
+        before = self.model.get_weights()
+        with distribution.peers_named():
+            self.run(self._stream(count), tf.constant(count), size)
+        self.model.set_weights(before)
+        for variable in self.optimizer.variables:
+            variable.assign(np.zeros(variable.shape, variable.dtype))
+
+    def begin(self, length: int, state: checkpoint.State | None) -> None:
+        """Make ready for a training of `length` steps, or for what is left of it after `state`."""
+        candidate, replicas = self.candidate, self.strategy.num_replicas_in_sync
+        self.length, self.epochs = length, -(-length // self.per_epoch)
+        self.schedule.set(candidate.learning_rate * replicas, candidate.warmup, length)
+        self.average = self.model.get_weights() if candidate.average else None
         if state:
             self._restore(state)
-        self.run = steps.steps_in_graph(strategy, model, self.optimizer, candidate, batch)
-        self.stream = iter(
+        self.stream = self._stream(self.epochs)
+
+    def _stream(self, epochs: int) -> Iterator:
+        """Batches from the next step to the end of that many epochs."""
+        images = self.training
+        return iter(
             distribution.pieces(
-                strategy,
+                self.strategy,
                 lambda share: dataset.training_batches(
-                    training.pixels, training.labels, candidate, batch, epochs, share, self.step
+                    images.pixels, images.labels, self.candidate, self.batch, epochs, share, self.step
                 ),
             )
         )
 
     @property
     def at_epoch_end(self) -> bool:
-        return self.step % self.per_epoch == 0
+        return self.step % self.per_epoch == 0 or self.step == self.length
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """How many the current epoch has; the last one may be cut short."""
+        return min(self.per_epoch, self.length - len(self.history) * self.per_epoch)
+
+    @property
+    def size(self) -> int:
+        """The input size of the next step."""
+        sizes = self.candidate.input_sizes
+        return sizes[self.step * len(sizes) // self.length]
 
     @property
     def cpu_seconds(self) -> float:
@@ -233,11 +277,9 @@ class _Loop:
 
     def advance(self) -> None:
         """Take a few steps. Raises DivergedError."""
-        sizes = self.candidate.input_sizes
-        size = sizes[self.step // self.per_epoch * len(sizes) // self.epochs]
-        count = min(CHUNK, self.per_epoch - self.step % self.per_epoch)
+        count = min(CHUNK, self.steps_of_epoch - self.step % self.per_epoch)
         with distribution.peers_named():
-            done, losses, hits = self.run(self.stream, tf.constant(count), size)
+            done, losses, hits = self.run(self.stream, tf.constant(count), self.size)
         self.step += int(done)
         if not math.isfinite(float(losses)):
             raise DivergedError(_diverged("loss", float(losses), self.step))
@@ -250,8 +292,8 @@ class _Loop:
     def end_epoch(self, loss: float, accuracy: float, seconds: float) -> Epoch:
         """Put the epoch's row into the history."""
         rate = float(self.schedule(self.step - 1))
-        losses, hits = self.totals[0] / self.per_epoch, self.totals[1] / (self.per_epoch * self.batch)
-        row = Epoch(self.step // self.per_epoch, rate, losses, hits, loss, accuracy, seconds)
+        losses, hits = self.totals[0] / self.steps_of_epoch, self.totals[1] / (self.steps_of_epoch * self.batch)
+        row = Epoch(len(self.history) + 1, rate, losses, hits, loss, accuracy, seconds)
         self.history.append(row)
         self.totals = 0.0, 0.0
         return row
@@ -261,7 +303,7 @@ class _Loop:
         named = {"weight": self.model.get_weights(), "average": self.average or []}
         named["optimizer"] = [np.asarray(v) for v in self.optimizer.variables]
         arrays = {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
-        return checkpoint.State(self.step, self.epochs, arrays, self.totals, to_rows(self.history), self.cpu_seconds)
+        return checkpoint.State(self.step, self.length, arrays, self.totals, to_rows(self.history), self.cpu_seconds)
 
     def _restore(self, state: checkpoint.State) -> None:
         def numbered(kind: str, count: int) -> list[np.ndarray]:
@@ -278,10 +320,10 @@ class _Loop:
         self.history = [Epoch(**row) for row in state.history]
 
 
-def _evaluate(measure: Callable, images: Images) -> tuple[float, float]:
-    """Cross-entropy and share of right answers of a model on the images."""
+def _evaluate(measure: Callable, images: Images, size: int) -> tuple[float, float]:
+    """Cross-entropy and share of right answers of a model on the images, enlarged to `size`."""
     batches = tf.data.Dataset.from_tensor_slices((images.pixels, images.labels.astype(np.int32))).batch(250)
-    sums = np.sum([[float(value) for value in measure(*batch)] for batch in batches], axis=0)
+    sums = np.sum([[float(value) for value in measure(*batch, size)] for batch in batches], axis=0)
     loss, accuracy = sums / len(images.labels)
     return float(loss), float(accuracy)
 

@@ -79,7 +79,9 @@ def test_fewer_images_than_a_batch_are_refused():
 
 
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
-    rates = [float(training.OneCycle(0.2, 10, 40)(step)) for step in range(40)]
+    schedule = training.OneCycle()
+    schedule.set(0.2, 0.25, 40)
+    rates = [float(schedule(step)) for step in range(40)]
     assert max(rates) == rates[9] == pytest.approx(0.2)
     assert rates[0] == pytest.approx(0.02)
     assert rates[-1] == pytest.approx(0, abs=1e-6)
@@ -191,12 +193,46 @@ def test_a_damaged_state_is_told_and_the_training_starts_afresh(tmp_path, capsys
     assert "checkpoint.npz cannot be read" in capsys.readouterr().out
 
 
-def test_a_training_of_given_cpu_minutes_trains_as_many_epochs_as_fit_and_says_so():
-    candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": (time.process_time() + 20) / 60})
+def test_a_training_of_given_cpu_minutes_trains_as_long_as_fits_and_says_so():
+    candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": (time.process_time() + 25) / 60})
     said: list[str] = []
-    history = trained(candidate, say=said.append).history
-    assert said[0].startswith(f"{len(history)} epochs will take about 0 minutes")
-    assert len(history) > 2
+    result = trained(candidate, say=said.append)
+    told = float(said[0].split(" epochs will take about 0 minutes")[0])
+    assert len(result.history) - 1 <= told <= len(result.history)
+    assert len(result.history) > 2
+    assert result.cpu_seconds < candidate.cpu_minutes * 60
+
+
+def test_an_epoch_that_is_cut_short_ends_with_the_training(monkeypatch):
+    monkeypatch.setattr(training, "plan", lambda *_: 6)  # of four steps an epoch
+    history = trained(SMALL.model_copy(update={"learning_rate": 0.0})).history
+    assert [row.epoch for row in history] == [1, 2]
+    assert history[1].train_loss == pytest.approx(history[0].train_loss, rel=0.1)
+    assert history[1].learning_rate == 0
+
+
+def test_input_sizes_are_taken_in_turn_and_validated_at_the_size_of_their_epoch(monkeypatch):
+    sizes: list[int] = []
+    enlarge = mobilenet.enlarge
+    monkeypatch.setattr(mobilenet, "enlarge", lambda x, c, size: sizes.append(size) or enlarge(x, c, size))
+    monkeypatch.setattr(training, "plan", lambda *_: 8)
+    result = trained(SMALL.model_copy(update={"input_sizes": [32, 48]}))
+    assert sizes == [32, 32, 48, 48, 48]  # a graph to train and one to validate at each, and the finished model
+    assert result.model.get_layer("conv1").output.shape[1] == 24
+
+
+def test_frozen_blocks_keep_their_weights_and_the_others_learn():
+    frozen, free = (trained(SMALL.model_copy(update={"frozen": count})).model for count in (3, 0))
+    keras.utils.set_random_seed(SMALL.seed)
+    fresh = mobilenet.build_trained(SMALL, 2)
+    for name in ("conv1", "conv1_bn", "conv_dw_2", "conv_pw_2_bn"):
+        assert all(
+            np.array_equal(a, b)
+            for a, b in zip(frozen.get_layer(name).get_weights(), fresh.get_layer(name).get_weights(), strict=True)
+        )
+    for name in ("conv_dw_3", "conv_pw_3_bn"):
+        assert not np.array_equal(frozen.get_layer(name).get_weights()[0], fresh.get_layer(name).get_weights()[0])
+    assert not np.array_equal(free.get_layer("conv1").kernel, fresh.get_layer("conv1").kernel)
 
 
 def test_cpu_minutes_that_do_not_suffice_for_an_epoch_are_refused():
@@ -218,9 +254,11 @@ def test_the_head_alone_learns_at_its_own_rate():
     assert fresh.count_params() == one.model.count_params()
 
 
-def test_pointwise_convolutions_in_short_numbers_learn_as_well():
-    history = trained(SMALL.model_copy(update={"epochs": 4, "precision": "bfloat16"})).history
-    assert history[-1].train_loss < 0.7 * history[0].train_loss
+@pytest.mark.parametrize("precision", ["pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"])
+def test_layers_that_compute_in_short_numbers_learn_as_well(precision):
+    result = trained(SMALL.model_copy(update={"epochs": 4, "precision": precision}))
+    assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
+    assert {str(variable.dtype) for variable in result.model.variables if "seed" not in variable.path} == {"float32"}
 
 
 def test_without_a_gpu_the_strategy_is_the_default_one():

@@ -1,5 +1,6 @@
 """The command line: what it says, and its exit code."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -54,6 +55,23 @@ def test_a_folder_without_a_pipeline_is_said_to_be_one(
     assert (
         capsys.readouterr().err == f"error: {tmp_path}/params.yaml does not exist; run this from the project's root\n"
     )
+
+
+@pytest.mark.parametrize(("options", "expected"), [([], None), (["--deterministic"], "1")])
+def test_a_deterministic_run_says_so_to_tensorflow(
+    options: list[str], expected: str | None, workspace: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from flows import display, server
+
+    seen: list[str | None] = []
+    monkeypatch.setattr(server, "prepare", lambda quiet: None)
+    monkeypatch.setattr(server, "connect", lambda: "http://127.0.0.1:1")
+    monkeypatch.setattr(display, "print_summary", lambda *_: None)
+    monkeypatch.setattr(display, "run_and_show", lambda *_: seen.append(os.environ.get("TF_DETERMINISTIC_OPS")))
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "")  # so that it is taken back
+    monkeypatch.delenv("TF_DETERMINISTIC_OPS")
+    assert cli.main(["run", *options]) == 0
+    assert seen == [expected]
 
 
 def test_status_of_a_recipe_that_never_ran_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]):

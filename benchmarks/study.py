@@ -1,0 +1,109 @@
+"""Train variants of a candidate and keep what each reached on validation: where the recipes' choices come from.
+
+A study in benchmarks/studies.yaml names a recipe's candidate and, row by row, the knobs that differ from it. Each row
+is trained in a process of its own and added to docs/results/studies.jsonl; a row that is there is not trained again.
+The test images are not read.
+"""
+
+import argparse
+import json
+import multiprocessing
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import yaml
+
+from mobilenet_pipeline import config
+
+STUDIES = Path("benchmarks/studies.yaml")
+RESULTS = Path("docs/results/studies.jsonl")
+
+
+def main() -> None:
+    """Train the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("studies", nargs="*", help="their names (default: all)")
+    parser.add_argument("--list", action="store_true", help="only say which rows there are, and which are done")
+    chosen = parser.parse_args()
+    studies = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
+    unknown = set(chosen.studies) - set(studies)
+    if unknown:
+        sys.exit(f"{STUDIES} has no {', '.join(sorted(unknown))}; there are: {', '.join(studies)}")
+    for name in chosen.studies or studies:
+        study = studies[name]
+        recipe = config.load_recipe(study["recipe"])
+        for changes in study["rows"]:
+            values = recipe.candidate(study["candidate"]).model_dump() | study.get("common", {}) | (changes or {})
+            candidate = config.Candidate.model_validate(values)
+            known = any(row["study"] == name and row["changes"] == (changes or {}) for row in rows())
+            print(f"{name}: {changes}{' is done' if known else ''}", flush=True)
+            if known or chosen.list:
+                continue
+            child = multiprocessing.get_context("spawn").Process(
+                target=_train, args=(name, changes or {}, recipe, candidate)
+            )
+            child.start()
+            child.join()
+            if child.exitcode:
+                sys.exit(child.exitcode)
+
+
+def rows() -> list[dict]:
+    """What has been measured so far."""
+    if not RESULTS.exists():
+        return []
+    return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]
+
+
+def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.Candidate) -> None:
+    from mobilenet_pipeline import environment
+
+    environment.prepare()
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from mobilenet_pipeline import anatomy, images, provenance, split, training
+    from mobilenet_pipeline.layout import data_folder
+
+    keras.config.disable_interactive_logging()
+    data = images.open_dataset(data_folder(recipe))
+    pixels, labels = np.asarray(data.images), np.asarray(data.labels)
+    kept, held_out = split.training_rows(labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
+    trained = training.train(
+        candidate,
+        training.Images(pixels[kept], labels[kept]),
+        training.Images(pixels[held_out], labels[held_out]),
+        len(data.class_names),
+        tf.distribute.get_strategy(),
+        on_epoch=lambda row, epochs: print(
+            f"  {row.epoch}/{epochs} {row.train_accuracy:.4f} {row.validation_accuracy:.4f} {row.seconds:.0f} s",
+            flush=True,
+        ),
+        say=lambda line: print(f"  {line}", flush=True),
+    )
+    last = trained.history[-1]
+    row = {
+        "study": study,
+        "changes": changes,
+        "epochs": len(trained.history),
+        "million_multiply_adds": round(
+            anatomy.multiply_adds(anatomy.layers(candidate, len(data.class_names))) / 1e6, 1
+        ),
+        "cpu_minutes": round(trained.cpu_seconds / 60, 2),
+        "validation_accuracy": round(last.validation_accuracy, 4),
+        "validation_loss": round(last.validation_loss, 4),
+        "train_accuracy": round(last.train_accuracy, 4),
+        "candidate": candidate.model_dump(),
+        "commit": provenance.git_commit(Path("."))[0],
+        "machine": provenance.describe_machine()["cpu"],
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    with RESULTS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+    print(f"  {row['cpu_minutes']} CPU-minutes, validation {row['validation_accuracy']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
