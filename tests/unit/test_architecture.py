@@ -2,6 +2,7 @@
 
 import ast
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -108,8 +109,8 @@ def test_serving_knows_no_tensorflow_and_no_training_code(path):
     assert own(path) <= {"artefact", "preprocess"}
 
 
-def stages() -> dict[str, dict]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+def pipeline() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("stage", ["ingest", "validate", "train", "export", "evaluate"])
@@ -117,9 +118,10 @@ def test_a_stage_depends_on_every_module_it_imports(stage):
     entry = PACKAGE / "stages" / f"{stage}.py"
     expected = {f"src/mobilenet_pipeline/{name}.py" for name in reached(entry)}
     expected.add(str(entry.relative_to(ROOT)))
-    assert {dep for dep in stages()[stage]["deps"] if dep.endswith(".py")} == expected
+    assert {dep for dep in pipeline()["stages"][stage]["deps"] if dep.endswith(".py")} == expected
 
 
 def test_every_stage_is_a_matrix_over_every_recipe():
     recipes = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
-    assert all(stage["matrix"]["recipe"] == recipes for stage in stages().values())
+    assert pipeline()["vars"] == [{"recipe_names": recipes}]
+    assert all(stage["matrix"]["recipe"] == "${recipe_names}" for stage in pipeline()["stages"].values())

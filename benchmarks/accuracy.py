@@ -1,0 +1,93 @@
+"""What a candidate of a recipe reaches on the test images, over one seed or several: `docs/results/training.json`.
+
+Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, at the commit that
+is checked out, so that the workspace may be edited meanwhile. Run again after an interruption, it goes on from the
+last epoch. A seed reads the test images once.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from mobilenet_pipeline import config, environment, layout, provenance
+
+CLONES = Path(".bench")
+RESULTS = Path("docs/results/training.json")
+CURVES = Path("docs/results/curves")
+
+
+def main() -> None:
+    """Train what is missing, then write the candidate's row anew."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", help="a section of params.yaml")
+    parser.add_argument("candidate", choices=config.CANDIDATES)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    chosen = parser.parse_args()
+    config.load_recipe(chosen.recipe)
+    environment.prepare()
+    if provenance.git_commit(Path("."))[1]:
+        sys.exit("there are changes that are not committed: commit or stash them, so that the figures have a commit")
+    found = [reach(chosen.recipe, chosen.candidate, seed) for seed in chosen.seeds]
+    rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
+    rows = [row for row in rows if (row["recipe"], row["candidate"]) != (chosen.recipe, chosen.candidate)]
+    rows.append(summarise(chosen, found))
+    layout.write_json(RESULTS, sorted(rows, key=lambda row: (row["candidate"], row["cpu_minutes"])))
+    print(json.dumps(rows[-1], indent=1))
+
+
+def reach(recipe: str, candidate: str, seed: int) -> dict:
+    """Train, export and evaluate with this seed; gives the figures."""
+    clone = CLONES / f"{recipe}-{candidate}-{seed}"
+    if not clone.exists():
+        subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+        params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+        params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
+        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    paths = {
+        "PYTHONPATH": str((clone / "src").resolve()),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    stage = f"evaluate@{recipe}-{candidate}"
+    subprocess.run(["dvc", "repro", stage], cwd=clone, env={**os.environ, **paths}, check=True)
+    loaded = config.load_recipe(recipe, clone / "params.yaml")
+    history = pd.read_csv(layout.model_folder(loaded, candidate, clone) / "history.csv")
+    CURVES.mkdir(parents=True, exist_ok=True)
+    history.to_csv(CURVES / f"{recipe}-{candidate}-{seed}.csv", index=False, float_format="%.5g")
+    metrics = provenance.read_json(layout.metrics_path(loaded, candidate, clone))
+    training = provenance.read_json(layout.model_folder(loaded, candidate, clone) / "training.json")
+    return {
+        "seed": seed,
+        "test_accuracy": metrics["test"]["accuracy"],
+        "test_loss": metrics["test"]["loss"],
+        "validation_accuracy": metrics["validation"]["accuracy"],
+        **{key: training[key] for key in ("cpu_minutes", "wall_minutes", "git_commit", "trained_at", "machine")},
+        "epochs": len(history),
+    }
+
+
+def summarise(chosen: argparse.Namespace, found: list[dict]) -> dict:
+    """A candidate's row: means over the seeds, and the standard deviation of the accuracy where there are several."""
+    accuracies = [one["test_accuracy"] for one in found]
+    seeds = " ".join(map(str, chosen.seeds))
+    return {
+        "recipe": chosen.recipe,
+        "candidate": chosen.candidate,
+        "cpu_minutes": round(statistics.mean(one["cpu_minutes"] for one in found), 2),
+        "test_accuracy": round(statistics.mean(accuracies), 5),
+        "sd": round(statistics.stdev(accuracies), 5) if len(accuracies) > 1 else None,
+        "seeds": len(accuracies),
+        "command": f"python benchmarks/accuracy.py {chosen.recipe} {chosen.candidate} --seeds {seeds}",
+        "commit": found[0]["git_commit"],
+        "runs": found,
+    }
+
+
+if __name__ == "__main__":
+    main()

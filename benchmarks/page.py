@@ -1,0 +1,98 @@
+"""Put the figures of training.json and studies.jsonl into docs/results/training.md, and draw the learning curves.
+
+The page's prose is written by hand; what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+RESULTS = Path("docs/results")
+PICTURE = Path("docs/images/training.png")
+BARS = (
+    # candidate, CPU minutes, what must be reached, what would be better still
+    ("pretrained", 20, 0.942, 0.950),
+    ("pretrained", 60, 0.953, 0.960),
+    ("pretrained", 180, 0.960, 0.967),
+    ("scratch", 20, 0.865, 0.885),
+    ("scratch", 60, 0.910, 0.920),
+    ("scratch", 180, 0.930, 0.940),
+)
+
+
+def main() -> None:
+    """Bring the page up to date."""
+    page = RESULTS / "training.md"
+    page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
+    draw(RESULTS / "curves", PICTURE)
+
+
+def filled(page: str, results: Path) -> str:
+    """The page with every block's table made anew. Raises KeyError naming a block that no figures are there for."""
+    studies = [json.loads(line) for line in (results / "studies.jsonl").read_text(encoding="utf-8").splitlines()]
+    tables = {
+        name: study_table([row for row in studies if row["study"] == name]) for name in {r["study"] for r in studies}
+    }
+    if (results / "training.json").exists():
+        tables["rows"] = accuracy_table(json.loads((results / "training.json").read_text(encoding="utf-8")))
+
+    def put(found: re.Match) -> str:
+        return f"<!-- {found[1]} -->\n{tables[found[1]]}\n<!-- /{found[1]} -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n(?:.*?\n)?<!-- /\1 -->", put, page, flags=re.DOTALL)
+
+
+def study_table(rows: Sequence[Mapping]) -> str:
+    """A row a variant, in the order of the study, each beside the first."""
+    first = rows[0]["validation_accuracy"]
+    lines = [
+        "| changed | multiply-adds | epochs | CPU min | train accuracy | validation accuracy | against the first |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        changed = ", ".join(f"`{key}: {value}`" for key, value in row["changes"].items()) or "–"
+        lines.append(
+            f"| {changed} | {row['million_multiply_adds']:.1f} M | {row['epochs']:.3g} | {row['cpu_minutes']:.1f} "
+            f"| {row['train_accuracy']:.2%} | {row['validation_accuracy']:.2%} "
+            f"| {(row['validation_accuracy'] - first) * 100:+.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def accuracy_table(rows: Sequence[Mapping]) -> str:
+    """A row a candidate and budget: what it reached and what it was to reach."""
+    lines = [
+        "| candidate | recipe | CPU min | test accuracy | seeds | bar | stretch | commit |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for row in rows:
+        bars = [bar for bar in BARS if bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]]
+        limit = f"{bars[0][2]:.1%} in {bars[0][1]} | {bars[0][3]:.1%}" if bars else "– | –"
+        spread = f" ± {row['sd'] * 100:.2f}" if row["sd"] is not None else ""
+        lines.append(
+            f"| {row['candidate']} | `{row['recipe']}` | {row['cpu_minutes']:.1f} | {row['test_accuracy']:.2%}{spread} "
+            f"| {row['seeds']} | {limit} | {row['commit'][:7]} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(curves: Path, picture: Path) -> None:
+    """Validation accuracy over the wall time of each training whose curve is kept."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for file in sorted(curves.glob("*.csv")):
+        history = pd.read_csv(file)
+        axes.plot(history["seconds"].cumsum() / 60, history["validation_accuracy"], label=file.stem)
+    axes.set(xlabel="minutes on two cores", ylabel="validation accuracy", xscale="log")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
+    figure.savefig(picture, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
