@@ -2,11 +2,13 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 RECIPE ?= digits
+CANDIDATE ?= scratch
+SEEDS ?= 0
 BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean bench-train weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean bench-train study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,6 +49,14 @@ lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 
 bench-train: $(READY)  ## CPU time of a training step beside stock Keras's, in turns
 	@$(BIN)/python benchmarks/bench_train.py
+
+study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
+	@$(BIN)/python benchmarks/study.py $(STUDY)
+	@$(BIN)/python benchmarks/page.py
+
+accuracy: $(READY)  ## train CANDIDATE of RECIPE with each of SEEDS, and keep what it reaches on the test images
+	@$(BIN)/python benchmarks/accuracy.py $(RECIPE) $(CANDIDATE) --seeds $(SEEDS)
+	@$(BIN)/python benchmarks/page.py
 
 weights: $(READY)  ## train the bundled checkpoint again, on CIFAR-10
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10

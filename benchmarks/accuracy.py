@@ -67,8 +67,10 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
         "test_accuracy": metrics["test"]["accuracy"],
         "test_loss": metrics["test"]["loss"],
         "validation_accuracy": metrics["validation"]["accuracy"],
-        **{key: training[key] for key in ("cpu_minutes", "wall_minutes", "git_commit", "trained_at", "machine")},
-        "epochs": len(history),
+        **{
+            key: training[key]
+            for key in ("epochs", "cpu_minutes", "wall_minutes", "git_commit", "trained_at", "machine")
+        },
     }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 RESULTS = Path("docs/results")
+NOTHING = "Not measured yet."
 PICTURE = Path("docs/images/training.png")
 BARS = (
     # candidate, CPU minutes, what must be reached, what would be better still
@@ -27,11 +28,12 @@ def main() -> None:
     """Bring the page up to date."""
     page = RESULTS / "training.md"
     page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
-    draw(RESULTS / "curves", PICTURE)
+    if curves := sorted((RESULTS / "curves").glob("*.csv")):
+        draw(curves, PICTURE)
 
 
 def filled(page: str, results: Path) -> str:
-    """The page with every block's table made anew. Raises KeyError naming a block that no figures are there for."""
+    """The page with every block's table made anew."""
     studies = [json.loads(line) for line in (results / "studies.jsonl").read_text(encoding="utf-8").splitlines()]
     tables = {
         name: study_table([row for row in studies if row["study"] == name]) for name in {r["study"] for r in studies}
@@ -40,7 +42,7 @@ def filled(page: str, results: Path) -> str:
         tables["rows"] = accuracy_table(json.loads((results / "training.json").read_text(encoding="utf-8")))
 
     def put(found: re.Match) -> str:
-        return f"<!-- {found[1]} -->\n{tables[found[1]]}\n<!-- /{found[1]} -->"
+        return f"<!-- {found[1]} -->\n{tables.get(found[1], NOTHING)}\n<!-- /{found[1]} -->"
 
     return re.sub(r"<!-- ([\w-]+) -->\n(?:.*?\n)?<!-- /\1 -->", put, page, flags=re.DOTALL)
 
@@ -79,13 +81,13 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines)
 
 
-def draw(curves: Path, picture: Path) -> None:
-    """Validation accuracy over the wall time of each training whose curve is kept."""
+def draw(curves: Sequence[Path], picture: Path) -> None:
+    """Validation accuracy over the wall time of each training."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for file in sorted(curves.glob("*.csv")):
+    for file in curves:
         history = pd.read_csv(file)
         axes.plot(history["seconds"].cumsum() / 60, history["validation_accuracy"], label=file.stem)
     axes.set(xlabel="minutes on two cores", ylabel="validation accuracy", xscale="log")

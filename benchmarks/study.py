@@ -87,7 +87,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
     row = {
         "study": study,
         "changes": changes,
-        "epochs": len(trained.history),
+        "epochs": round(trained.epochs, 3),
         "million_multiply_adds": round(
             anatomy.multiply_adds(anatomy.layers(candidate, len(data.class_names))) / 1e6, 1
         ),

@@ -59,12 +59,14 @@ class Images:
 class Trained:
     """The model, with Keras's own layers only, its learning curve, what its weights started from, and its cost.
 
-    `cpu_seconds` are user and system time, with those of earlier processes that this training was resumed from.
+    `epochs` are the passes over the training images, the last of which may have been cut short; `cpu_seconds` are user
+    and system time, with those of earlier processes that this training was resumed from.
     """
 
     model: keras.Model
     history: list[Epoch]
     origin: str
+    epochs: float
     cpu_seconds: float
 
 
@@ -155,7 +157,7 @@ def train(
             raise Interrupted(128 + signal.SIGTERM)
     plain = mobilenet.build(candidate, classes)
     plain.set_weights(loop.weights())
-    return Trained(plain, loop.history, origin, loop.cpu_seconds)
+    return Trained(plain, loop.history, origin, length / loop.per_epoch, loop.cpu_seconds)
 
 
 def plan(

@@ -74,7 +74,7 @@ def main(recipe: Recipe, name: str) -> None:
         "weights": trained.origin,
         "replicas": strategy.num_replicas_in_sync,
         "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
-        "epochs": len(trained.history),
+        "epochs": round(trained.epochs, 3),
         "data_digest": data.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
         "tensorflow": tf.__version__,

@@ -1,0 +1,61 @@
+"""The studies that the recipes' choices come from, and the page that shows them."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from mobilenet_pipeline import config
+
+ROOT = Path(__file__).resolve().parents[2]
+STUDIES = yaml.safe_load((ROOT / "benchmarks" / "studies.yaml").read_text(encoding="utf-8"))
+ROWS = [json.loads(line) for line in (ROOT / "docs/results/studies.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    found = importlib.util.spec_from_file_location("page", ROOT / "benchmarks" / "page.py")
+    assert found
+    assert found.loader
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_row_of_a_study_is_a_candidate(name: str):
+    study = STUDIES[name]
+    base = config.load_recipe(study["recipe"], ROOT / "params.yaml").candidate(study["candidate"]).model_dump()
+    for changes in study["rows"]:
+        config.Candidate.model_validate(base | study["common"] | changes)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['study']} {row['changes']}")
+def test_what_was_measured_is_a_row_of_its_study(row: dict):
+    assert row["changes"] in STUDIES[row["study"]]["rows"]
+    assert {key: row["candidate"][key] for key in row["changes"]} == row["changes"]
+
+
+def test_the_page_shows_what_was_measured(page: ModuleType):
+    text = (ROOT / "docs/results/training.md").read_text(encoding="utf-8")
+    assert page.filled(text, ROOT / "docs/results") == text
+
+
+def test_a_study_is_shown_beside_its_first_row(page: ModuleType):
+    figures = {"million_multiply_adds": 45.3, "epochs": 3, "cpu_minutes": 8.4, "train_accuracy": 0.9}
+    rows = [
+        {"changes": {}, "validation_accuracy": 0.92} | figures,
+        {"changes": {"flip": "random"}, "validation_accuracy": 0.915} | figures,
+    ]
+    assert page.study_table(rows).splitlines()[-1] == (
+        "| `flip: random` | 45.3 M | 3 | 8.4 | 90.00% | 91.50% | -0.50 |"
+    )
+
+
+def test_a_candidate_is_held_against_the_bar_of_its_budget(page: ModuleType):
+    row = {"candidate": "scratch", "recipe": "cifar10", "cpu_minutes": 59.5, "test_accuracy": 0.913, "sd": None}
+    table = page.accuracy_table([row | {"seeds": 1, "commit": "0123456789"}])
+    assert "| 91.30% | 1 | 91.0% in 60 | 92.0% |" in table
