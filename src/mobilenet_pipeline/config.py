@@ -59,14 +59,13 @@ class Candidate(Section):
     """How one model is built and trained.
 
     `batch_size` is per replica and `learning_rate` the peak for one replica: the global batch and the rate grow with
-    the replicas. The head learns at `head_rate` times that, and the first `frozen` of stem and blocks not at all.
+    the replicas. The first `frozen` of stem and blocks do not learn.
     `warmup` is a share of all steps. `input_sizes` are the sides in pixels that images are resized to inside the
     model, each for an equal share of the steps; the last is that of the finished model. It trains for `epochs`, or for
     as many as fit into `cpu_minutes` of user and system time as measured when it starts, the last of them cut short.
     `precision` is what the layers compute in while training: `pointwise_bfloat16` is for CPUs, `mixed_*` for GPUs. The
-    weights are float32 in all. `sync_norm` takes the moments of batch
-    normalisation over all replicas. `average` is the weight per step of the past in the average of weights that is
-    evaluated and kept, 0 for the last weights themselves. `shift` and `cutout` are in pixels of the original image.
+    weights are float32 in all. `sync_norm` takes the moments of batch normalisation over all replicas. `shift` and
+    `cutout` are in pixels of the original image.
     """
 
     weights: Literal["none", "imagenet", "bundled"]
@@ -80,12 +79,10 @@ class Candidate(Section):
     precision: Literal["float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     sync_norm: bool
     learning_rate: Rate
-    head_rate: Rate
     frozen: Annotated[int, Field(ge=0, le=13)]
     warmup: Share
     weight_decay: Rate
     label_smoothing: Share
-    average: Annotated[float, Field(ge=0, lt=1)]
     flip: Literal["none", "random", "alternating"]
     shift: Annotated[int, Field(ge=0)]
     cutout: Annotated[int, Field(ge=0)]

@@ -1,5 +1,6 @@
 """Steps of a training in TensorFlow's graph: forward, backward, update; the same for every strategy."""
 
+import math
 from collections.abc import Callable, Iterable
 
 import keras
@@ -7,9 +8,6 @@ import tensorflow as tf
 
 from mobilenet_pipeline import mobilenet
 from mobilenet_pipeline.config import Candidate
-
-LOSS_SCALE = 1024
-"""Keeps gradients above what float16 rounds to zero (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2)."""
 
 Sums = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
 
@@ -19,21 +17,33 @@ def decayed(variables: Iterable[keras.Variable]) -> list[bool]:
     return [len(v.shape) in (2, 4) and "conv_dw" not in v.path for v in variables]
 
 
-def gradients_of(model: keras.Model, candidate: Candidate, global_batch: int) -> Callable:
+def optimizer_of(
+    candidate: Candidate, rate: float | keras.optimizers.schedules.LearningRateSchedule
+) -> keras.Optimizer:
+    """Nesterov's method. With float16, the loss is scaled so that gradients are not rounded to zero.
+
+    The scale finds itself: a step whose gradients overflow is left out and halves it (Micikevicius et al. 2017,
+    arXiv:1710.03740, section 3.2).
+    """
+    optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if candidate.precision == "mixed_float16" else optimizer
+
+
+def gradients_of(model: keras.Model, optimizer: keras.Optimizer, candidate: Candidate, global_batch: int) -> Callable:
     """A function of (images uint8 (b, h, w, 3), labels int32 (b,), size) to (gradients, loss, images right).
 
-    The loss is the share of the global batch's mean cross-entropy, with label smoothing, that these images have.
+    The loss is the share of the global batch's mean cross-entropy, with label smoothing, that these images have; the
+    gradients are of the loss as the optimizer scales it.
     """
     classes = model.output_shape[-1]
-    scale = LOSS_SCALE if candidate.precision == "mixed_float16" else 1
 
     def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         wanted = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         with tf.GradientTape() as tape:
             logits = model(mobilenet.enlarge(images, candidate, size), training=True)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(wanted, logits)) / global_batch
-            scaled = loss * scale
-        gradients = [gradient / scale for gradient in tape.gradient(scaled, model.trainable_variables)]
+            scaled = optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, model.trainable_variables)
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
         return gradients, loss, tf.reduce_sum(right)
 
@@ -53,16 +63,15 @@ def steps_in_graph(
     """
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables)]
-    # For SGD a gradient k times as large is a learning rate k times as high.
-    rates = [candidate.head_rate if "logits" in v.path else 1.0 for v in variables]
-    compute = gradients_of(model, candidate, global_batch)
+    compute = gradients_of(model, optimizer, candidate, global_batch)
 
     def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, loss, right = compute(images, labels, size)
         # Replicas' gradients are summed, so each adds its share of the decay.
-        share = 1 / strategy.num_replicas_in_sync
+        share = optimizer.scale_loss(1 / strategy.num_replicas_in_sync)
         gradients = [g + d * share * v if d else g for g, v, d in zip(gradients, variables, decay, strict=True)]
-        gradients = [g * k if k != 1 else g for g, k in zip(gradients, rates, strict=True)]
+        if candidate.precision == "mixed_float16":
+            gradients = agreed(gradients)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
         return loss, right
 
@@ -78,6 +87,14 @@ def steps_in_graph(
         return done, losses, right
 
     return run
+
+
+def agreed(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    """A replica's gradients, or no numbers where any replica's overflowed: all must leave the step out, or none."""
+    finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(gradient)) for gradient in gradients])
+    context = tf.distribute.get_replica_context()
+    overflows = context.all_reduce("SUM", tf.cast(~finite, tf.float32))
+    return [tf.where(overflows > 0, math.nan, gradient) for gradient in gradients]
 
 
 def evaluation(model: keras.Model, candidate: Candidate) -> Callable[..., tuple[tf.Tensor, tf.Tensor]]:

@@ -144,7 +144,7 @@ def train(
         size = loop.size
         loop.advance()
         if loop.at_epoch_end:
-            measured.set_weights(loop.weights())
+            measured.set_weights(model.get_weights())
             loss, accuracy = _evaluate(measure, validation, size)
             if not math.isfinite(loss):
                 raise DivergedError(_diverged("validation loss", loss, loop.step))
@@ -156,7 +156,7 @@ def train(
         if leave:
             raise Interrupted(128 + signal.SIGTERM)
     plain = mobilenet.build(candidate, classes)
-    plain.set_weights(loop.weights())
+    plain.set_weights(model.get_weights())
     return Trained(plain, loop.history, origin, length / loop.per_epoch, loop.cpu_seconds)
 
 
@@ -216,7 +216,7 @@ class _Loop:
         self.per_epoch = len(training.labels) // self.batch
         with strategy.scope():
             self.schedule = OneCycle()
-            self.optimizer = keras.optimizers.SGD(self.schedule, momentum=0.9, nesterov=True)
+            self.optimizer = steps.optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
         self.run = steps.steps_in_graph(strategy, model, self.optimizer, candidate, self.batch)
         self.step, self.totals = 0, (0.0, 0.0)
@@ -225,19 +225,18 @@ class _Loop:
 
     def rehearse(self, size: int, count: int) -> None:
         """Take `count` steps that leave nothing behind."""
-        before = self.model.get_weights()
+        before, kept = self.model.get_weights(), [np.asarray(v) for v in self.optimizer.variables]
         with distribution.peers_named():
             self.run(self._stream(count), tf.constant(count), size)
         self.model.set_weights(before)
-        for variable in self.optimizer.variables:
-            variable.assign(np.zeros(variable.shape, variable.dtype))
+        for variable, value in zip(self.optimizer.variables, kept, strict=True):
+            variable.assign(value)
 
     def begin(self, length: int, state: checkpoint.State | None) -> None:
         """Make ready for a training of `length` steps, or for what is left of it after `state`."""
         candidate, replicas = self.candidate, self.strategy.num_replicas_in_sync
         self.length, self.epochs = length, -(-length // self.per_epoch)
         self.schedule.set(candidate.learning_rate * replicas, candidate.warmup, length)
-        self.average = self.model.get_weights() if candidate.average else None
         if state:
             self._restore(state)
         self.stream = self._stream(self.epochs)
@@ -273,10 +272,6 @@ class _Loop:
     def cpu_seconds(self) -> float:
         return self.spent + time.process_time()
 
-    def weights(self) -> list[np.ndarray]:
-        """The weights that are evaluated and kept."""
-        return self.average or self.model.get_weights()
-
     def advance(self) -> None:
         """Take a few steps. Raises DivergedError."""
         count = min(CHUNK, self.steps_of_epoch - self.step % self.per_epoch)
@@ -286,10 +281,6 @@ class _Loop:
         if not math.isfinite(float(losses)):
             raise DivergedError(_diverged("loss", float(losses), self.step))
         self.totals = self.totals[0] + float(losses), self.totals[1] + float(hits)
-        if self.average:
-            keep = self.candidate.average ** int(done)
-            pairs = zip(self.average, self.model.get_weights(), strict=True)
-            self.average = [old * keep + new * (1 - keep) for old, new in pairs]
 
     def end_epoch(self, loss: float, accuracy: float, seconds: float) -> Epoch:
         """Put the epoch's row into the history."""
@@ -302,8 +293,8 @@ class _Loop:
 
     def state(self) -> checkpoint.State:
         """Everything that `_restore` needs."""
-        named = {"weight": self.model.get_weights(), "average": self.average or []}
-        named["optimizer"] = [np.asarray(v) for v in self.optimizer.variables]
+        optimizer = [np.asarray(v) for v in self.optimizer.variables]
+        named = {"weight": self.model.get_weights(), "optimizer": optimizer}
         arrays = {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
         return checkpoint.State(self.step, self.length, arrays, self.totals, to_rows(self.history), self.cpu_seconds)
 
@@ -316,8 +307,6 @@ class _Loop:
             self.optimizer.variables, numbered("optimizer", len(self.optimizer.variables)), strict=True
         ):
             variable.assign(value)
-        if self.average:
-            self.average = numbered("average", len(self.average))
         self.step, self.totals, self.spent = state.step, state.totals, state.cpu_seconds
         self.history = [Epoch(**row) for row in state.history]
 

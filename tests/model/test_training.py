@@ -169,7 +169,7 @@ def test_a_cut_out_square_is_grey_and_ends_at_the_border():
 
 def test_a_training_that_was_asked_to_end_goes_on_where_it_was_and_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHUNK", 3)
-    candidate = AUGMENTED.model_copy(update={"average": 0.9, "input_sizes": [32, 40]})
+    candidate = AUGMENTED.model_copy(update={"input_sizes": [32, 40]})
     asked = iter([False, False, True])
     with pytest.raises(training.Interrupted):
         trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: next(asked))
@@ -207,7 +207,7 @@ def test_an_epoch_that_is_cut_short_ends_with_the_training(monkeypatch):
     monkeypatch.setattr(training, "plan", lambda *_: 6)  # of four steps an epoch
     history = trained(SMALL.model_copy(update={"learning_rate": 0.0})).history
     assert [row.epoch for row in history] == [1, 2]
-    assert history[1].train_loss == pytest.approx(history[0].train_loss, rel=0.1)
+    assert 0.6 < history[1].train_loss / history[0].train_loss < 1.6  # a mean over the steps taken, not over four
     assert history[1].learning_rate == 0
 
 
@@ -240,25 +240,26 @@ def test_cpu_minutes_that_do_not_suffice_for_an_epoch_are_refused():
         trained(SMALL.model_copy(update={"epochs": None, "cpu_minutes": 1e-6}))
 
 
-def test_the_average_of_weights_is_what_is_kept():
-    last = trained().model.get_weights()
-    averaged = trained(SMALL.model_copy(update={"average": 0.99})).model.get_weights()
-    assert not np.allclose(last[0], averaged[0])
-
-
-def test_the_head_alone_learns_at_its_own_rate():
-    one, other = (trained(SMALL.model_copy(update={"head_rate": rate, "epochs": 1})) for rate in (1.0, 0.0))
-    fresh = mobilenet.build(SMALL, 2)
-    assert one.model.get_layer("logits").bias.numpy().any()
-    assert not other.model.get_layer("logits").bias.numpy().any()
-    assert fresh.count_params() == one.model.count_params()
-
-
 @pytest.mark.parametrize("precision", ["pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"])
 def test_layers_that_compute_in_short_numbers_learn_as_well(precision):
     result = trained(SMALL.model_copy(update={"epochs": 4, "precision": precision}))
     assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
     assert {str(variable.dtype) for variable in result.model.variables if "seed" not in variable.path} == {"float32"}
+
+
+def test_a_step_whose_float16_gradients_overflow_is_left_out_and_lowers_the_scale():
+    candidate = SMALL.model_copy(update={"precision": "mixed_float16"})
+    model = mobilenet.build_trained(candidate, 2)
+    optimizer = steps.optimizer_of(candidate, 0.05)
+    optimizer.build(model.trainable_variables)
+    optimizer.dynamic_scale.assign(2.0**40)
+    before = [np.asarray(variable) for variable in model.trainable_variables]
+    images = coloured(16)
+    run = steps.steps_in_graph(tf.distribute.get_strategy(), model, optimizer, candidate, 16)
+    stream = iter(dataset.training_batches(images.pixels, images.labels, candidate, 16, 1))
+    run(stream, tf.constant(1), 32)
+    assert float(optimizer.dynamic_scale) == 2.0**39
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.trainable_variables, strict=True))
 
 
 def test_without_a_gpu_the_strategy_is_the_default_one():
