@@ -11,6 +11,7 @@ import os
 import statistics
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -45,17 +46,19 @@ def main() -> None:
 def reach(recipe: str, candidate: str, seed: int) -> dict:
     """Train, export and evaluate with this seed; gives the figures."""
     clone = CLONES / f"{recipe}-{candidate}-{seed}"
+    paths = {
+        "PYTHONPATH": str((clone / "src").resolve()),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    dvc = partial(subprocess.run, cwd=clone, env={**os.environ, **paths}, check=True)
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
         params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
         (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    paths = {
-        "PYTHONPATH": str((clone / "src").resolve()),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    stage = f"evaluate@{recipe}-{candidate}"
-    subprocess.run(["dvc", "repro", stage], cwd=clone, env={**os.environ, **paths}, check=True)
+        # One cache for all: what the workspace or another clone has ingested or trained is not made again.
+        dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
+    dvc(["dvc", "repro", f"evaluate@{recipe}-{candidate}"])
     loaded = config.load_recipe(recipe, clone / "params.yaml")
     history = pd.read_csv(layout.model_folder(loaded, candidate, clone) / "history.csv")
     CURVES.mkdir(parents=True, exist_ok=True)
