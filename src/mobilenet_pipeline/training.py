@@ -22,7 +22,7 @@ CHUNK = 10
 TRIAL_STEPS, TRIAL_IMAGES = (4, 20), 1000
 """Training steps and validation images of each input size that are timed before a training.
 
-A step costs the difference of the two trials, because each of them has a beginning that steps have not.
+From two trials follows what steps cost, and what the beginning does that each trial and each epoch has.
 """
 
 RESERVE = 0.04
@@ -191,12 +191,12 @@ def _cost_of_an_epoch(
     loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images
 ) -> tuple[float, float]:
     """Wall and CPU seconds of one epoch with its validation, the mean over the input sizes."""
-    few = Images(validation.pixels[:TRIAL_IMAGES], validation.labels[:TRIAL_IMAGES])
+    some = Images(validation.pixels[:TRIAL_IMAGES], validation.labels[:TRIAL_IMAGES])
     sums = np.zeros(2)
     for size in loop.candidate.input_sizes:
-        few_steps, more_steps = (_time_of(partial(loop.rehearse, size, count)) for count in TRIAL_STEPS)
-        sums += loop.per_epoch * np.maximum(more_steps - few_steps, 0) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
-        sums += len(validation.labels) / len(few.labels) * _time_of(partial(evaluate, few, size))
+        few, more = (_time_of(partial(loop.rehearse, size, count)) for count in TRIAL_STEPS)
+        sums += few + np.maximum(more - few, 0) * (loop.per_epoch - TRIAL_STEPS[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+        sums += len(validation.labels) / len(some.labels) * _time_of(partial(evaluate, some, size))
     wall, cpu = sums / len(loop.candidate.input_sizes)
     return float(wall), float(cpu)
 
