@@ -2,6 +2,7 @@
 
 import os
 import re
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -29,12 +30,12 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):
 
     def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
         """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
-        # Not over all replicas, which the kernel cannot, and not with moments that are given.
-        if self.synchronized or not training or not self.trainable:
+        if self.synchronized:  # over all replicas, which the kernel cannot
             return super().call(inputs, training=training, mask=mask)
-        outputs, mean, variance = tf.compat.v1.nn.fused_batch_norm(
-            inputs, self.gamma, self.beta, epsilon=self.epsilon, is_training=True
-        )
+        fused = partial(tf.compat.v1.nn.fused_batch_norm, inputs, self.gamma, self.beta, epsilon=self.epsilon)
+        if not training or not self.trainable:
+            return fused(mean=self.moving_mean, variance=self.moving_variance, is_training=False)[0]
+        outputs, mean, variance = fused(is_training=True)
         # The kernel returns the unbiased variance, Keras keeps the biased one.
         count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], variance.dtype)
         variance *= (count - 1) / count

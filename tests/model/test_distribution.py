@@ -27,7 +27,8 @@ def finish(process: subprocess.Popen, log: Path) -> dict:
     process.wait(500)
     text = log.read_text(errors="replace")
     assert process.returncode == 0, text[-3000:]
-    return json.loads(text.splitlines()[-1])
+    # The runtime of a worker may have a last word after its peer has left.
+    return json.loads(next(line for line in reversed(text.splitlines()) if line.startswith("{")))
 
 
 def cluster() -> list[str]:
