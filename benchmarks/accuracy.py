@@ -3,6 +3,9 @@
 Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, at the commit that
 is checked out, so that the workspace may be edited meanwhile. Run again after an interruption, it goes on from the
 last epoch. A seed reads the test images once.
+
+What is budgeted is CPU time, of which one thread for each operation spends least: TF_NUM_INTRAOP_THREADS is 1 unless it
+is set, and two candidates may be trained side by side.
 """
 
 import argparse
@@ -50,7 +53,8 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
         "PYTHONPATH": str((clone / "src").resolve()),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    dvc = partial(subprocess.run, cwd=clone, env={**os.environ, **paths}, check=True)
+    variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
+    dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
