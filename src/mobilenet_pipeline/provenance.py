@@ -151,11 +151,12 @@ def origin(recipe_name: str, flow_run: str | None = None, workspace: Path = Path
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor, cores, memory in GiB, operating system and Python of this machine."""
+    """Processor, whether it has bfloat16, cores, memory in GiB, operating system and Python of this machine."""
     import psutil
 
     return {
         "cpu": _processor(),
+        "bfloat16": computes_in_bfloat16(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "os": platform.platform(terse=True),
@@ -183,10 +184,18 @@ def _git(workspace: Path, *arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether the processor says that it has instructions for it (avx512_bf16, amx_bf16, bf16); only Linux asks it."""
+    return any("bf16" in line for line in _cpuinfo())
+
+
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
     return next(models, platform.processor() or platform.machine())
+
+
+def _cpuinfo() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []

@@ -35,6 +35,14 @@ def test_the_machine_is_described():
     assert machine["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("line", "has"), [("flags\t\t: fpu avx512f avx512_bf16", True), ("flags\t\t: fpu avx2", False)]
+)
+def test_a_processor_with_bfloat16_is_told_from_one_without(monkeypatch, line, has):
+    monkeypatch.setattr(provenance, "_cpuinfo", lambda: ["model name\t: One", line])
+    assert provenance.describe_machine()["bfloat16"] is has
+
+
 def test_results_hold_figures_cost_and_verdict(workspace: Path):
     recipe = load_recipe("digits")
     scores = {"rows": 10, "loss": 0.25, "accuracy": 0.9}
