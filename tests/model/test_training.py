@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 
 from mobilenet_pipeline import config, dataset, distribution, mobilenet, steps, training
+from mobilenet_pipeline.stages import train
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
@@ -266,3 +267,9 @@ def test_without_a_gpu_the_strategy_is_the_default_one():
     if tf.config.list_physical_devices("GPU"):
         pytest.skip("this machine has a GPU: MirroredStrategy is chosen")
     assert distribution.choose() is tf.distribute.get_strategy()
+
+
+def test_the_time_that_is_left_counts_the_larger_images_to_come():
+    row = training.Epoch(2, 0.1, 1.5, 0.5, 1.25, 0.625, 10.0)
+    line = "██████████░░░░░░░░░░ epoch 2/4 loss 1.500 accuracy 0.500 validation 1.250 0.625 10.0 s, 1:20 left"
+    assert train.progress(row, 4, [16, 32]) == line

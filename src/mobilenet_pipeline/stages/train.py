@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ def main(recipe: Recipe, name: str) -> None:
             )
 
     if not distribution.is_chief(strategy):
-        fit(lambda row, epochs: say(progress(row, epochs)))
+        fit(lambda row, epochs: say(progress(row, epochs, candidate.input_sizes)))
         return
     began = datetime.now(UTC)
     document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
@@ -60,7 +60,7 @@ def main(recipe: Recipe, name: str) -> None:
 
         def on_epoch(row: training.Epoch, epochs: int) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
-            say(progress(row, epochs))
+            say(progress(row, epochs, candidate.input_sizes))
 
         trained = fit(on_epoch)
         save(folder, trained)
@@ -106,9 +106,13 @@ def asked_to_end() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def progress(row: training.Epoch, epochs: int) -> str:
-    """A line with a bar for people, and `epoch 3/12` for whoever follows the log."""
-    left = row.seconds * (epochs - row.epoch)
+def progress(row: training.Epoch, epochs: int, sizes: Sequence[int]) -> str:
+    """A line with a bar for people, and `epoch 3/12` for whoever follows the log.
+
+    The time that is left counts an epoch's pixels: those with a larger input size take longer.
+    """
+    pixels = [sizes[epoch * len(sizes) // epochs] ** 2 for epoch in range(epochs)]
+    left = row.seconds * sum(pixels[row.epoch :]) / pixels[row.epoch - 1]
     filled = BAR * row.epoch // epochs
     return (
         f"{'█' * filled}{'░' * (BAR - filled)} epoch {row.epoch}/{epochs} "
