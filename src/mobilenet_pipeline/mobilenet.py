@@ -1,5 +1,6 @@
 """MobileNet v1 (Howard et al. 2017, arXiv:1704.04861), built from its blocks with the strides as a parameter."""
 
+import math
 import os
 import re
 from functools import partial
@@ -96,7 +97,16 @@ def build(candidate: Candidate, classes: int) -> keras.Model:
 
 
 def build_trained(candidate: Candidate, classes: int) -> keras.Model:
-    """What is trained, with the weights of `build` in the same order: what `enlarge` gives, to logits (n, classes)."""
+    """What is trained, with the weights of `build` in the same order: what `enlarge` gives, to logits (n, classes).
+
+    Raises ValueError where the strides leave nothing of an input size.
+    """
+    smallest = math.prod(STRIDES[candidate.strides])
+    if min(candidate.input_sizes) < smallest:
+        raise ValueError(
+            f"input_sizes has {min(candidate.input_sizes)}, of which `strides: {candidate.strides}` leaves nothing: "
+            f"take at least {smallest}, or other strides"
+        )
     pixels = keras.Input((None, None, 3), name="pixels")
     x = features(pixels, candidate.alpha, STRIDES[candidate.strides], candidate)
     for layer in keras.Model(pixels, x).layers:

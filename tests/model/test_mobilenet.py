@@ -178,3 +178,14 @@ def test_a_download_that_was_cut_short_is_named_not_taken_for_a_dead_network(mon
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ValueError, match=r"models/mobilenet_1_0_224_tf_no_top\.h5, does not hold .* delete it"):
         mobilenet.load_pretrained(mobilenet.build(candidate, 10), candidate)
+
+
+def test_strides_that_leave_nothing_of_an_input_size_are_refused():
+    tiny = DIGITS.model_copy(update={"strides": "stem-1", "input_sizes": [15, 32]})
+    with pytest.raises(ValueError, match=r"input_sizes has 15, of which `strides: stem-1` leaves nothing: .* 16"):
+        mobilenet.build_trained(tiny, 10)
+
+
+def test_the_smallest_input_size_ends_as_one_pixel():
+    tiny = DIGITS.model_copy(update={"strides": "stem-1", "input_sizes": [16]})
+    assert mobilenet.build_trained(tiny, 10)(np.zeros((1, 16, 16, 3))).shape == (1, 10)
