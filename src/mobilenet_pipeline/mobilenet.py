@@ -3,15 +3,14 @@
 import math
 import os
 import re
-from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
 import keras
-import tensorflow as tf
 
 from mobilenet_pipeline.anatomy import FILTERS, STRIDES
 from mobilenet_pipeline.config import Candidate
+from mobilenet_pipeline.fast_layers import FusedBatchNormalization, PointwiseConv2D
 
 PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
 """(scale, offset) that take a pixel byte to 0 … 1, or to −1 … 1 as the ImageNet weights expect."""
@@ -20,30 +19,6 @@ IMAGE_SIZE = 32
 
 NORM_MOMENTUM = 0.95
 """Of the running moments. Keras's 0.99 needs hundreds of steps before a model can be validated."""
-
-
-class FusedBatchNormalization(keras.layers.BatchNormalization):
-    """Keras's batch normalisation, same weights and results, through TensorFlow's fused kernel.
-
-    Keras computes moments and normalisation as separate operations on this backend; the fused kernel takes a quarter
-    of the time. It trains models only: what is saved holds Keras's own layer.
-    """
-
-    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
-        """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
-        if self.synchronized:  # over all replicas, which the kernel cannot
-            return super().call(inputs, training=training, mask=mask)
-        fused = partial(tf.compat.v1.nn.fused_batch_norm, inputs, self.gamma, self.beta, epsilon=self.epsilon)
-        if not training or not self.trainable:
-            return fused(mean=self.moving_mean, variance=self.moving_variance, is_training=False)[0]
-        outputs, mean, variance = fused(is_training=True)
-        # The kernel returns the unbiased variance, Keras keeps the biased one.
-        count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], variance.dtype)
-        variance *= (count - 1) / count
-        keep = self.momentum
-        self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
-        self.moving_variance.assign(self.moving_variance * keep + variance * (1 - keep))
-        return outputs
 
 
 def features(
@@ -57,14 +32,15 @@ def features(
     if len(strides) != len(FILTERS):
         raise ValueError(f"MobileNet has {len(FILTERS)} strides (stem and blocks), not {len(strides)}: {strides}")
     precision = trained.precision if trained else "float32"
-    # Most of the multiply-adds are the pointwise convolutions', and on CPUs they alone gain from short numbers.
+    # Most of the multiply-adds are the pointwise convolutions', and on CPUs only they and their normalisation gain from
+    # short numbers.
     whole = "float32" if precision == "pointwise_bfloat16" else precision
     narrow = "mixed_bfloat16" if precision == "pointwise_bfloat16" else precision
 
-    def normalise(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
+    def normalise(x: keras.KerasTensor, name: str, dtype: str = whole) -> keras.KerasTensor:
         if trained:
             norm = FusedBatchNormalization(
-                momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn", dtype=whole
+                momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn", dtype=dtype
             )
         else:
             norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"{name}_bn")
@@ -81,8 +57,11 @@ def features(
         depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=name, dtype=whole)
         x = normalise(depthwise(x), name)
         name = f"conv_pw_{block}"
-        pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=name, dtype=narrow)
-        x = normalise(pointwise(x), name)
+        if trained:
+            pointwise = PointwiseConv2D(int(filters * alpha), name=name, dtype=narrow)
+        else:
+            pointwise = keras.layers.Conv2D(int(filters * alpha), 1, use_bias=False, name=name)
+        x = normalise(pointwise(x), name, narrow)
     return x
 
 

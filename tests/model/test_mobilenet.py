@@ -51,22 +51,6 @@ def test_it_has_as_many_parameters_as_its_anatomy_says():
     assert model.count_params() == anatomy.parameters(anatomy.layers(DIGITS, 10))
 
 
-def test_the_fused_norm_gives_keras_s_answer_in_inference_and_training():
-    x = np.random.default_rng(2).normal(1, 3, (8, 4, 4, 6)).astype(np.float32)
-    keras_norm, fused = keras.layers.BatchNormalization(), mobilenet.FusedBatchNormalization()
-    for training in (True, False):
-        assert np.allclose(keras_norm(x, training=training), fused(x, training=training), atol=1e-5)
-
-
-def test_the_fused_norm_moves_the_running_moments_as_keras_does():
-    x = np.random.default_rng(2).normal(1, 3, (8, 4, 4, 6)).astype(np.float32)
-    keras_norm, fused = keras.layers.BatchNormalization(), mobilenet.FusedBatchNormalization()
-    for layer in (keras_norm, fused):
-        layer(x, training=True)
-    for theirs, ours in zip(keras_norm.get_weights(), fused.get_weights(), strict=True):
-        assert np.allclose(theirs, ours, atol=1e-6)
-
-
 def test_a_wrong_number_of_strides_is_refused():
     with pytest.raises(ValueError, match="14 strides"):
         mobilenet.backbone(0.25, (1, 2))

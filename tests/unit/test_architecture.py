@@ -19,7 +19,8 @@ ORDER = [
     {"ingest"},
     {"validation"},
     {"dataset"},
-    {"mobilenet", "distribution", "checkpoint"},
+    {"fast_layers", "distribution", "checkpoint"},
+    {"mobilenet"},
     {"steps"},
     {"training"},
     {"export"},
@@ -34,7 +35,7 @@ ORDER = [
     {"stages"},
     {"cli"},
 ]
-# They cannot change what a stage makes, so an edit to them need not run it again: most record what happens, `config`
+# They cannot change what a stage makes (`environment` no more than how it rounds), so an edit to them need not run it again: most record what happens, `config`
 # has no defaults, and the values it reads are the stage's `params`; `layout` knows the paths that dvc.yaml names.
 OBSERVERS = {"environment", "config", "layout", "tracking", "provenance", "figures"}
 

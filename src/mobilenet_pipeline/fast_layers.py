@@ -1,0 +1,57 @@
+"""Keras's layers, same weights and results, with kernels that train faster. What is saved holds Keras's own."""
+
+from collections.abc import Callable
+from functools import partial
+
+import keras
+import tensorflow as tf
+
+
+class FusedBatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation through TensorFlow's fused kernel.
+
+    Keras computes moments and normalisation as separate operations on this backend; the fused kernel takes a quarter
+    of the time.
+    """
+
+    def call(self, inputs: tf.Tensor, training: bool | None = None, mask: None = None) -> tf.Tensor:
+        """Normalise (n, h, w, c); in training by the batch's moments, which also move the running ones."""
+        if self.synchronized:  # over all replicas, which the kernel cannot
+            return super().call(inputs, training=training, mask=mask)
+        fused = partial(tf.compat.v1.nn.fused_batch_norm, inputs, self.gamma, self.beta, epsilon=self.epsilon)
+        if not training or not self.trainable:
+            return fused(mean=self.moving_mean, variance=self.moving_variance, is_training=False)[0]
+        outputs, mean, variance = fused(is_training=True)
+        # The kernel returns the unbiased variance, Keras keeps the biased one.
+        count = tf.cast(tf.size(inputs) / tf.shape(inputs)[-1], variance.dtype)
+        variance *= (count - 1) / count
+        keep = self.momentum
+        self.moving_mean.assign(self.moving_mean * keep + mean * (1 - keep))
+        self.moving_variance.assign(self.moving_variance * keep + variance * (1 - keep))
+        return outputs
+
+
+class PointwiseConv2D(keras.layers.Conv2D):
+    """A convolution by 1×1 without bias, whose kernel's gradient is one matrix product.
+
+    TensorFlow's own kernel for that gradient takes three times as long in bfloat16 on CPUs.
+    """
+
+    def __init__(self, filters: int, **options: object) -> None:
+        super().__init__(filters, 1, use_bias=False, **options)
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """Map (n, h, w, c) to (n, h, w, filters)."""
+        if not self.trainable:  # TensorFlow joins a plain convolution with the normalisation after it
+            return super().call(inputs)
+        return _pointwise(inputs, tf.convert_to_tensor(self.kernel))
+
+
+@tf.custom_gradient
+def _pointwise(x: tf.Tensor, kernel: tf.Tensor) -> tuple[tf.Tensor, Callable]:
+    def gradients(upstream: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        of_x = tf.nn.conv2d_transpose(upstream, kernel, tf.shape(x), 1, "VALID")
+        rows, wanted = (tf.reshape(t, (-1, t.shape[-1])) for t in (x, upstream))
+        return of_x, tf.reshape(tf.matmul(rows, wanted, transpose_a=True), kernel.shape)
+
+    return tf.nn.conv2d(x, kernel, 1, "VALID"), gradients
