@@ -59,7 +59,8 @@ class Candidate(Section):
     """How one model is built and trained.
 
     `batch_size` is per replica and `learning_rate` the peak for one replica: the global batch and the rate grow with
-    the replicas. The first `frozen` of stem and blocks do not learn.
+    the replicas; so does `muon_rate`, that of Muon for the pointwise kernels, which learn like all others where it is
+    null. The first `frozen` of stem and blocks do not learn.
     `warmup` is a share of all steps. `input_sizes` are the sides in pixels that images are resized to inside the
     model, each for an equal share of the steps; the last is that of the finished model. It trains for `epochs`, or for
     as many as fit into `cpu_minutes` of user and system time as measured when it starts, the last of them cut short.
@@ -78,7 +79,8 @@ class Candidate(Section):
     batch_size: Positive
     precision: Literal["float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     sync_norm: bool
-    learning_rate: Rate
+    learning_rate: Annotated[float, Field(gt=0)]
+    muon_rate: Annotated[float, Field(gt=0)] | None
     frozen: Annotated[int, Field(ge=0, le=13)]
     warmup: Share
     weight_decay: Rate

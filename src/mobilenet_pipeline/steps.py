@@ -1,32 +1,16 @@
 """Steps of a training in TensorFlow's graph: forward, backward, update; the same for every strategy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import keras
 import tensorflow as tf
 
 from mobilenet_pipeline import mobilenet
 from mobilenet_pipeline.config import Candidate
+from mobilenet_pipeline.optimizer import decayed
 
 Sums = tuple[tf.Tensor, tf.Tensor, tf.Tensor]
-
-
-def decayed(variables: Iterable[keras.Variable]) -> list[bool]:
-    """Which variables weight decay applies to: kernels of stem, pointwise and dense layers, not depthwise or norms."""
-    return [len(v.shape) in (2, 4) and "conv_dw" not in v.path for v in variables]
-
-
-def optimizer_of(
-    candidate: Candidate, rate: float | keras.optimizers.schedules.LearningRateSchedule
-) -> keras.Optimizer:
-    """Nesterov's method. With float16, the loss is scaled so that gradients are not rounded to zero.
-
-    The scale finds itself: a step whose gradients overflow is left out and halves it (Micikevicius et al. 2017,
-    arXiv:1710.03740, section 3.2).
-    """
-    optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if candidate.precision == "mixed_float16" else optimizer
 
 
 def gradients_of(model: keras.Model, optimizer: keras.Optimizer, candidate: Candidate, global_batch: int) -> Callable:
@@ -62,7 +46,7 @@ def steps_in_graph(
     It gives (steps done, sum of losses, images right), and ends at the first loss that is not finite.
     """
     variables = model.trainable_variables
-    decay = [candidate.weight_decay * flag for flag in decayed(variables)]
+    decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
     compute = gradients_of(model, optimizer, candidate, global_batch)
 
     def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:

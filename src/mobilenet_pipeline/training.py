@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mobilenet_pipeline import checkpoint, dataset, distribution, mobilenet, steps
+from mobilenet_pipeline import checkpoint, dataset, distribution, mobilenet, optimizer, steps
 from mobilenet_pipeline.config import Candidate
 
 CHUNK = 10
@@ -236,7 +236,7 @@ class _Loop:
         self.per_epoch = len(training.labels) // self.batch
         with strategy.scope():
             self.schedule = OneCycle()
-            self.optimizer = steps.optimizer_of(candidate, self.schedule)
+            self.optimizer = optimizer.optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
         self.run = steps.steps_in_graph(strategy, model, self.optimizer, candidate, self.batch)
         self.step, self.totals = 0, (0.0, 0.0)

@@ -25,7 +25,9 @@ def main() -> None:
     replicas = strategy.num_replicas_in_sync
     candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
     changes = {"batch_size": 32 // replicas, "learning_rate": 0.002 / replicas, "warmup": 0.1, "sync_norm": True}
-    changes |= {"epochs": 2, "shift": 0} | json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")
+    changes |= {"epochs": 2, "shift": 0, "muon_rate": 0.0005 / replicas} | json.loads(
+        sys.argv[2] if len(sys.argv) > 2 else "{}"
+    )
     digits = load_digits()
     enlarged = (digits.images[:330] * 255 / 16).repeat(4, 1).repeat(4, 2)  # 10 batches of 32 and 10 images
     pixels = np.repeat(enlarged[..., None], 3, -1).astype(np.uint8)

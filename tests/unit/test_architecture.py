@@ -20,7 +20,7 @@ ORDER = [
     {"validation"},
     {"dataset"},
     {"fast_layers", "distribution", "checkpoint"},
-    {"mobilenet"},
+    {"mobilenet", "optimizer"},
     {"steps"},
     {"training"},
     {"export"},
@@ -35,8 +35,9 @@ ORDER = [
     {"stages"},
     {"cli"},
 ]
-# They cannot change what a stage makes (`environment` no more than how it rounds), so an edit to them need not run it again: most record what happens, `config`
-# has no defaults, and the values it reads are the stage's `params`; `layout` knows the paths that dvc.yaml names.
+# They cannot change what a stage makes (`environment` no more than how it rounds), so an edit to them need not run it
+# again: most record what happens, `config` has no defaults, and the values it reads are the stage's `params`; `layout`
+# knows the paths that dvc.yaml names.
 OBSERVERS = {"environment", "config", "layout", "tracking", "provenance", "figures"}
 
 
