@@ -105,7 +105,8 @@ def describe_verdict(verdict: Mapping[str, Any]) -> str:
     served = (
         f"Version {champion} of {verdict['registered_model']} is champion." if champion else "There is no champion."
     )
-    return "\n".join([f"**{verdict['reason']}**", "", *checks, "", served])
+    warning = [verdict["warning"], ""] if verdict.get("warning") else []
+    return "\n".join([f"**{verdict['reason']}**", "", *checks, "", *warning, served])
 
 
 def draw(recipe: Recipe, workspace: Path) -> dict[str, bytes]:

@@ -162,7 +162,8 @@ def candidate_table(document: Mapping[str, Any]) -> Table:
 def reasons(verdict: Mapping[str, Any], sentence: str) -> list[str]:
     """Every check behind the verdict, a line each, and the verdict itself where the sentence does not have it."""
     opening = [] if verdict["reason"] in sentence else [f"The last verdict: {verdict['reason']}"]
-    return [*opening, *(f"{'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"])]
+    checks = (f"{'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"])
+    return [*opening, *checks, *([verdict["warning"]] if verdict.get("warning") else [])]
 
 
 def next_commands(recipe: Recipe, reports: Path, has_champion: bool) -> dict[str, str]:

@@ -1,13 +1,10 @@
 """The pipeline as a Prefect flow: what runs when, what is tried again, and that it runs once at a time."""
 
-import fcntl
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -18,7 +15,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed
 
 from flows import artifacts
-from mobilenet_pipeline import environment, layout, pipeline, results
+from mobilenet_pipeline import environment, layout, pipeline, results, running
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 if TYPE_CHECKING:
@@ -52,7 +49,7 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     """
     environment.prepare()
     chosen = load_recipe(recipe)
-    with only_run(chosen) as other:
+    with running.only_run(chosen) as other:
         # The state keeps its name: automations that look for crashed runs know "Completed" and no other.
         return Completed(message=f"Skipped: {other}" if other else run_pipeline(chosen, force))
 
@@ -70,17 +67,37 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     done = [pipeline.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = names[fresh:2], names[2:4]
     done += [stage(name, {}, force) for name in data]
+    waiting = None
     trains = force or bool((pipeline.stale(trainings) if data else stale) & {*trainings})
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
         known = promotion.recall(recipe)
         judgement: Judgement = known or judge(recipe)
-        if known is None or not promotion.carried_out(recipe, known):
-            promote(recipe, judgement)
+        if promotion.waits(recipe, judgement):
+            waiting = judgement.document["leaves"]["champion"]
+        elif known is None or not promotion.carried_out(recipe, known):
+            judgement = carry_out(recipe, judgement)
         verdict = judgement.document
         report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in done])
     opening = "The candidates are the same as before, and so is the verdict: " if known else ""
-    return f"{opening}{verdict['reason']} {champion_sentence(recipe)}"
+    ask = (
+        f" It waits for approval: mobilenet-pipeline approve {waiting} --recipe {recipe.name}, or reject."
+        if waiting
+        else ""
+    )
+    return f"{opening}{verdict['reason']}{ask} {champion_sentence(recipe)}"
+
+
+def carry_out(recipe: Recipe, judgement: "Judgement") -> "Judgement":
+    """Promote; where another run was faster, judge against its champion and go by that."""
+    from mobilenet_pipeline import promotion
+
+    try:
+        promote(recipe, judgement)
+    except promotion.ChampionChanged:
+        judgement = judge(recipe)
+        promote(recipe, judgement)
+    return judgement
 
 
 def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
@@ -159,27 +176,6 @@ def champion_sentence(recipe: Recipe) -> str:
     if champion is None:
         return f"{recipe.registered_model} has no champion."
     return f"Version {champion.version} of {recipe.registered_model} ({champion.candidate}) is champion."
-
-
-@contextmanager
-def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None]:
-    """Hold the recipe for as long as the `with` body; gives a sentence instead where another run holds it.
-
-    The lock is the kernel's: it is gone with the process that held it, however that one ended.
-    """
-    path = layout.report_folder(recipe, workspace) / ".running"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            yield f"a run of {recipe.name} is in progress ({file.read().strip() or 'just started'}); one at a time."
-            return
-        file.truncate(0)
-        file.write(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
-        file.flush()
-        yield None
 
 
 @contextmanager

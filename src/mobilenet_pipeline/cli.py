@@ -1,6 +1,7 @@
-"""`mobilenet-pipeline`: run, look at, schedule and serve a recipe."""
+"""`mobilenet-pipeline`: run, look at, review, schedule and serve a recipe."""
 
 import argparse
+import json
 import os
 import shutil
 import signal
@@ -48,6 +49,20 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="keep the figures as FOLDER/RECIPE.json")
     add("status", status, "Who is champion, what is served, and the last verdict.")
+    sub = add("review", review, "The card of a version and the gate's verdict on it.")
+    sub.add_argument("version", nargs="?", help="its number (default: what waits for approval, else the champion)")
+    sub.add_argument("--json", action="store_true", help="the verdict as one JSON document")
+    sub = add("approve", approve, "Promote a version that passed the gate, where the recipe wants a person to say so.")
+    sub.add_argument("version", help="its number")
+    sub = add("reject", reject, "Take a version out, so that no run promotes it.")
+    sub.add_argument("version", help="its number")
+    sub.add_argument("--reason", required=True, help="kept in the registry and in the history")
+    sub = add("rollback", rollback, "Serve the champion before this one again, and take this one out.")
+    sub.add_argument("--to", metavar="VERSION", help="another version to go back to")
+    sub.add_argument("--reason", required=True, help="kept in the registry and in the history")
+    add("history", show_history, "Every promotion, rollback, approval and rejection.")
+    sub = add("trace", trace, "From a version to its run, commit, data, validation and verdict; every hash is checked.")
+    sub.add_argument("version", help="its number, as the API's answers have it")
     sub = add("schedule", schedule, "Run the pipeline on a schedule, until Ctrl-C.")
     sub.add_argument("--cron", required=True, metavar='"0 3 * * *"', help="when: minute hour day month weekday")
     sub.add_argument("--timezone", default="UTC", help="of the cron expression, like Europe/Berlin (default: UTC)")
@@ -108,6 +123,76 @@ def status(chosen: argparse.Namespace) -> None:
         print(f"{'verdict':<12}{found['verdict']['reason']} ({found['verdict']['judged_at']})")
     if found["drift"]:
         print(f"{'attention':<12}{found['drift']}")
+
+
+def review(chosen: argparse.Namespace) -> None:
+    """Print what a reviewer needs."""
+    from mobilenet_pipeline import review as reviewing
+
+    card, verdict = reviewing.show(load_recipe(chosen.recipe), chosen.version)
+    if chosen.json:
+        print(json.dumps(verdict, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    console = Console()
+    console.print(Markdown(card)) if console.is_terminal else print(card)
+
+
+def approve(chosen: argparse.Namespace) -> None:
+    """Promote what waits."""
+    from mobilenet_pipeline import history, running
+    from mobilenet_pipeline import review as reviewing
+
+    recipe = load_recipe(chosen.recipe)
+    with running.alone(recipe):
+        print(reviewing.approve(recipe, chosen.version, history.person()))
+
+
+def reject(chosen: argparse.Namespace) -> None:
+    """Take a version out."""
+    from mobilenet_pipeline import history, running
+    from mobilenet_pipeline import review as reviewing
+
+    recipe = load_recipe(chosen.recipe)
+    with running.alone(recipe):
+        print(reviewing.reject(recipe, chosen.version, chosen.reason, history.person()))
+
+
+def rollback(chosen: argparse.Namespace) -> None:
+    """Go back to an earlier champion."""
+    from mobilenet_pipeline import history, running
+    from mobilenet_pipeline import review as reviewing
+
+    recipe = load_recipe(chosen.recipe)
+    with running.alone(recipe):
+        print(reviewing.rollback(recipe, chosen.to, chosen.reason, history.person()))
+
+
+def show_history(chosen: argparse.Namespace) -> None:
+    """Print the record, the newest first."""
+    from mobilenet_pipeline import history
+
+    recipe = load_recipe(chosen.recipe)
+    events = history.read(recipe)
+    if not events:
+        print(f"nothing has happened to {recipe.registered_model} yet: mobilenet-pipeline run --recipe {recipe.name}")
+    for event in reversed(events):
+        change = "" if event.before == event.after else f", champion {event.before or 'none'} → {event.after}"
+        print(f"{event.at}  version {event.version} {event.what} by {event.who}{change}: {event.why}".rstrip(": "))
+
+
+def trace(chosen: argparse.Namespace) -> None:
+    """Print the way back; an error where a link does not hold."""
+    from mobilenet_pipeline import trace as tracing
+
+    links = tracing.trace(load_recipe(chosen.recipe), chosen.version)
+    for link in links:
+        print(f"{ {True: '✓', False: '✗', None: '?'}[link.holds] } {link.name:<12}{link.found}")
+    broken = [link.name for link in links if link.holds is False]
+    if broken:
+        raise ValueError(f"{', '.join(broken)} of version {chosen.version} does not hold")
 
 
 def schedule(chosen: argparse.Namespace) -> None:

@@ -109,22 +109,45 @@ class Candidates(Section):
     pretrained: Candidate
 
 
-class Gate(Section):
-    """What a candidate must show before it may be served.
+class Lighter(Section):
+    """When a candidate that is not better may replace the champion: shares of accuracy, and of size or time."""
 
-    `accuracy_floor` is a share of test images; `significance` the level of the one-sided exact McNemar test against
-    the champion.
+    margin: Share
+    saving: Share
+
+
+class Gate(Section):
+    """What a candidate must show before it may be served. Shares are of 1, so that 0.01 is a point of accuracy.
+
+    By itself: `accuracy_floor` for the lower end of the accuracy's 95 % interval; `calibration_error` at most, between
+    confidence and accuracy; `megabytes` and `milliseconds` (99 of 100 single images) of the artefact at most.
+
+    Beside the champion: better at the level `significance` of the exact one-sided McNemar test or, with
+    `as_good_and_lighter`, not worse by `margin` and smaller or faster by `saving`; no class's accuracy lower by
+    `recall_drop` at that level; the loss higher by at most `loss_margin`; the mean accuracy on corrupted images lower
+    by at most `corruption_drop`.
     """
 
     accuracy_floor: Share
+    calibration_error: Share
+    megabytes: Rate
+    milliseconds: Rate
     significance: Share
+    as_good_and_lighter: Lighter | None
+    recall_drop: Share
+    loss_margin: Rate
+    corruption_drop: Share
 
 
 class Recipe(Section):
-    """Everything one pipeline run needs to know; `name` is its key in `params.yaml`."""
+    """Everything one pipeline run needs to know; `name` is its key in `params.yaml`.
+
+    With `promotion: manual`, what passes the gate is served once a person has approved it.
+    """
 
     name: str
     registered_model: str
+    promotion: Literal["automatic", "manual"]
     data: Data
     split: Split
     candidates: Candidates

@@ -1,18 +1,24 @@
 """The exported artefact to metrics and predictions: what the gate scores is what will be served."""
 
 import csv
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mobilenet_pipeline import gate, metrics
+from mobilenet_pipeline import corruptions, gate, metrics
 from mobilenet_pipeline.artefact import Artefact
+from mobilenet_pipeline.checks import Facts, Predictions
+from mobilenet_pipeline.images import Dataset
 from mobilenet_pipeline.layout import whole
 
 BATCH = 256
+SEED, CORRUPTED = 0, 2000
+"""Which test images are corrupted, and how: the same for every model of a dataset."""
+WARM_UP, TIMED = 20, 300
 ARRAYS = (
     "probabilities",
     "labels",
@@ -25,40 +31,34 @@ ARRAYS = (
 
 
 def evaluate(
-    artefact_path: Path,
-    images: np.ndarray,
-    labels: np.ndarray,
-    test_rows: np.ndarray,
-    validation_rows: np.ndarray,
-    class_names: Sequence[str],
-    digest: str,
+    artefact_path: Path, data: Dataset, validation_rows: np.ndarray
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Score the artefact on the test and the validation images.
+    """Score the artefact on the test and the validation images, and time it.
 
-    `images` (n, 32, 32, 3) uint8 and `labels` (n,) are the whole dataset, memory-mapped or not; the rows index into
-    them and are put in ascending order. Returns the metrics document (JSON-ready; per class and confusion are of the
-    test images) and the arrays of predictions.npz.
+    `validation_rows` index into the dataset; rows are put in ascending order. Returns the evaluation's document
+    (JSON-ready; per class, confusion and corruptions are of the test images) and the arrays of predictions.npz.
 
-    Raises ValueError where the artefact's answers are not probabilities over `class_names`.
+    Raises ValueError where the artefact's answers are not probabilities over the dataset's classes.
     """
     artefact = Artefact(artefact_path)
-    predictions: dict[str, np.ndarray] = {"data_digest": np.array(digest)}
+    predictions: dict[str, np.ndarray] = {"data_digest": np.array(data.digest)}
     found: dict[str, metrics.Metrics] = {}
+    test_rows = np.flatnonzero(data.is_test)
     for split, prefix, chosen in (("test", "", test_rows), ("validation", "validation_", validation_rows)):
         rows = np.sort(np.asarray(chosen, dtype=np.int64))
-        probabilities = _predict(artefact, images, rows, f"evaluating on the {split} images")
-        actual = np.asarray(labels[rows], dtype=np.uint8)
+        probabilities = _predict(artefact, data.images, rows, f"evaluating on the {split} images")
+        actual = np.asarray(data.labels[rows], dtype=np.uint8)
         try:
-            found[split] = metrics.evaluate(probabilities, actual, class_names)
+            found[split] = metrics.evaluate(probabilities, actual, data.class_names)
         except ValueError as error:
             raise ValueError(f"{artefact_path} on the {split} images: {error}") from None
         predictions |= {f"{prefix}probabilities": probabilities, f"{prefix}labels": actual, f"{prefix}rows": rows}
-    return _document(found, class_names, digest), predictions
-
-
-def predict(artefact_path: Path, images: np.ndarray, batch: int = BATCH) -> np.ndarray:
-    """Probabilities float32 (n, classes) of `images` (n, 32, 32, 3) uint8, worked out `batch` images at a time."""
-    return _predict(Artefact(artefact_path), images, np.arange(len(images)), "predicting", batch)
+    some = np.sort(np.random.default_rng(SEED).permutation(test_rows)[:CORRUPTED])
+    document = _document(found, predictions, data) | {
+        "corruptions": _robustness(artefact, data.images[some], np.asarray(data.labels[some])),
+        "artefact": {"bytes": artefact_path.stat().st_size, **_latency(artefact, data.images[some[:1]])},
+    }
+    return document, predictions
 
 
 def save_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
@@ -81,13 +81,37 @@ def read_predictions(path: Path) -> dict[str, np.ndarray]:
     return predictions
 
 
-def load_predictions(path: Path, version: str | None = None) -> gate.Predictions:
-    """What the model of registered `version` said about the test images, from its predictions.npz.
+def load_predictions(
+    path: Path, document: Mapping[str, Any], preprocessing: str | None, version: str | None = None
+) -> Predictions:
+    """What the model of registered `version` said about the test images, from its predictions.npz and the evaluation's
+    document. `preprocessing` is the fingerprint where it was trained.
 
-    Raises gate.GateError naming the file if it is missing or damaged.
+    Raises gate.GateError naming the file if it is missing or damaged, or the figures that the evaluation lacks.
     """
     arrays = read_predictions(path)
-    return gate.Predictions(arrays["probabilities"], arrays["labels"], str(arrays["data_digest"]), version)
+    if str(arrays["data_digest"]) != document.get("data_digest"):
+        raise gate.GateError(f"{path} and its metrics are of different data; evaluate that candidate again")
+    return predictions_of(arrays, document, preprocessing, version)
+
+
+def predictions_of(
+    arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], preprocessing: str | None, version: str | None
+) -> Predictions:
+    """The same, from what `evaluate` gives."""
+    try:
+        facts = Facts(
+            corrupted=document["corruptions"],
+            **document["artefact"],
+            preprocessing=preprocessing or "not recorded",
+            overlap=document["overlap"],
+        )
+    except (KeyError, TypeError) as error:
+        raise gate.GateError(
+            f"the evaluation of {f'version {version}' if version else 'a candidate'} lacks {error}: it is of an "
+            "earlier version of this project; evaluate it again (mobilenet-pipeline run --force)"
+        ) from None
+    return Predictions(arrays["probabilities"], arrays["labels"], str(arrays["data_digest"]), facts, version)
 
 
 def write_confusion(path: Path, predictions: dict[str, np.ndarray], class_names: Sequence[str]) -> None:
@@ -101,27 +125,63 @@ def write_confusion(path: Path, predictions: dict[str, np.ndarray], class_names:
         writer.writerows([class_names[actual], class_names[guess]] for actual, guess in pairs)
 
 
-def _predict(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str, batch: int = BATCH) -> np.ndarray:
+def _predict(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str) -> np.ndarray:
     if len(rows) == 0:
         raise ValueError(f"{task}: there are none")
     parts = []
     # The bar appears only on a terminal and only after a second: small datasets are done by then.
     with tqdm(total=len(rows), desc=task, unit="image", delay=1, disable=None, leave=False) as bar:
-        for start in range(0, len(rows), batch):
-            chunk = rows[start : start + batch]
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
             parts.append(artefact.predict(np.ascontiguousarray(images[chunk])))
             bar.update(len(chunk))
     return np.concatenate(parts)
 
 
-def _document(found: dict[str, metrics.Metrics], class_names: Sequence[str], digest: str) -> dict[str, Any]:
+def _robustness(artefact: Artefact, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Accuracy on every corruption of the images."""
+    found = {}
+    sets = corruptions.corrupted(images, SEED)
+    total = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES)
+    for name, changed in tqdm(sets, desc="corrupted images", total=total, delay=1, disable=None, leave=False):
+        answers = np.concatenate(
+            [artefact.predict(part) for part in np.array_split(changed, -(-len(changed) // BATCH))]
+        )
+        found[name] = float((answers.argmax(axis=1) == labels).mean())
+    return found
+
+
+def _latency(artefact: Artefact, image: np.ndarray) -> dict[str, float]:
+    """Median and 99th percentile of the milliseconds that one image takes, after a warm-up."""
+    seconds = []
+    for _ in range(WARM_UP + TIMED):
+        started = time.perf_counter()
+        artefact.predict(image)
+        seconds.append(time.perf_counter() - started)
+    p50, p99 = np.percentile(np.array(seconds[WARM_UP:]) * 1000, [50, 99])
+    return {"p50_ms": round(float(p50), 4), "p99_ms": round(float(p99), 4)}
+
+
+def _document(
+    found: dict[str, metrics.Metrics], predictions: Mapping[str, np.ndarray], data: Dataset
+) -> dict[str, Any]:
     totals = ("rows", "loss", "accuracy", "top3_accuracy")
+    errors = {
+        "test": metrics.expected_calibration_error(predictions["probabilities"], predictions["labels"]),
+        "validation": metrics.expected_calibration_error(
+            predictions["validation_probabilities"], predictions["validation_labels"]
+        ),
+    }
     return {
-        "data_digest": digest,
-        **{split: {key: dict(values)[key] for key in totals} for split, values in found.items()},
+        "data_digest": data.digest,
+        **{
+            split: {key: dict(values)[key] for key in totals} | {"calibration_error": errors[split]}
+            for split, values in found.items()
+        },
         "per_class_accuracy": found["test"]["per_class_accuracy"],
         "confusion_matrix": found["test"]["confusion_matrix"],
-        "class_names": list(class_names),
+        "class_names": list(data.class_names),
+        "overlap": data.overlap,
     }
 
 

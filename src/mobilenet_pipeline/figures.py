@@ -24,7 +24,7 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
 
     `histories` maps a candidate to the columns of its history.csv: a dict of lists or a data frame.
     """
-    figure, panels = _canvas(5.6, 3.9, len(quantities))
+    figure, panels = canvas(5.6, 3.9, len(quantities))
     for axes, quantity in zip(panels, quantities, strict=True):
         for name, columns in histories.items():
             _draw_curve(axes, name, columns, quantity)
@@ -38,7 +38,7 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
             axes.set_ylim(bottom=0)
         if histories:
             axes.legend(frameon=False, fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
@@ -46,16 +46,16 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 
     Correct answers are blue and mistakes orange, each darker with its share.
     """
-    figure, panels = _canvas(6.2, 5.9, len(matrices))
+    figure, panels = canvas(6.2, 5.9, len(matrices))
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
-        _draw_confusion(axes, np.asarray(matrix), [_plain(each) for each in class_names])
-        axes.set_title(_plain(name), loc="left", fontweight="bold", color=_colour(name))
-    return _png(figure)
+        _draw_confusion(axes, np.asarray(matrix), [plain(each) for each in class_names])
+        axes.set_title(plain(name), loc="left", fontweight="bold", color=colour_of(name))
+    return png(figure)
 
 
 def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
     """Draw each class's accuracy as a bar per candidate, with its 95 % Wilson interval, from the confusion matrices."""
-    figure, (axes,) = _canvas(5.6, 1.2 + 0.52 * len(class_names))
+    figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(class_names))
     thickness = 0.8 / max(1, len(matrices))
     places = np.arange(len(class_names))
     for position, (name, matrix) in enumerate(matrices.items()):
@@ -65,12 +65,12 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
         bounds = np.array([metrics.wilson_interval(int(r), int(n)) for r, n in zip(right, rows, strict=True)])
         offset = (position - (len(matrices) - 1) / 2) * thickness
         whiskers = np.abs(bounds.T - share)
-        axes.barh(places + offset, share, thickness * 0.9, color=_colour(name), alpha=0.85, label=name)
+        axes.barh(places + offset, share, thickness * 0.9, color=colour_of(name), alpha=0.85, label=name)
         axes.errorbar(share, places + offset, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
         for place, value, count in zip(places, share, rows, strict=True):
             text = f"{value:.1%}" if count else "no images"
-            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=_colour(name))
-    axes.set_yticks(places, [_plain(each) for each in class_names])
+            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=colour_of(name))
+    axes.set_yticks(places, [plain(each) for each in class_names])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.13)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -78,7 +78,7 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     axes.grid(axis="x", color=FAINT, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, frameon=False, fontsize=11)
-    return _png(figure)
+    return png(figure)
 
 
 def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], per_class: int = 8) -> bytes:
@@ -92,13 +92,13 @@ def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[s
         for column, row in enumerate(np.flatnonzero(labels == label)[:per_class]):
             top, left = label * (height + GAP), column * (width + GAP)
             sheet[top : top + height, left : left + width] = images[row]
-    figure, (axes,) = _canvas(6.4, 6.4 * len(class_names) / (per_class + 1.6))
+    figure, (axes,) = canvas(6.4, 6.4 * len(class_names) / (per_class + 1.6))
     axes.imshow(sheet, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [_plain(name) for name in class_names])
+    axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [plain(name) for name in class_names])
     axes.tick_params(length=0, labelsize=12)
     axes.spines[:].set_visible(False)
-    return _png(figure)
+    return png(figure)
 
 
 def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int = 12) -> np.ndarray:
@@ -118,13 +118,13 @@ def worst_mistakes(
     worst = most_confident_mistakes(labels, probabilities, count)
     columns, side = 4, max(images.shape[1:3])
     pitch = np.array([side * 1.6, side * 1.08])  # room for two lines of text below, and a gap beside
-    figure, (axes,) = _canvas(7.2, 2.7 * max(1, -(-len(worst) // columns)))
+    figure, (axes,) = canvas(7.2, 2.7 * max(1, -(-len(worst) // columns)))
     for position, row in enumerate(worst):
         top, left = np.array(divmod(position, columns)) * pitch
         axes.imshow(images[row], interpolation="nearest", extent=(left, left + side, top + side, top))
-        middle, answer = left + side / 2, f"{_plain(class_names[predicted[row]])} {confidence[row]:.0%}"
+        middle, answer = left + side / 2, f"{plain(class_names[predicted[row]])} {confidence[row]:.0%}"
         axes.text(middle, top + side * 1.04, answer, ha="center", va="top", fontsize=13, color=BAD)
-        actual = f"is {_plain(class_names[labels[row]])}"
+        actual = f"is {plain(class_names[labels[row]])}"
         axes.text(middle, top + side * 1.26, actual, ha="center", va="top", fontsize=13, color=INK)
     axes.set_axis_off()
     if len(worst):
@@ -132,22 +132,22 @@ def worst_mistakes(
         axes.set(xlim=(0, end[1]), ylim=(end[0], 0))
     else:
         axes.text(0.5, 0.5, "There are no mistakes on these images.", ha="center", fontsize=13, color=INK)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_curve(axes: Axes, name: str, columns: Any, quantity: str) -> None:
     for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
         values = [float(value) for value in columns[f"{split}_{quantity}"]]
         epochs = range(1, len(values) + 1)
-        axes.plot(epochs, values, color=_colour(name), linestyle=style, linewidth=width, label=f"{name}, {split}")
-        axes.plot(epochs[-1:], values[-1:], "o", color=_colour(name), markersize=4)
+        axes.plot(epochs, values, color=colour_of(name), linestyle=style, linewidth=width, label=f"{name}, {split}")
+        axes.plot(epochs[-1:], values[-1:], "o", color=colour_of(name), markersize=4)
 
 
 def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     # The square root lifts the few mistakes of a good model out of the white.
     strength = np.sqrt(share)[..., None] * 0.9
-    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], _rgb(GOOD), _rgb(BAD))
+    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], shares_of(GOOD), shares_of(BAD))
     axes.imshow(1 - strength * (1 - hue))
     for (row, column), count in np.ndenumerate(counts):
         colour = "white" if strength[row, column, 0] > 0.68 else INK if count else "#9aa2ab"
@@ -160,7 +160,8 @@ def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> N
     axes.spines[:].set_visible(False)
 
 
-def _canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """An empty figure of panels side by side, each `width` by `height` inches."""
     # One panel needs no layout, which draws everything twice: `_png` cuts the figure to its content.
     layout: Literal["constrained"] | None = "constrained" if panels > 1 else None
     figure = Figure(figsize=(width * panels, height), dpi=DPI, layout=layout, facecolor="white")
@@ -180,20 +181,23 @@ def _style(axes: Axes) -> None:
         text.set_fontsize(11)
 
 
-def _colour(name: str) -> str:
+def colour_of(name: str) -> str:
+    """The colour that stands for a candidate everywhere."""
     return COLOURS.get(name, OTHER_COLOUR)
 
 
-def _rgb(colour: str) -> np.ndarray:
+def shares_of(colour: str) -> np.ndarray:
+    """Red, green and blue of `#rrggbb`, from 0 to 1."""
     return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
 
 
-def _plain(text: str) -> str:
-    # Between dollar signs matplotlib reads TeX, which a class name is not.
+def plain(text: str) -> str:
+    """The text as it stands: between dollar signs matplotlib reads TeX, which a class name is not."""
     return text.replace("$", r"\$")
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure, cut to its content."""
     buffer = io.BytesIO()
     # Tight: no long class name is cut off. No version inside: the same numbers give the same bytes.
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})

@@ -2,45 +2,44 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from mobilenet_pipeline import config, metrics
+from mobilenet_pipeline.checks import (
+    REPLACES,
+    Check,
+    Comparison,
+    Predictions,
+    class_names,
+    compare,
+    hurdles,
+    own_checks,
+    scores,
+    vacancy,
+)
+
+MANY_READS = 20
+"""From here on the verdict warns: each comparison on the same images is one more chance to win by luck."""
 
 
 class GateError(ValueError):
     """The predictions cannot be compared, so nothing may be promoted."""
 
 
-@dataclass(frozen=True, eq=False)
-class Predictions:
-    """What one model said about the test images.
-
-    `probabilities` (n, k), `labels` (n,) integers, `data_digest` of the dataset that the images are of, and the
-    registered `version` of the model where it has one.
-    """
-
-    probabilities: np.ndarray
-    labels: np.ndarray
-    data_digest: str
-    version: str | None = None
-
-    @property
-    def right(self) -> np.ndarray:
-        """Which images (n,) the model classified correctly."""
-        return np.argmax(self.probabilities, axis=1) == self.labels
-
-
 @dataclass(frozen=True)
 class Standing:
-    """A candidate against the accuracy floor."""
+    """A candidate by itself: `low` and `high` bound the accuracy with 95 % (Wilson); `eligible` if it passes all limits
+    that do not depend on the champion."""
 
     accuracy: float
+    low: float
+    high: float
     loss: float
-    floor: float
-    passes_floor: bool
-    sentence: str
+    calibration_error: float
+    eligible: bool
 
 
 @dataclass(frozen=True)
@@ -49,32 +48,18 @@ class Champion:
 
     version: str | None
     accuracy: float
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The winner against the champion: the images that only one of them gets right, and the one-sided p-value."""
-
-    only_candidate_right: int
-    only_champion_right: int
-    p_value: float
-    significance: float
-
-
-@dataclass(frozen=True)
-class Check:
-    """One condition: the number found, the limit it was held against, and a sentence for people."""
-
-    name: str
-    passed: bool
-    number: float | None
-    limit: float | None
-    sentence: str
+    loss: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's decision with every number behind it. `winner` is None where no candidate passes the floor."""
+    """The gate's decision with every number behind it.
+
+    `winner` is the candidate that is promoted, or the best that is not; None where none is eligible. `comparison` is
+    the winner's.
+
+    `test_reads` is how often models were scored on these test images so far; `warning` says so where it is often.
+    """
 
     promote: bool
     winner: str | None
@@ -85,53 +70,67 @@ class Verdict:
     checks: list[Check]
     data_digest: str
     test_rows: int
+    test_reads: int
+    warning: str | None
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as one JSON document."""
         return asdict(self)
 
 
-def decide(candidates: Mapping[str, Predictions], champion: Predictions | None, limits: config.Gate) -> Verdict:
-    """Decide whether the best candidate is promoted.
+def decide(
+    candidates: Mapping[str, Predictions],
+    champion: Predictions | None,
+    limits: config.Gate,
+    preprocessing: str,
+    test_reads: int,
+) -> Verdict:
+    """Decide whether a candidate is promoted, and which.
 
-    A candidate below the accuracy floor is out; the best of those that pass goes on (highest accuracy, then lowest
-    loss, then the order of `config.CANDIDATES`). It is promoted if there is no champion, or if it beats the champion
-    on the same test images by a one-sided exact McNemar test with p < significance.
+    Out is a candidate that misses a limit of its own: accuracy, calibration, size, latency, integrity. Without a
+    champion, the best of the others is promoted (highest accuracy, then lowest loss, then the order of
+    `config.CANDIDATES`). With one, it is the best of those that hold against it on the same test images: better, or
+    where the limits say so as good and lighter; no class much worse; probabilities and corrupted images as good.
+
+    `preprocessing` is the fingerprint of the code that would decode images in the service.
 
     Raises GateError where predictions are missing, are not probabilities, or are not of the same test images.
     """
     _check_comparable(candidates, champion)
-    standings = {name: _standing(name, candidates[name], limits.accuracy_floor) for name in config.CANDIDATES}
-    winner = _best(standings)
-    comparison, hurdles = None, []
-    if winner is not None and champion is not None:
-        comparison = compare(candidates[winner], champion, limits.significance)
-        hurdles = [_novelty(winner, candidates[winner], champion), _improvement(winner, champion, comparison)]
-    elif winner is not None:
-        hurdles = [_vacancy(winner, standings[winner])]
+    own = {name: own_checks(name, candidates[name], limits, preprocessing) for name in config.CANDIDATES}
+    standings = {name: _standing(candidates[name], own[name]) for name in config.CANDIDATES}
+    ranking = _ranking(standings)
+    if champion is None:
+        comparisons = {}
+        beside = {name: [vacancy(name, standings[name].accuracy)] for name in ranking[:1]}
+    else:
+        comparisons = {name: compare(candidates[name], champion, len(ranking)) for name in ranking}
+        beside = {name: hurdles(name, candidates[name], champion, comparisons[name], limits) for name in ranking}
+    passing = [name for name in beside if all(check.passed for check in beside[name])]
+    winner = next(iter([*passing, *ranking]), None)
     reference = candidates[config.CANDIDATES[0]]
     return Verdict(
-        promote=winner is not None and all(check.passed for check in hurdles),
+        promote=bool(passing),
         winner=winner,
-        reason=_reason(winner, standings, hurdles),
+        reason=_reason(winner, bool(passing), own, beside),
         candidates=standings,
-        champion=None if champion is None else Champion(champion.version, float(champion.right.mean())),
-        comparison=comparison,
-        checks=[_floor(name, standing) for name, standing in standings.items()] + hurdles,
+        champion=None if champion is None else _champion(champion),
+        comparison=comparisons.get(winner) if winner else None,
+        checks=[*chain.from_iterable(own.values()), *chain.from_iterable(beside.values())],
         data_digest=reference.data_digest,
         test_rows=len(reference.labels),
+        test_reads=test_reads,
+        warning=_warning(test_reads),
     )
 
 
-def compare(candidate: Predictions, champion: Predictions, significance: float) -> Comparison:
-    """Test whether `candidate` is better than `champion`, exactly and one-sided, on the images where they differ."""
-    from scipy.stats import binomtest
-
-    only_candidate = int((candidate.right & ~champion.right).sum())
-    only_champion = int((champion.right & ~candidate.right).sum())
-    discordant = only_candidate + only_champion
-    p_value = binomtest(only_candidate, discordant, 0.5, alternative="greater").pvalue if discordant else 1.0
-    return Comparison(only_candidate, only_champion, float(p_value), significance)
+def _warning(reads: int) -> str | None:
+    if reads < MANY_READS:
+        return None
+    return (
+        f"These test images have been read {reads} times. With every read, the best figure owes more to chance: "
+        "collect new test images before the next decisions."
+    )
 
 
 def _check_comparable(candidates: Mapping[str, Predictions], champion: Predictions | None) -> None:
@@ -155,7 +154,7 @@ def _check_one(name: str, predictions: Predictions, reference: Predictions) -> N
             f"{reference.data_digest}; evaluate {name} again on the current data"
         )
     try:
-        metrics.check(predictions.probabilities, predictions.labels, _class_names(predictions))
+        metrics.check(predictions.probabilities, predictions.labels, class_names(predictions))
     except ValueError as error:
         raise GateError(f"predictions of {name} cannot be scored: {error}") from None
     if predictions.probabilities.shape != reference.probabilities.shape:
@@ -165,72 +164,40 @@ def _check_one(name: str, predictions: Predictions, reference: Predictions) -> N
         )
     if not np.array_equal(predictions.labels, reference.labels):
         raise GateError(f"predictions of {name} have other labels than those of {first}; evaluate both again")
+    corrupted = predictions.facts.corrupted
+    if not corrupted or corrupted.keys() != reference.facts.corrupted.keys():
+        raise GateError(f"{name} was not measured on the corruptions that {first} was; evaluate both again")
 
 
-def _class_names(predictions: Predictions) -> list[str]:
-    return [str(index) for index in range(predictions.probabilities.shape[-1])]
+def _standing(predictions: Predictions, checks: list[Check]) -> Standing:
+    accuracy, loss = scores(predictions)
+    low, high = metrics.wilson_interval(int(predictions.right.sum()), len(predictions.labels))
+    error = next(check.number for check in checks if check.name == "calibration") or 0.0
+    return Standing(accuracy, low, high, loss, error, all(check.passed for check in checks))
 
 
-def _standing(name: str, predictions: Predictions, floor: float) -> Standing:
-    found = metrics.evaluate(predictions.probabilities, predictions.labels, _class_names(predictions))
-    passes = found["accuracy"] >= floor
-    sentence = (
-        f"{name} classifies {found['accuracy']:.2%} of {found['rows']:,} test images correctly, "
-        f"{'which passes' if passes else 'below'} the floor of {floor * 100:g}%."
-    )
-    return Standing(found["accuracy"], found["loss"], floor, passes, sentence)
+def _champion(predictions: Predictions) -> Champion:
+    return Champion(predictions.version, *scores(predictions))
 
 
-def _best(standings: Mapping[str, Standing]) -> str | None:
-    passing = [name for name, standing in standings.items() if standing.passes_floor]
-    # `min` keeps the first of equals, and the standings are in the order of config.CANDIDATES.
-    return min(passing, key=lambda name: (-standings[name].accuracy, standings[name].loss), default=None)
+def _ranking(standings: Mapping[str, Standing]) -> list[str]:
+    """The eligible candidates, the best first; sorting leaves equals in the order of config.CANDIDATES."""
+    eligible = [name for name, standing in standings.items() if standing.eligible]
+    return sorted(eligible, key=lambda name: (-standings[name].accuracy, standings[name].loss))
 
 
-def _floor(name: str, standing: Standing) -> Check:
-    return Check(f"{name} accuracy", standing.passes_floor, standing.accuracy, standing.floor, standing.sentence)
-
-
-def _vacancy(winner: str, standing: Standing) -> Check:
-    sentence = f"{winner} classifies {standing.accuracy:.2%} of the test images correctly and there is no champion yet."
-    return Check("no champion", True, None, None, sentence)
-
-
-def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Check:
-    changed = int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
-    sentence = f"{winner} and {_called(champion)} give different probabilities for {changed:,} test images."
-    if not changed:
-        sentence = f"{winner} is {_called(champion)} itself, with the same probabilities for every test image."
-    return Check("new model", changed > 0, float(changed), 1.0, sentence)
-
-
-def _improvement(winner: str, champion: Predictions, comparison: Comparison) -> Check:
-    better = comparison.p_value < comparison.significance
-    sentence = (
-        f"{comparison.only_candidate_right:,} test images are classified correctly by {winner} only and "
-        f"{comparison.only_champion_right:,} by {_called(champion)} only, "
-        f"{'a' if better else 'not a'} significant gain (one-sided exact McNemar test, "
-        f"p {_small(comparison.p_value)}, needed: below {comparison.significance:g})."
-    )
-    return Check("better than champion", better, comparison.p_value, comparison.significance, sentence)
-
-
-def _small(p_value: float) -> str:
-    """A p-value too small for a float is not zero."""
-    return f"= {p_value:.2g}" if p_value else "< 1e-300"
-
-
-def _called(champion: Predictions) -> str:
-    return "the champion" if champion.version is None else f"the champion (version {champion.version})"
-
-
-def _reason(winner: str | None, standings: Mapping[str, Standing], hurdles: list[Check]) -> str:
-    below = [f"{name} is at {entry.accuracy:.2%}" for name, entry in standings.items() if not entry.passes_floor]
-    out = f"{' and '.join(below)}, below the floor of {next(iter(standings.values())).floor * 100:g}%"
+def _reason(
+    winner: str | None, promote: bool, own: Mapping[str, list[Check]], beside: Mapping[str, list[Check]]
+) -> str:
+    """Why, in sentences: what speaks for the winner, and the first thing that speaks against each other candidate."""
+    against = {
+        name: next((check.sentence for check in [*own[name], *beside.get(name, [])] if not check.passed), "")
+        for name in own
+    }
+    others = "".join(f" {sentence}" for name, sentence in against.items() if name != winner and sentence)
     if winner is None:
-        return f"Nothing is promoted: {out}."
-    aside = f" ({out})" if below else ""
-    failed = [check for check in hurdles if not check.passed]
-    if failed:
-        return f"The champion stays, {winner} is not promoted{aside}: {failed[0].sentence}"
-    return f"{winner} is promoted{aside}: {hurdles[-1].sentence}"
+        return f"Nothing is promoted:{others}"
+    if not promote:
+        return f"The champion stays, {winner} is not promoted: {against[winner]}{others}"
+    why = next(check.sentence for check in beside[winner] if check.name in REPLACES)
+    return f"{winner} is promoted: {why}{others}"

@@ -18,13 +18,17 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """`images` uint8 (n, 32, 32, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,)."""
+    """`images` uint8 (n, 32, 32, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,).
+
+    `overlap` is how many test images are among the training images, too.
+    """
 
     images: np.ndarray
     labels: np.ndarray
     is_test: np.ndarray
     digest: str
     class_names: list[str]
+    overlap: int
 
 
 def open_dataset(folder: Path) -> Dataset:
@@ -50,7 +54,9 @@ def open_dataset(folder: Path) -> Dataset:
     )
     if not whole:
         raise DatasetError(f"the files in {folder} do not belong together; {remedy}")
-    return Dataset(images, labels, (manifest["split"] == "test").to_numpy(), expected, class_names)
+    is_test = (manifest["split"] == "test").to_numpy()
+    overlap = int(manifest["hash"][is_test].isin(manifest["hash"][~is_test]).sum())
+    return Dataset(images, labels, is_test, expected, class_names, overlap)
 
 
 def digest(manifest: pd.DataFrame) -> str:

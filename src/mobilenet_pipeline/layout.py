@@ -32,6 +32,16 @@ def report_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
     return workspace / "reports" / recipe.name
 
 
+def ledger_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """The record of every read of the test images. Not among the reports: cleaning up must not forget it."""
+    return workspace / "records" / recipe.name / "test_reads.jsonl"
+
+
+def history_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """The record of promotions, rollbacks, approvals and rejections."""
+    return workspace / "records" / recipe.name / "history.jsonl"
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A file to write to in the `with` body: it takes the place of `path` at its end, and is gone if it raises."""
@@ -48,3 +58,12 @@ def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write `document`, whole or not at all."""
     with whole(path) as partial:
         partial.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a record, in one write that is on the disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{line}\n")
+        file.flush()
+        os.fsync(file.fileno())

@@ -10,6 +10,7 @@ import numpy as np
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
 TOP = 3
+BINS, SMALLEST_BIN = 15, 50
 Z_95 = 1.959963984540054
 
 
@@ -66,6 +67,42 @@ def wilson_interval(right: int, rows: int) -> tuple[float, float]:
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def reliability(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean confidence, accuracy, and number of images of each bin, by rising confidence.
+
+    `probabilities` (n, k), `labels` (n,). The bins hold equal numbers of images (Nixon et al. 2019, arXiv:1904.01685):
+    15 of them, or fewer where they would hold under 50, whose accuracy is mostly chance.
+    """
+    confidence, right = probabilities.max(axis=1).astype(np.float64), probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, max(1, min(BINS, len(labels) // SMALLEST_BIN)))
+    means = [(confidence[part].mean(), right[part].mean(), len(part)) for part in parts]
+    return tuple(np.array(column) for column in zip(*means, strict=True))  # type: ignore[return-value]
+
+
+def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """How far confidence and accuracy lie apart on average over the bins of `reliability`, a share."""
+    confidence, accuracy, count = reliability(probabilities, labels)
+    return float((np.abs(confidence - accuracy) * count).sum() / count.sum())
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The number that `logits` (n, k) must be divided by for the lowest cross-entropy on `labels` (n,).
+
+    Guo et al. 2017, arXiv:1706.04599; between 1/20 and 20.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    exact, actual = logits.astype(np.float64), labels.astype(np.int64)
+
+    def loss(log_temperature: float) -> float:
+        return -float(_of_the_actual_class(log_softmax(exact / math.exp(log_temperature), axis=1), actual).mean())
+
+    limit = math.log(20)
+    return math.exp(minimize_scalar(loss, bounds=(-limit, limit), method="bounded").x)
 
 
 def check(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:

@@ -2,14 +2,13 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mobilenet_pipeline import evaluation, gate, layout, provenance
+from mobilenet_pipeline import card, evaluation, gate, history, images, layout, ledger, provenance, split
+from mobilenet_pipeline.checks import Predictions
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
 if TYPE_CHECKING:
@@ -19,6 +18,10 @@ if TYPE_CHECKING:
 
 class PromotionError(ValueError):
     """The verdict and what is served do not fit together."""
+
+
+class ChampionChanged(PromotionError):
+    """Another run has made another version champion since the verdict."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,14 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     }
     against = registry.with_alias(recipe.registered_model, "champion")
     challenger = registry.with_alias(recipe.registered_model, "challenger")
-    predictions = {
-        name: evaluation.load_predictions(
-            layout.model_folder(recipe, name, workspace) / "predictions.npz", version.version
-        )
-        for name, version in versions.items()
-    }
-    champion = None if against is None else _champion_predictions(recipe, against, predictions, workspace)
-    verdict = gate.decide(predictions, champion, recipe.gate)
+    predictions = {name: _candidate_predictions(recipe, name, version, workspace) for name, version in versions.items()}
+    digest = predictions[CANDIDATES[0]].data_digest
+    measured_again = False
+    champion = None
+    if against is not None:
+        champion, measured_again = _champion_predictions(recipe, against, digest, workspace)
+    reads = ledger.count_reads(recipe, digest, workspace)
+    verdict = gate.decide(predictions, champion, recipe.gate, provenance.preprocessing(), reads)
     winner = versions[verdict.winner] if verdict.promote and verdict.winner else against
     runner_up = _runner_up(verdict, versions, winner, against, challenger)
     document = verdict.to_dict() | {
@@ -65,33 +68,67 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
         "limits": recipe.gate.model_dump(),
         "versions": {name: version.version for name, version in versions.items()},
         "artefacts": {name: version.sha256 for name, version in versions.items()},
-        "champion_measured_again": against is not None and against.data_digest != verdict.data_digest,
+        "champion_measured_again": measured_again,
         "leaves": {"champion": _number(winner), "challenger": _number(runner_up)},
         "judged_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    for version in versions.values():
+    for name, version in versions.items():
         if against is None or version.version != against.version:  # the champion keeps the verdict that made it one
-            registry.record_verdict(version, document)
+            files = provenance.read_candidate(recipe, name, workspace)
+            origin = _origin(version, files.training, workspace)
+            described = card.card(
+                recipe, name, version.version, files.training, files.metrics, files.dataset, document, origin
+            )
+            registry.record_verdict(version, document, described, origin)
     # Last: a judgement that was cut short is reached again, one that is on disk is only carried out.
     layout.write_json(_verdict_path(recipe, workspace), document)
     return Judgement(document, versions, against, winner, runner_up)
 
 
-def promote(recipe: Recipe, judgement: Judgement) -> str | None:
-    """Carry the verdict out: build and try the Bento, then move the challenger's alias, the champion's, and go live.
+def waits(recipe: Recipe, judgement: Judgement) -> bool:
+    """Whether the verdict would change the champion, and a person has yet to say so."""
+    changes = (
+        bool(judgement.document["promote"])
+        and _aliases(recipe.registered_model)[0] != judgement.document["leaves"]["champion"]
+    )
+    approved = judgement.champion is not None and judgement.champion.approval == "approved"
+    return recipe.promotion == "manual" and changes and not approved
 
-    Gives the Bento's tag; None where there is nothing to serve: no champion, and no candidate above the floor. Nothing
-    is built where it is done already. Raises PromotionError where another run has changed the champion since the
-    verdict, and what `packaging.check` raises where the Bento does not answer: what is served stays.
+
+def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -> str | None:
+    """Carry the verdict out: install its champion and challenger, and put it on record where the champion is new.
+
+    Gives the Bento's tag; None where there is nothing to serve: no champion, and no eligible candidate. Nothing is
+    built where it is done already. Raises ChampionChanged where another run has changed the champion since the verdict,
+    and what `install` raises: what is served stays.
+    """
+    champion = judgement.champion
+    if champion is None:
+        return None
+    _check_champion(recipe.registered_model, judgement)
+    tag = install(recipe, champion, judgement.challenger)
+    settle(
+        recipe,
+        "promoted",
+        champion,
+        str(judgement.document["reason"]),
+        _number(judgement.against),
+        "the gate",
+        workspace,
+    )
+    return tag
+
+
+def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -> str:
+    """Serve these versions: build a Bento and try it, then move the aliases, the champion's last, and go live.
+
+    Gives the Bento's tag. Nothing is built where they are served already. Raises what `packaging.check` raises where
+    the Bento does not answer: what is served stays.
     """
     from mobilenet_pipeline import packaging, registry
 
-    name, champion, challenger = recipe.registered_model, judgement.champion, judgement.challenger
-    if champion is None:
-        return None
-    _check_champion(name, judgement)
     live = packaging.live(recipe)
-    if live and carried_out(recipe, judgement):
+    if live and _settled(recipe, champion, challenger):
         return live.tag
     with tempfile.TemporaryDirectory() as scratch:
         best = registry.fetch(champion, Path(scratch) / champion.version)
@@ -103,10 +140,35 @@ def promote(recipe: Recipe, judgement: Judgement) -> str | None:
         if live is None or live.tag != tag:
             packaging.discard(tag)
         raise
+    name = recipe.registered_model
+    former = registry.with_alias(name, "champion")
     registry.set_alias(name, "challenger", _number(challenger))
+    if former and former.version != champion.version:
+        registry.set_alias(name, "previous", former.version)
     registry.set_alias(name, "champion", champion.version)
     packaging.put_live(tag)
     return tag
+
+
+def settle(
+    recipe: Recipe,
+    what: history.What,
+    champion: "Version",
+    why: str,
+    before: str | None,
+    who: str,
+    workspace: Path = Path("."),
+) -> None:
+    """Put the change of champion on record, unless it is there: whoever comes after one that was killed does it."""
+    if recorded_champion(recipe, workspace) != champion.version:
+        number, run, accuracy = champion.version, champion.run_id, champion.accuracy
+        history.append(recipe, what, number, why, before, number, run, accuracy, who, workspace)
+
+
+def recorded_champion(recipe: Recipe, workspace: Path = Path(".")) -> str | None:
+    """The champion after the last change on record."""
+    changes = history.champions(recipe, workspace)
+    return changes[-1].after if changes else None
 
 
 def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
@@ -141,19 +203,28 @@ def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
     if _aliases(recipe.registered_model)[0] not in numbers[:2]:
         return None
     against, champion, challenger = (known[number] if number is not None else None for number in numbers)
+    if any(version is not None and version.withdrawn for version in (champion, challenger)):
+        return None  # a person has taken it out since
     return Judgement(document, {name: v for name, v in candidates.items() if v}, against, champion, challenger)
 
 
-def carried_out(recipe: Recipe, judgement: Judgement) -> bool:
-    """Whether the aliases are where the judgement puts them, and the live Bento holds those versions."""
-    from mobilenet_pipeline import packaging
-
-    champion, challenger = judgement.champion, judgement.challenger
+def carried_out(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -> bool:
+    """Whether the judgement's champion and challenger are served, and on record."""
+    champion = judgement.champion
     if champion is None:
         return True
+    return _settled(recipe, champion, judgement.challenger) and (
+        recorded_champion(recipe, workspace) == champion.version
+    )
+
+
+def _settled(recipe: Recipe, champion: "Version", challenger: "Version | None") -> bool:
+    """Whether the aliases are on these versions, and the live Bento holds them."""
+    from mobilenet_pipeline import packaging
+
     live = packaging.live(recipe)
-    settled = _aliases(recipe.registered_model) == (champion.version, _number(challenger))
-    return settled and live is not None and _serves(live, champion, challenger)
+    aliases = _aliases(recipe.registered_model) == (champion.version, _number(challenger))
+    return aliases and live is not None and _serves(live, champion, challenger)
 
 
 def consistent(recipe: Recipe) -> str | None:
@@ -191,27 +262,40 @@ def status(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any]:
     }
 
 
+def _candidate_predictions(recipe: Recipe, name: str, version: "Version", workspace: Path) -> Predictions:
+    files = provenance.read_candidate(recipe, name, workspace)
+    preprocessing = files.training.get("preprocessing")
+    found = evaluation.load_predictions(files.folder / "predictions.npz", files.metrics, preprocessing, version.version)
+    return replace(found, facts=replace(found.facts, withdrawn=version.withdrawn))
+
+
 def _champion_predictions(
-    recipe: Recipe, champion: "Version", candidates: Mapping[str, gate.Predictions], workspace: Path
-) -> gate.Predictions:
-    """What the champion says about the candidates' test images: as registered, or worked out anew on other data."""
+    recipe: Recipe, champion: "Version", digest: str, workspace: Path
+) -> tuple[Predictions, bool]:
+    """What the champion says about the test images of the data, and whether it was measured anew.
+
+    It is where it was registered with other data, or by a version of this project that measured less.
+    """
     from mobilenet_pipeline import registry
 
-    digest = candidates[CANDIDATES[0]].data_digest
     with tempfile.TemporaryDirectory() as scratch:
         folder = registry.fetch(champion, Path(scratch))
-        if champion.data_digest == digest:
-            return evaluation.load_predictions(folder / "predictions.npz", champion.version)
-        classes = provenance.read_json(folder / "metadata.json")["class_names"]
-        if classes != recipe.data.class_names:
+        metadata = provenance.read_json(folder / "metadata.json")
+        document, preprocessing = metadata.get("evaluation") or {}, metadata.get("preprocessing")
+        if champion.data_digest == digest and "corruptions" in document:
+            path = folder / "predictions.npz"
+            return evaluation.load_predictions(path, document, preprocessing, champion.version), False
+        if metadata["class_names"] != recipe.data.class_names:
             raise PromotionError(
-                f"the champion of {champion.name}, version {champion.version}, knows the classes {classes}, recipe "
-                f"{recipe.name} has {recipe.data.class_names}; give the recipe another registered_model in params.yaml"
+                f"the champion of {champion.name}, version {champion.version}, knows the classes "
+                f"{metadata['class_names']}, recipe {recipe.name} has {recipe.data.class_names}; give the recipe "
+                "another registered_model in params.yaml"
             )
-        arrays = evaluation.read_predictions(layout.model_folder(recipe, CANDIDATES[0], workspace) / "predictions.npz")
-        images = np.load(layout.data_folder(recipe, workspace) / "images.npy", mmap_mode="r")
-        probabilities = evaluation.predict(folder / "model.tflite", images[arrays["rows"]])
-    return gate.Predictions(probabilities, arrays["labels"], digest, champion.version)
+        data = images.open_dataset(layout.data_folder(recipe, workspace))
+        _, held_out = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
+        ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
+        document, arrays = evaluation.evaluate(folder / "model.tflite", data, held_out)
+        return evaluation.predictions_of(arrays, document, preprocessing, champion.version), True
 
 
 def _runner_up(
@@ -221,16 +305,16 @@ def _runner_up(
     against: "Version | None",
     challenger: "Version | None",
 ) -> "Version | None":
-    """The best version beside the champion on these test images: of this run's candidates above the floor, who was
+    """The best version beside the champion on these test images: of this run's eligible candidates, who was
     champion, and who was challenger; a challenger that was measured on others only if there is no one else."""
     ranked = {}
-    if challenger:
+    if challenger and not challenger.withdrawn:
         same = challenger.data_digest == verdict.data_digest
         ranked[challenger.version] = (challenger.accuracy if same else -1.0, challenger)
-    if against and verdict.champion:
+    if against and verdict.champion and not against.withdrawn:
         ranked[against.version] = (verdict.champion.accuracy, against)
     for name, standing in verdict.candidates.items():
-        if standing.passes_floor:
+        if standing.eligible:
             ranked[versions[name].version] = (standing.accuracy, versions[name])
     beside = [entry for number, entry in ranked.items() if champion and number != champion.version]
     return max(beside, key=lambda entry: entry[0], default=(0.0, None))[1]
@@ -241,7 +325,7 @@ def _check_champion(name: str, judgement: Judgement) -> None:
     expected = [_number(judgement.against), _number(judgement.champion)]
     if found not in expected:
         measured = f"against version {expected[0]}" if expected[0] else "without a champion"
-        raise PromotionError(
+        raise ChampionChanged(
             f"version {found} of {name} has become champion in the meantime, the verdict was reached {measured}; "
             "run the flow again"
         )
@@ -268,6 +352,19 @@ def _serves(bento: "Bento", champion: "Version", challenger: "Version | None") -
     versions = {role: _number(version) for role, version in roles.items()}
     hashes = {role: version.sha256 if version else None for role, version in roles.items()}
     return bento.is_current and (bento.versions, bento.hashes) == (versions, hashes)
+
+
+def _origin(version: "Version", training: Mapping[str, Any], workspace: Path) -> dict[str, str | None]:
+    """Where the version's past can be found."""
+    here = provenance.origin(version.recipe, workspace=workspace)
+    return {
+        "run": version.run_id,
+        "flow_run": training.get("flow_run") or here.get("flow_run"),
+        "git_commit": version.git_commit,
+        "data_version": here.get("data_version"),
+        "dvc_lock_sha256": here.get("dvc_lock_sha256"),
+        "artefact": version.sha256,
+    }
 
 
 def _figures(recipe: Recipe, candidate: str, workspace: Path) -> dict[str, bytes]:

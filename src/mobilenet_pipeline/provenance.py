@@ -164,6 +164,13 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
+def preprocessing() -> str:
+    """The fingerprint of the code that decodes images."""
+    from mobilenet_pipeline import preprocess
+
+    return preprocess.fingerprint()
+
+
 def parameters(recipe: Recipe, candidate: str) -> dict[str, str]:
     """The candidate's own knobs by their names, the recipe's others as SECTION.KEY, all as text."""
     knobs: dict[str, object] = {"recipe": recipe.name, "candidate": candidate}

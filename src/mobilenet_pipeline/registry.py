@@ -20,6 +20,9 @@ from mobilenet_pipeline.provenance import CandidateFiles, check_sha256, read_can
 SERVED = "served"
 _ARTEFACT, _METADATA, _PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
 _COMPLETE = "complete"
+TAGS = ("data_version", "flow_run", "dvc_lock_sha256")
+EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
+"""Of the evaluation's document, what the gate needs beside the predictions."""
 
 
 class RegistryError(ValueError):
@@ -31,6 +34,7 @@ class Version:
     """A candidate in the registry. `accuracy` is on the test images of the data `data_digest`; `sha256` the artefact's.
 
     `verdict` is "promoted", "rejected" or None while the gate has not seen it; `git_commit` is None where unknown.
+    `approval` is what a person said ("approved"), `withdrawn` why one took the version out.
     """
 
     name: str
@@ -43,6 +47,8 @@ class Version:
     sha256: str
     git_commit: str | None = None
     verdict: str | None = None
+    approval: str | None = None
+    withdrawn: str | None = None
 
 
 def register(
@@ -149,15 +155,50 @@ def fetch(version: Version, folder: Path) -> Path:
     return folder
 
 
-def record_verdict(version: Version, verdict: Mapping[str, Any]) -> None:
-    """Write the gate's document (`gate.Verdict.to_dict`) to a version that it judged, as tags and as verdict.json."""
+def record_verdict(version: Version, verdict: Mapping[str, Any], card: str, origin: Mapping[str, str | None]) -> None:
+    """Write the gate's document (`gate.Verdict.to_dict`) to a version that it judged: its card as the description and
+    as card.md, verdict.json, and tags to filter by, with those of `origin` that are known."""
     tracking.use_store()
     client = MlflowClient()
     promoted = verdict["promote"] and verdict["winner"] == version.candidate
-    tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
-    for key, value in tags.items():
+    tracking.log_file(version.run_id, card.encode(), "card.md")
+    client.update_model_version(version.name, version.version, description=card)
+    known = {key: value for key, value in origin.items() if value and key in TAGS}
+    tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
+    for key, value in (known | tags).items():
         client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def find(name: str, number: str) -> Version:
+    """The complete version with this number. Raises RegistryError naming those that there are."""
+    known = {version.version: version for version in versions(name)}
+    if number not in known:
+        raise RegistryError(f"{name} has no version {number}; there are: {', '.join(known) or 'none'}")
+    return known[number]
+
+
+def set_tag(version: Version, key: str, value: str) -> None:
+    """Tag the version; an empty value says that there is none."""
+    tracking.use_store()
+    MlflowClient().set_model_version_tag(version.name, version.version, key, value)
+
+
+def read_text(version: Version, name: str) -> str | None:
+    """An artefact of the version's run, like card.md or verdict.json; None where there is none."""
+    tracking.use_store()
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return Path(MlflowClient().download_artifacts(version.run_id, name, scratch)).read_text(encoding="utf-8")
+        except (MlflowException, OSError):
+            return None
+
+
+def tags_of(version: Version) -> dict[str, str]:
+    """The version's tags, and those of its run."""
+    tracking.use_store()
+    client = MlflowClient()
+    return {**client.get_run(version.run_id).data.tags, **client.get_model_version(version.name, version.version).tags}
 
 
 def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[str]) -> Version:
@@ -228,6 +269,8 @@ def _metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[s
         "predictions_sha256": sha256_of(files.folder / _PREDICTIONS),
         "git_commit": version.git_commit,
         "test": {key: files.metrics["test"][key] for key in ("accuracy", "loss", "top3_accuracy", "rows")},
+        "preprocessing": files.training.get("preprocessing"),
+        "evaluation": {key: files.metrics[key] for key in EVALUATION if key in files.metrics},
     }
 
 
@@ -277,6 +320,8 @@ def _version(entry: ModelVersion) -> Version:
         sha256=tags["artefact_sha256"],
         git_commit=tags.get("git_commit"),
         verdict=tags.get("verdict"),
+        approval=tags.get("approval"),
+        withdrawn=tags.get("withdrawn") or None,
     )
 
 

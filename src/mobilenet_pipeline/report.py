@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 
-from mobilenet_pipeline import config, evaluation, figures, layout, metrics
+from mobilenet_pipeline import config, evaluation, figures, history, layout, metrics, verdict_figures
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Evidence:
     candidates: dict[str, dict[str, Any]]
     histories: dict[str, dict[str, list[float]]]
     predictions: dict[str, dict[str, np.ndarray]]
+    champions: list[tuple[str, str, float]]
     has_data_docs: bool
     missing: list[str]
 
@@ -68,6 +69,7 @@ def gather(recipe: config.Recipe, workspace: Path) -> Evidence:
         candidates=candidates,
         histories={name: columns for name, columns in histories.items() if columns},
         predictions={name: arrays for name, arrays in predictions.items() if arrays},
+        champions=[(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)],
         has_data_docs=(workspace / reports / "data_docs" / "index.html").exists(),
         missing=optional.missing,
     )
@@ -103,6 +105,23 @@ def draw(recipe: config.Recipe, evidence: Evidence) -> dict[str, bytes]:
         drawn["class_accuracy"] = figures.accuracy_per_class(matrices, names)
     for name, matrix in matrices.items():
         drawn[f"{name}_confusion"] = figures.confusion_matrices({name: matrix}, names)
+    if len(matrices) == 2:
+        first, second = matrices
+        drawn["confusion_difference"] = verdict_figures.confusion_difference(
+            matrices[first], matrices[second], f"{second} less {first}", names
+        )
+    if evidence.predictions:
+        answers = {name: (told["probabilities"], told["labels"]) for name, told in evidence.predictions.items()}
+        drawn["reliability"] = verdict_figures.reliability(answers)
+    corrupted = {
+        name: files["metrics"]["corruptions"]
+        for name, files in evidence.candidates.items()
+        if files["metrics"] and files["metrics"].get("corruptions")
+    }
+    if corrupted:
+        drawn["corruptions"] = verdict_figures.corruptions(corrupted)
+    if evidence.champions:
+        drawn["champions"] = verdict_figures.champions(evidence.champions)
     for name, told in evidence.predictions.items():
         if evidence.images is not None:
             drawn[f"{name}_mistakes"] = _draw_mistakes(evidence.images, told, names)

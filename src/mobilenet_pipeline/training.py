@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mobilenet_pipeline import checkpoint, dataset, distribution, mobilenet, optimizer, steps
+from mobilenet_pipeline import checkpoint, dataset, distribution, metrics, mobilenet, optimizer, steps
 from mobilenet_pipeline.config import Candidate
 
 CHUNK = 10
@@ -69,7 +69,8 @@ class Trained:
     """The model, with Keras's own layers only, its learning curve, what its weights started from, and its cost.
 
     `epochs` are the passes over the training images, the last of which may have been cut short; `cpu_seconds` are user
-    and system time, with those of earlier processes that this training was resumed from.
+    and system time, with those of earlier processes that this training was resumed from. The logits are divided by
+    `temperature`, with which they had the lowest loss on the validation images; the learning curve is of before.
     """
 
     model: keras.Model
@@ -77,6 +78,7 @@ class Trained:
     origin: str
     epochs: float
     cpu_seconds: float
+    temperature: float
 
 
 class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
@@ -140,22 +142,24 @@ def train(
         )
     state = checkpoint.load(saved, identity) if saved else None
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
-    measure = steps.evaluation(measured, candidate)
+    answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)
-    length = state.length if state else plan(loop, partial(_evaluate, measure), validation, say)
+    length = state.length if state else plan(loop, answer, validation, say)
     loop.begin(length, state)
     for row in loop.history:
         on_epoch(row, loop.epochs)
     if loop.step:
         say(f"going on after step {loop.step} of {length}")
     started = time.perf_counter()
+    logits = None
     while loop.step < length:
         size = loop.size
         loop.advance()
         if loop.at_epoch_end:
             measured.set_weights(model.get_weights())
             shown = validation if loop.step == length else _first(validation, GLANCE)
-            loss, accuracy = _evaluate(measure, shown, size)
+            logits = answer(shown, size)
+            loss, accuracy = _scores(logits, shown.labels)
             if not math.isfinite(loss):
                 raise DivergedError(_diverged("validation loss", loss, loop.step))
             on_epoch(loop.end_epoch(loss, accuracy, time.perf_counter() - started), loop.epochs)
@@ -165,9 +169,15 @@ def train(
             checkpoint.save(saved, identity, loop.state())
         if leave:
             raise Interrupted(128 + signal.SIGTERM)
+    if logits is None:  # the process ended after its last step
+        measured.set_weights(model.get_weights())
+        logits = answer(validation, candidate.input_size)
     plain = mobilenet.build(candidate, classes)
     plain.set_weights(model.get_weights())
-    return Trained(plain, loop.history, origin, length / loop.per_epoch, loop.cpu_seconds)
+    temperature = metrics.fit_temperature(logits, validation.labels)
+    head = plain.get_layer("logits")
+    head.set_weights([weight / temperature for weight in head.get_weights()])
+    return Trained(plain, loop.history, origin, length / loop.per_epoch, loop.cpu_seconds, temperature)
 
 
 def plan(
@@ -331,12 +341,16 @@ class _Loop:
         self.history = [Epoch(**row) for row in state.history]
 
 
-def _evaluate(measure: Callable, images: Images, size: int) -> tuple[float, float]:
-    """Cross-entropy and share of right answers of a model on the images, enlarged to `size`."""
-    batches = tf.data.Dataset.from_tensor_slices((images.pixels, images.labels.astype(np.int32))).batch(250)
-    sums = np.sum([[float(value) for value in measure(*batch, size)] for batch in batches], axis=0)
-    loss, accuracy = sums / len(images.labels)
-    return float(loss), float(accuracy)
+def _logits(answer: Callable[[tf.Tensor, int], tf.Tensor], images: Images, size: int) -> np.ndarray:
+    """A model's logits (n, classes) for the images, enlarged to `size`."""
+    batches = tf.data.Dataset.from_tensor_slices(images.pixels).batch(250)
+    return np.concatenate([answer(batch, size).numpy() for batch in batches])
+
+
+def _scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Cross-entropy and share of right answers."""
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels.astype(np.int32), logits)
+    return float(tf.reduce_mean(losses)), float((logits.argmax(axis=1) == labels).mean())
 
 
 def _diverged(what: str, value: float, step: int) -> str:

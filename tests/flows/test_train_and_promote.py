@@ -10,7 +10,7 @@ import pytest
 from waiting import Recorder, ran
 
 from flows import training
-from mobilenet_pipeline import pipeline, tracking
+from mobilenet_pipeline import pipeline, promotion, running, tracking
 from mobilenet_pipeline.config import load_recipe
 
 Toy = Callable[..., Path]
@@ -40,7 +40,9 @@ def test_a_run_does_every_stage_and_says_what_came_of_it(finished: Any):
     assert finished.heard.ended == dict.fromkeys([*ALL, "judge", "promote", "report"], "ran")
     assert "█░ epoch 1/2 loss 0.5 accuracy 0.5 validation 0.5 0.5 0.1 s, 0:00 left" in finished.heard.lines
     assert (finished.state.name, finished.state.type.value) == ("Completed", "COMPLETED")
-    assert finished.state.message.startswith("Nothing is promoted: scratch is at 50.00% and pretrained is at 50.00%")
+    assert finished.state.message.startswith(
+        "Nothing is promoted: scratch classifies 50.00% of 200 test images correctly"
+    )
     assert finished.state.message.endswith("digits-mobilenet has no champion.")
     assert (finished.workspace / "reports/digits/index.html").exists()
 
@@ -109,7 +111,7 @@ def test_a_training_that_failed_fails_the_run_in_mlflow_too(goes_on: Toy, prefec
 
 def test_a_second_run_of_a_recipe_ends_at_once_and_says_so(toy: Toy, prefect: Any):
     workspace = toy()
-    with training.only_run(load_recipe("digits")) as other:
+    with running.only_run(load_recipe("digits")) as other:
         assert other is None
         state = training.train_and_promote("digits", return_state=True)
     assert state.type.value == "COMPLETED"
@@ -118,7 +120,7 @@ def test_a_second_run_of_a_recipe_ends_at_once_and_says_so(toy: Toy, prefect: An
 
 
 def test_runs_of_two_recipes_do_not_wait_for_each_other(workspace: Path):
-    with training.only_run(load_recipe("digits")), training.only_run(load_recipe("cifar10")) as other:
+    with running.only_run(load_recipe("digits")), running.only_run(load_recipe("cifar10")) as other:
         assert other is None
 
 
@@ -126,3 +128,29 @@ def test_a_recipe_that_does_not_exist_is_named(toy: Toy, prefect: Any):
     toy()
     with pytest.raises(ValueError, match="no recipe 'nosuch'; there are: digits, cifar10"):
         training.train_and_promote("nosuch")
+
+
+def test_a_run_that_was_overtaken_is_judged_against_the_new_champion(monkeypatch: pytest.MonkeyPatch):
+    tried: list[str] = []
+
+    def promote(recipe: Any, judgement: str) -> None:
+        tried.append(judgement)
+        if judgement == "old":
+            raise promotion.ChampionChanged("version 7 has become champion in the meantime")
+
+    monkeypatch.setattr(training, "promote", promote)
+    monkeypatch.setattr(training, "judge", lambda recipe: "new")
+    assert training.carry_out(load_recipe("digits"), "old") == "new"
+    assert tried == ["old", "new"]
+
+
+def test_where_the_recipe_wants_a_person_the_run_ends_with_what_to_say(goes_on: Toy, prefect: Any):
+    workspace = goes_on()
+    params = workspace / "params.yaml"
+    easy = params.read_text().replace("accuracy_floor: 0.9\n", "accuracy_floor: 0.1\n")
+    easy = easy.replace("calibration_error: 0.05", "calibration_error: 1.0")
+    params.write_text(easy.replace("promotion: automatic", "promotion: manual", 1))
+    state = training.train_and_promote("digits", return_state=True)
+    assert "It waits for approval: mobilenet-pipeline approve 1 --recipe digits, or reject." in state.message
+    assert state.message.endswith("digits-mobilenet has no champion.")
+    assert "waits for approval" in training.train_and_promote("digits", return_state=True).message

@@ -1,28 +1,30 @@
 import csv
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from mobilenet_pipeline import evaluation, gate, metrics
+from mobilenet_pipeline import evaluation, gate, images, metrics
 
 NAMES = [str(digit) for digit in range(10)]
 ROWS = 700
-TEST_ROWS = np.arange(ROWS - 1, 300, -1)
+TEST_ROWS = np.arange(301, ROWS)
 VALIDATION_ROWS = np.arange(0, 100)
 
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def dataset() -> tuple[np.ndarray, np.ndarray]:
+def dataset() -> images.Dataset:
     """Images whose brightness tells their class."""
     labels = np.random.default_rng(0).integers(0, 10, ROWS).astype(np.uint8)
     noise = np.random.default_rng(1).integers(0, 20, (ROWS, 32, 32, 3))
-    return (labels[:, None, None, None] * 23 + noise).astype(np.uint8), labels
+    pixels = (labels[:, None, None, None] * 23 + noise).astype(np.uint8)
+    return images.Dataset(pixels, labels, np.isin(np.arange(ROWS), TEST_ROWS), "d1", NAMES, 0)
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +44,16 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def result(artefact: Path, dataset: tuple[np.ndarray, np.ndarray]) -> Result:
-    return evaluation.evaluate(artefact, *dataset, TEST_ROWS, VALIDATION_ROWS, NAMES, "d1")
+def result(artefact: Path, dataset: images.Dataset) -> Result:
+    return evaluation.evaluate(artefact, dataset, VALIDATION_ROWS)
 
 
 def test_the_metrics_are_those_of_the_predictions_that_are_kept(result: Result) -> None:
     document, predictions = result
     found = metrics.evaluate(predictions["probabilities"], predictions["labels"], NAMES)
-    assert document["test"] == {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
+    error = metrics.expected_calibration_error(predictions["probabilities"], predictions["labels"])
+    totals = {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
+    assert document["test"] == totals | {"calibration_error": error}
     assert document["confusion_matrix"] == found["confusion_matrix"]
     assert document["test"]["accuracy"] > 0.5
 
@@ -60,33 +64,57 @@ def test_test_and_validation_are_scored_apart(result: Result) -> None:
     assert not set(predictions["rows"]) & set(predictions["validation_rows"])
 
 
-def test_test_rows_are_kept_in_ascending_order_with_their_labels(
-    result: Result, dataset: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_test_rows_are_kept_in_ascending_order_with_their_labels(result: Result, dataset: images.Dataset) -> None:
     _, predictions = result
     assert predictions["rows"].tolist() == sorted(TEST_ROWS)
-    assert (predictions["labels"] == dataset[1][predictions["rows"]]).all()
+    assert (predictions["labels"] == dataset.labels[predictions["rows"]]).all()
 
 
-def test_batches_do_not_change_an_answer(artefact: Path, dataset: tuple[np.ndarray, np.ndarray]) -> None:
-    at_once = evaluation.predict(artefact, dataset[0][:10])
-    one_by_one = evaluation.predict(artefact, dataset[0][:10], batch=1)
-    assert at_once.dtype == np.float32
-    np.testing.assert_allclose(at_once, one_by_one, atol=1e-6)
+def test_batches_do_not_change_an_answer(
+    artefact: Path, dataset: images.Dataset, result: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "BATCH", 7)
+    _, predictions = evaluation.evaluate(artefact, dataset, VALIDATION_ROWS)
+    np.testing.assert_allclose(predictions["probabilities"], result[1]["probabilities"], atol=1e-6)
 
 
 def test_labels_that_are_not_classes_are_refused_with_the_artefact_s_name(
-    artefact: Path, dataset: tuple[np.ndarray, np.ndarray]
+    artefact: Path, dataset: images.Dataset
 ) -> None:
     with pytest.raises(ValueError, match=r"model\.tflite on the test images: label 1\d"):
-        evaluation.evaluate(artefact, dataset[0], dataset[1] + 10, TEST_ROWS, VALIDATION_ROWS, NAMES, "d1")
+        evaluation.evaluate(artefact, replace(dataset, labels=dataset.labels + 10), VALIDATION_ROWS)
 
 
 def test_predictions_come_back_from_their_file(result: Result, tmp_path: Path) -> None:
     evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
-    loaded = evaluation.load_predictions(tmp_path / "predictions.npz", version="7")
+    loaded = evaluation.load_predictions(tmp_path / "predictions.npz", result[0], "p1", version="7")
     assert (loaded.data_digest, loaded.version) == ("d1", "7")
     np.testing.assert_array_equal(loaded.probabilities, result[1]["probabilities"])
+
+
+def test_an_evaluation_that_measured_less_is_refused_with_the_remedy(result: Result, tmp_path: Path) -> None:
+    evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
+    earlier = {key: value for key, value in result[0].items() if key != "corruptions"}
+    with pytest.raises(gate.GateError, match=r"lacks 'corruptions'.* evaluate it again"):
+        evaluation.load_predictions(tmp_path / "predictions.npz", earlier, "p1")
+
+
+def test_metrics_of_other_data_than_the_predictions_are_refused(result: Result, tmp_path: Path) -> None:
+    evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
+    with pytest.raises(gate.GateError, match="are of different data"):
+        evaluation.load_predictions(tmp_path / "predictions.npz", result[0] | {"data_digest": "d2"}, "p1")
+
+
+def test_corrupted_images_are_answered_worse_than_the_others(result: Result) -> None:
+    document, _ = result
+    assert len(document["corruptions"]) == 15
+    assert document["corruptions"]["brightness 3"] < document["test"]["accuracy"]
+
+
+def test_the_artefact_is_weighed_and_timed(result: Result, artefact: Path) -> None:
+    found = result[0]["artefact"]
+    assert found["bytes"] == artefact.stat().st_size
+    assert 0 < found["p50_ms"] <= found["p99_ms"] < 1000
 
 
 def test_the_same_predictions_give_the_same_file(result: Result, tmp_path: Path) -> None:
@@ -98,7 +126,7 @@ def test_the_same_predictions_give_the_same_file(result: Result, tmp_path: Path)
 
 def test_missing_predictions_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(gate.GateError, match=r"predictions\.npz does not exist"):
-        evaluation.load_predictions(tmp_path / "predictions.npz")
+        evaluation.load_predictions(tmp_path / "predictions.npz", {"data_digest": "d1"}, "p1")
 
 
 @pytest.mark.parametrize("keep", [0, 10, 2000])
@@ -107,20 +135,20 @@ def test_truncated_predictions_are_refused_by_name(result: Result, tmp_path: Pat
     evaluation.save_predictions(path, result[1])
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(gate.GateError, match=r"predictions\.npz cannot be read"):
-        evaluation.load_predictions(path)
+        evaluation.load_predictions(path, {"data_digest": "d1"}, "p1")
 
 
 def test_pickled_predictions_are_refused_and_not_executed(result: Result, tmp_path: Path) -> None:
     arrays = {**result[1], "labels": np.array([object()])}
     np.savez(tmp_path / "predictions.npz", **arrays)
     with pytest.raises(gate.GateError, match="cannot be read"):
-        evaluation.load_predictions(tmp_path / "predictions.npz")
+        evaluation.load_predictions(tmp_path / "predictions.npz", {"data_digest": "d1"}, "p1")
 
 
 def test_predictions_without_a_digest_are_refused(result: Result, tmp_path: Path) -> None:
     np.savez(tmp_path / "predictions.npz", **{key: value for key, value in result[1].items() if key != "data_digest"})
     with pytest.raises(gate.GateError, match="lacks data_digest"):
-        evaluation.load_predictions(tmp_path / "predictions.npz")
+        evaluation.load_predictions(tmp_path / "predictions.npz", {"data_digest": "d1"}, "p1")
 
 
 def test_the_confusion_plot_has_a_row_of_class_names_per_test_image(result: Result, tmp_path: Path) -> None:
@@ -135,8 +163,10 @@ def test_the_confusion_plot_has_a_row_of_class_names_per_test_image(result: Resu
 def test_evaluating_does_not_import_tensorflow(artefact: Path) -> None:
     code = (
         "import sys, pathlib, numpy\n"
-        "from mobilenet_pipeline import evaluation\n"
-        f"evaluation.predict(pathlib.Path({str(artefact)!r}), numpy.zeros((2, 32, 32, 3), numpy.uint8))\n"
+        "from mobilenet_pipeline import evaluation, images\n"
+        "pixels, labels = numpy.zeros((4, 32, 32, 3), numpy.uint8), numpy.zeros(4, numpy.uint8)\n"
+        f"data = images.Dataset(pixels, labels, numpy.arange(4) < 2, 'd', {NAMES}, 0)\n"
+        f"evaluation.evaluate(pathlib.Path({str(artefact)!r}), data, numpy.array([2, 3]))\n"
         "assert 'tensorflow' not in sys.modules and 'keras' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

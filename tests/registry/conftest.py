@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ import mlflow
 import numpy as np
 import pytest
 from alembic import command
+from bentos import Packaging
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 
-from mobilenet_pipeline import tracking
+import mobilenet_pipeline
+from mobilenet_pipeline import promotion, provenance, tracking
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 ROWS = 200
@@ -53,8 +56,11 @@ def store(workspace: Path, migrated: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def recipe() -> Recipe:
-    """The embedded recipe, whose floor is 90 %."""
-    return load_recipe("digits", ROOT / "params.yaml")
+    """The embedded recipe with a floor of 85 %, and no limit on calibration: made-up probabilities have none."""
+    digits = load_recipe("digits", ROOT / "params.yaml")
+    return digits.model_copy(
+        update={"gate": digits.gate.model_copy(update={"accuracy_floor": 0.85, "calibration_error": 1.0})}
+    )
 
 
 @pytest.fixture
@@ -107,12 +113,13 @@ def put(path: Path, document: dict[str, Any]) -> None:
 def training(run_id: str, digest: str) -> dict[str, Any]:
     """training.json."""
     costs = {"cpu_minutes": 1.5, "wall_minutes": 1.0, "parameters": 220_000, "multiply_adds": 1_900_000}
-    return {"run_id": run_id, "weights": "none", "data_digest": digest, "git_commit": "c" * 40, **costs}
+    facts = {"run_id": run_id, "weights": "none", "data_digest": digest, "git_commit": "c" * 40}
+    return facts | costs | {"preprocessing": provenance.preprocessing()}
 
 
 def metrics(right: int, digest: str) -> dict[str, Any]:
     """metrics/RECIPE/CANDIDATE.json."""
-    scores = {"rows": ROWS, "loss": 0.3, "accuracy": right / ROWS, "top3_accuracy": 0.99}
+    scores = {"rows": ROWS, "loss": 0.3, "accuracy": right / ROWS, "top3_accuracy": 0.99, "calibration_error": 0.02}
     confusion = np.diag(np.full(10, ROWS // 10)).tolist()
     names = [str(digit) for digit in range(10)]
     per_class = dict.fromkeys(names, 0.9)
@@ -123,6 +130,9 @@ def metrics(right: int, digest: str) -> dict[str, Any]:
         "per_class_accuracy": per_class,
         "confusion_matrix": confusion,
         "class_names": names,
+        "overlap": 0,
+        "corruptions": {"noise 1": right / ROWS},
+        "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
     }
 
 
@@ -136,3 +146,30 @@ def predictions(right: int, digest: str) -> dict[str, np.ndarray]:
     probabilities[np.arange(ROWS), answers] = sharp
     test = {"probabilities": probabilities, "labels": labels, "rows": np.arange(ROWS)}
     return test | {f"validation_{key}": value for key, value in test.items()} | {"data_digest": np.array(digest)}
+
+
+@pytest.fixture
+def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
+    """Stands in for mobilenet_pipeline.packaging."""
+    recorder = Packaging()
+    monkeypatch.setattr(mobilenet_pipeline, "packaging", recorder, raising=False)
+    monkeypatch.setitem(sys.modules, "mobilenet_pipeline.packaging", recorder)
+    return recorder
+
+
+@pytest.fixture
+def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """What a flow does once the candidates' files are there; returns "nothing to do" or the reason of the verdict."""
+    monkeypatch.setattr(promotion, "_figures", lambda *_: {})  # a second each to draw
+
+    def once() -> str:
+        known = promotion.recall(recipe)
+        if known and promotion.carried_out(recipe, known):
+            return "nothing to do"
+        judgement = known or promotion.judge(recipe)
+        if promotion.waits(recipe, judgement):
+            return "waits"
+        promotion.promote(recipe, judgement)
+        return str(judgement.document["reason"])
+
+    return once

@@ -1,17 +1,16 @@
-"""Promotion against a real registry and gate. Bentos take long to build: here they are records of themselves."""
+"""Promotion against a real registry and gate, with Bentos that are records of themselves."""
 
 import json
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
 import numpy as np
 import pytest
+from bentos import Packaging
 
-import mobilenet_pipeline
-from mobilenet_pipeline import evaluation, promotion, registry
+from mobilenet_pipeline import evaluation, images, ledger, promotion, registry, split
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -19,79 +18,6 @@ Make = Callable[..., None]
 
 class Killed(BaseException):
     """The process dies here."""
-
-
-@dataclass(frozen=True)
-class Bento:
-    """What packaging says of a Bento."""
-
-    tag: str
-    versions: dict[str, str | None]
-    hashes: dict[str, str | None]
-    is_current: bool = True
-
-
-@dataclass
-class Packaging:
-    """A Bento store in memory, with the functions that promotion calls."""
-
-    bentos: list[Bento] = field(default_factory=list)
-    checked: list[str] = field(default_factory=list)
-    broken: bool = False
-    pointer: str | None = None
-
-    def package(self, recipe: Recipe, champion: Path, challenger: Path | None) -> str:
-        folders = {"champion": champion, "challenger": challenger}
-        known = {
-            role: json.loads((folder / "metadata.json").read_text()) if folder else {}
-            for role, folder in folders.items()
-        }
-        versions = {role: facts.get("version") for role, facts in known.items()}
-        hashes = {role: facts.get("sha256") for role, facts in known.items()}
-        for bento in self.bentos:
-            if (bento.versions, bento.hashes, bento.is_current) == (versions, hashes, True):
-                return bento.tag
-        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", versions, hashes))
-        return self.bentos[-1].tag
-
-    def check(self, tag: str) -> None:
-        self.checked.append(tag)
-        if self.broken:
-            raise RuntimeError(f"{tag} does not answer")
-
-    def put_live(self, tag: str) -> None:
-        self.pointer = tag
-
-    def live(self, recipe: Recipe) -> Bento | None:
-        return next((bento for bento in self.bentos if bento.tag == self.pointer), None)
-
-    def discard(self, tag: str) -> None:
-        self.bentos = [bento for bento in self.bentos if bento.tag != tag]
-
-
-@pytest.fixture
-def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
-    """Stands in for mobilenet_pipeline.packaging."""
-    recorder = Packaging()
-    monkeypatch.setattr(mobilenet_pipeline, "packaging", recorder, raising=False)
-    monkeypatch.setitem(sys.modules, "mobilenet_pipeline.packaging", recorder)
-    return recorder
-
-
-@pytest.fixture
-def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
-    """What a flow does once the candidates' files are there; returns "nothing to do" or the reason of the verdict."""
-    monkeypatch.setattr(promotion, "_figures", lambda *_: {})  # a second each to draw
-
-    def once() -> str:
-        known = promotion.recall(recipe)
-        if known and promotion.carried_out(recipe, known):
-            return "nothing to do"
-        judgement = known or promotion.judge(recipe)
-        promotion.promote(recipe, judgement)
-        return str(judgement.document["reason"])
-
-    return once
 
 
 def served(recipe: Recipe, packaging: Packaging) -> tuple[str | None, str | None, str | None]:
@@ -346,18 +272,25 @@ def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(
     run()
     for candidate, right in (("scratch", 182), ("pretrained", 190)):
         make(candidate, right=right, digest="e" * 64)
-    np.save("data/digits/images.npy", np.zeros((200, 32, 32, 3), np.uint8))
-    answers: list[bytes] = []
+    labels = (np.arange(200) % 10).astype(np.uint8)
+    data = images.Dataset(np.zeros((200, 32, 32, 3)), labels, np.ones(200, bool), "e" * 64, [], 0)
+    monkeypatch.setattr(images, "open_dataset", lambda folder: data)
+    monkeypatch.setattr(split, "training_rows", lambda *_: (np.arange(0), np.arange(0)))
+    measured: list[bytes] = []
 
-    def predict(artefact: Path, images: np.ndarray) -> np.ndarray:
-        answers.append(artefact.read_bytes())
-        return np.full((len(images), 10), 0.1, np.float32)
+    def evaluate(artefact: Path, *_: object) -> tuple[dict, dict]:
+        measured.append(artefact.read_bytes())
+        document = json.loads(Path("metrics/digits/scratch.json").read_text())
+        return document, dict(np.load("models/digits/scratch/predictions.npz")) | {
+            "probabilities": np.full((200, 10), 0.1, np.float32)
+        }
 
-    monkeypatch.setattr(evaluation, "predict", predict)
+    monkeypatch.setattr(evaluation, "evaluate", evaluate)
     assert "pretrained is promoted" in run()
     document = json.loads(Path("reports/digits/verdict.json").read_text())
     assert (document["champion_measured_again"], document["champion"]["accuracy"]) == (True, 0.1)
-    assert answers == [b"pretrained 185 " + b"d" * 64]
+    assert measured == [b"pretrained 185 " + b"d" * 64]
+    assert (document["test_reads"], ledger.count_reads(recipe, "e" * 64)) == (1, 1)
 
 
 def test_a_changed_limit_is_judged_again(

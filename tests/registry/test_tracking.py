@@ -110,7 +110,7 @@ def test_a_run_carries_its_parameters_and_its_dataset(
         pass
     run = run_of(client, recipe)
     assert (run.info.run_name, run.info.status) == ("digits-scratch", "FINISHED")
-    assert (run.data.params["alpha"], run.data.params["gate.accuracy_floor"]) == ("0.25", "0.9")
+    assert (run.data.params["alpha"], run.data.params["gate.accuracy_floor"]) == ("0.25", "0.85")
     used = run.inputs.dataset_inputs[0]
     assert (used.dataset.name, used.dataset.digest) == ("digits", dataset["digest"][:36])
     assert {tag.key: tag.value for tag in used.tags}["digest"] == run.data.tags["data_digest"] == dataset["digest"]

@@ -13,8 +13,9 @@ ORDER = [
     {"environment"},
     {"config"},
     {"layout"},
-    {"split", "metrics", "gate", "anatomy", "provenance"},
-    {"artefact", "preprocess", "images"},
+    {"split", "metrics", "paired", "corruptions", "anatomy", "preprocess", "ledger", "history", "running"},
+    {"checks", "card", "provenance"},
+    {"gate", "artefact", "images"},
     {"sources"},
     {"ingest"},
     {"validation"},
@@ -26,19 +27,21 @@ ORDER = [
     {"export"},
     {"evaluation"},
     {"figures", "anatomy_table"},
+    {"verdict_figures"},
     {"report", "results"},
     {"tracking"},
     {"registry"},
     {"pipeline"},
     {"packaging", "prediction"},
     {"promotion"},
+    {"review", "trace"},
     {"stages"},
     {"cli"},
 ]
 # They cannot change what a stage makes (`environment` no more than how it rounds), so an edit to them need not run it
 # again: most record what happens, `config` has no defaults, and the values it reads are the stage's `params`; `layout`
 # knows the paths that dvc.yaml names.
-OBSERVERS = {"environment", "config", "layout", "tracking", "provenance", "figures"}
+OBSERVERS = {"environment", "config", "layout", "ledger", "tracking", "provenance", "figures"}
 
 
 def modules() -> dict[str, Path]:

@@ -95,3 +95,42 @@ def test_the_wilson_interval_stays_between_0_and_1(right: int, rows: int) -> Non
 def test_more_right_answers_than_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="11 right answers in 10 rows"):
         metrics.wilson_interval(11, 10)
+
+
+def calibrated(rows: int, sharpen: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits, and labels drawn from their softmax; `sharpen` makes the logits surer than they should be."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (rows, 10))
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+    return logits * sharpen, labels
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    exponent = np.exp(logits - logits.max(1, keepdims=True))
+    return exponent / exponent.sum(1, keepdims=True)
+
+
+def test_probabilities_that_labels_are_drawn_from_have_nearly_no_calibration_error():
+    logits, labels = calibrated(20_000)
+    assert metrics.expected_calibration_error(softmax(logits), labels) < 0.015
+
+
+def test_the_calibration_error_is_the_distance_of_confidence_and_accuracy():
+    probabilities = np.tile([0.7, 0.3], (100, 1))
+    labels = (np.arange(100) % 2).astype(np.int64)  # half are right, in every bin
+    assert metrics.expected_calibration_error(probabilities, labels) == pytest.approx(0.2)
+
+
+def test_bins_hold_equal_numbers_and_at_least_50_images():
+    logits, labels = calibrated(1000)
+    assert metrics.reliability(softmax(logits[:360]), labels[:360])[2].tolist() == [52, 52, 52, 51, 51, 51, 51]
+    assert len(metrics.reliability(softmax(logits), labels)[2]) == 15
+
+
+def test_the_temperature_undoes_what_made_logits_too_sure():
+    logits, labels = calibrated(20_000, sharpen=3.0)
+    assert metrics.fit_temperature(logits, labels) == pytest.approx(3.0, rel=0.03)
+
+
+def test_a_perfect_model_gets_a_finite_temperature():
+    assert metrics.fit_temperature(np.eye(10) * 50, np.arange(10)) >= 1 / 20

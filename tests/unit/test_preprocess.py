@@ -158,3 +158,10 @@ def test_damaged_bytes_never_raise_anything_else() -> None:
                 data[place] = rng.integers(0, 256)
             with contextlib.suppress(ImageError):
                 assert decode(bytes(data)).shape == (32, 32, 3)
+
+
+def test_the_fingerprint_changes_with_what_is_decoded(monkeypatch):
+    before = preprocess.fingerprint()
+    assert before == preprocess.fingerprint()
+    monkeypatch.setattr(preprocess, "_middle", lambda size: (0, 0, min(size), min(size)))
+    assert preprocess.fingerprint() != before

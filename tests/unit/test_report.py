@@ -41,11 +41,15 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
         {**validation, "expectations": [{**expectation, "sentence": "No image is in both splits."}]},
     )
     candidates = {
-        name: evaluation.load_predictions(tmp_path / f"models/digits/{name}/predictions.npz")
+        name: evaluation.load_predictions(
+            tmp_path / f"models/digits/{name}/predictions.npz",
+            json.loads((tmp_path / f"metrics/digits/{name}.json").read_text()),
+            "p1",
+        )
         for name in config.CANDIDATES
     }
-    limits = config.Gate(accuracy_floor=0.8, significance=0.05)
-    write(tmp_path / "reports/digits/verdict.json", gate.decide(candidates, None, limits).to_dict())
+    limits = recipe.gate.model_copy(update={"accuracy_floor": 0.7, "calibration_error": 1.0})
+    write(tmp_path / "reports/digits/verdict.json", gate.decide(candidates, None, limits, "p1", 2).to_dict())
     return tmp_path
 
 
@@ -64,9 +68,14 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
     found = dict(metrics.evaluate(probabilities, labels, NAMES))
     split = {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
     details = {key: found[key] for key in ("per_class_accuracy", "confusion_matrix")}
+    facts = {
+        "overlap": 0,
+        "corruptions": {"noise 1": 0.5},
+        "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
+    }
     write(
         workspace / f"metrics/digits/{name}.json",
-        {"data_digest": DIGEST, "test": split, "validation": split, **details, "class_names": NAMES},
+        {"data_digest": DIGEST, "test": split, "validation": split, **details, "class_names": NAMES, **facts},
     )
     parity = {"rows": ROWS, "argmax_differences": 0, "max_probability_difference": 1e-6}
     write(folder / "export.json", {"sha256": "ab", "bytes": 1234567, "parity": parity})
@@ -103,7 +112,9 @@ def test_the_page_s_figures_are_those_of_both_candidates(recipe: config.Recipe, 
         assert f'alt="Confusion matrix of {name}"' in html
         assert f'alt="Most confident wrong answers of {name}"' in html
     images = re.findall(r"base64,([^\"]+)", html)
-    assert len(images) == 8
+    assert len(images) == 11
+    for shown in ("The difference of the two", "Accuracy against confidence", "Accuracy on corrupted test images"):
+        assert f'alt="{shown}' in html
     assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images)
 
 

@@ -1,8 +1,6 @@
 """Served artefact to metrics, predictions and plots."""
 
-import numpy as np
-
-from mobilenet_pipeline import evaluation, images, split
+from mobilenet_pipeline import evaluation, images, ledger, provenance, split
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, metrics_path, model_folder, report_folder, write_json
 from mobilenet_pipeline.stages import run_stage
@@ -13,15 +11,8 @@ def main(recipe: Recipe, name: str) -> None:
     data = images.open_dataset(data_folder(recipe))
     folder = model_folder(recipe, name)
     _, held_out = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
-    document, predictions = evaluation.evaluate(
-        folder / "model.tflite",
-        data.images,
-        data.labels,
-        np.flatnonzero(data.is_test),
-        held_out,
-        data.class_names,
-        data.digest,
-    )
+    ledger.record_read(recipe, name, data.digest, provenance.sha256_of(folder / "model.tflite"))
+    document, predictions = evaluation.evaluate(folder / "model.tflite", data, held_out)
     evaluation.save_predictions(folder / "predictions.npz", predictions)
     plot = report_folder(recipe) / "plots" / f"{name}-confusion.csv"
     evaluation.write_confusion(plot, predictions, data.class_names)

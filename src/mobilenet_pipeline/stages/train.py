@@ -77,6 +77,8 @@ def main(recipe: Recipe, name: str) -> None:
         "replicas": strategy.num_replicas_in_sync,
         "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
         "epochs": round(trained.epochs, 3),
+        "temperature": round(trained.temperature, 4),
+        "preprocessing": provenance.preprocessing(),
         "data_digest": data.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
         "tensorflow": tf.__version__,

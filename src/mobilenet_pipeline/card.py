@@ -1,0 +1,131 @@
+"""A candidate's files and the verdict on it to its model card: what a reviewer needs, in Markdown. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mobilenet_pipeline import metrics
+from mobilenet_pipeline.config import Recipe
+
+
+def card(
+    recipe: Recipe,
+    candidate: str,
+    version: str,
+    training: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    verdict: Mapping[str, Any],
+    origin: Mapping[str, str | None],
+) -> str:
+    """The card of one version.
+
+    `training`, `evaluation`, `dataset` and `verdict` are the documents that the stages and the gate wrote; `origin`
+    says under which names the version's past can be found elsewhere.
+    """
+    decision = "promoted" if verdict["promote"] and verdict["winner"] == candidate else "not promoted"
+    parts = [
+        f"# {recipe.registered_model}, version {version}: {candidate}, {decision}",
+        verdict["reason"],
+        "## Verdict\n\n" + _checks(candidate, verdict),
+        "## Test figures\n\n" + _figures(evaluation),
+        "## Accuracy per class\n\n" + _classes(evaluation),
+        "## Model\n\n" + _model(recipe, candidate, training, evaluation),
+        "## Data\n\n" + _data(recipe, dataset, evaluation),
+        "## Limits of use\n\n" + _limits(recipe, evaluation),
+        "## Where it comes from\n\n" + _table({key: f"`{value}`" for key, value in origin.items() if value}),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checks(candidate: str, verdict: Mapping[str, Any]) -> str:
+    lines = [
+        f"- {'✓' if check['passed'] else '✗'} **{check['name']}**: {check['sentence']}"
+        for check in verdict["checks"]
+        if check["candidate"] == candidate
+    ]
+    reads = f"The test images had been read {verdict['test_reads']} times on this machine."
+    return "\n".join([*lines, "", verdict["warning"] or reads])
+
+
+def _figures(evaluation: Mapping[str, Any]) -> str:
+    test, corrupted = evaluation["test"], evaluation["corruptions"]
+    low, high = _interval(test["accuracy"], test["rows"])
+    worst = min(corrupted, key=lambda name: corrupted[name])
+    mean = sum(corrupted.values()) / len(corrupted)
+    return _table(
+        {
+            "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95%: {low:.2%} to {high:.2%})",
+            "loss": f"{test['loss']:.4f}",
+            "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
+            "calibration error": f"{test['calibration_error'] * 100:.2f} points",
+            "on corrupted images": f"{mean:.2%}, worst on {worst}: {corrupted[worst]:.2%}",
+            "one image": f"{evaluation['artefact']['p50_ms']:.2f} ms, 99 of 100 within "
+            f"{evaluation['artefact']['p99_ms']:.2f} ms",
+            "size": f"{evaluation['artefact']['bytes'] / 1e6:.2f} MB",
+        }
+    )
+
+
+def _classes(evaluation: Mapping[str, Any]) -> str:
+    lines = ["| class | images | accuracy | 95% | most often taken for |", "| --- | --- | --- | --- | --- |"]
+    names = evaluation["class_names"]
+    for index, (name, row) in enumerate(zip(names, evaluation["confusion_matrix"], strict=True)):
+        total, right = sum(row), row[index]
+        if not total:
+            lines.append(f"| {name} | 0 | – | – | – |")
+            continue
+        low, high = metrics.wilson_interval(right, total)
+        wrong, other = max((count, other) for other, count in enumerate(row) if other != index)
+        taken = f"{names[other]} ({wrong})" if wrong else "–"
+        lines.append(f"| {name} | {total:,} | {right / total:.1%} | {low:.1%} to {high:.1%} | {taken} |")
+    return "\n".join(lines)
+
+
+def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    knobs = recipe.candidate(candidate)
+    machine = training.get("machine") or {}
+    return _table(
+        {
+            "architecture": f"MobileNet v1, α {knobs.alpha:g}, strides {knobs.strides}, {knobs.input_size} px",
+            "started from": str(training.get("weights")),
+            "parameters": f"{training.get('parameters', 0):,}",
+            "multiply-adds": f"{training.get('multiply_adds', 0):,} an image",
+            "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', '?')} epochs, "
+            f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {knobs.seed}",
+            "on": f"{machine.get('cpu', 'unknown')}, {training.get('replicas', 1)} replicas",
+            "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
+            "validation accuracy": f"{evaluation['validation']['accuracy']:.2%}",
+        }
+    )
+
+
+def _data(recipe: Recipe, dataset: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
+    share = recipe.split.validation_share
+    return _table(
+        {
+            "source": str(dataset.get("source")),
+            "images": f"{dataset['rows']['train']:,} for training, {share:.0%} of them held out for validation; "
+            f"{dataset['rows']['test']:,} for testing, {evaluation['overlap'] or 'none'} of them trained on",
+            "digest": f"`{evaluation['data_digest']}`",
+        }
+    )
+
+
+def _limits(recipe: Recipe, evaluation: Mapping[str, Any]) -> str:
+    names = ", ".join(evaluation["class_names"])
+    return (
+        f"- It knows {len(evaluation['class_names'])} classes and gives every image to one of them: {names}. What an "
+        "image of anything else gets means nothing.\n"
+        "- It sees the middle square of a photo at 32 by 32 pixels.\n"
+        f"- All figures are of images like those of {recipe.data.source}. On others expect less, as the corrupted "
+        "images show.\n"
+        "- Its probabilities were calibrated on validation images; on other kinds of images they are not."
+    )
+
+
+def _interval(accuracy: float, rows: int) -> tuple[float, float]:
+    return metrics.wilson_interval(round(accuracy * rows), rows)
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])

@@ -1,0 +1,64 @@
+"""What happens to photographs before a model sees them, in three strengths each. Pure: the same seed, the same pixels.
+
+A selection of those of Hendrycks and Dietterich 2019 (arXiv:1903.12261), for images of 32 pixels.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from PIL import Image
+
+SEVERITIES = (1, 2, 3)
+
+
+def noise(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Gaussian noise of a standard deviation of 8, 16 or 24 levels of 255."""
+    return _bytes(images + rng.normal(0, 8 * severity, images.shape))
+
+
+def blur(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """A Gaussian blur with a standard deviation of 0.5, 0.8 or 1.1 pixels."""
+    from scipy.ndimage import gaussian_filter
+
+    width = (0.5, 0.8, 1.1)[severity - 1]
+    return _bytes(gaussian_filter(images.astype(np.float32), (0, width, width, 0), mode="nearest"))
+
+
+def brightness(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Every image lighter or darker by 25, 50 or 75 levels."""
+    sign = rng.choice([-1, 1], (len(images), 1, 1, 1))
+    return _bytes(images + 25.0 * severity * sign)
+
+
+def contrast(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """The differences from the image's mean at 70, 45 or 25 %."""
+    mean = images.mean(axis=(1, 2), keepdims=True)
+    return _bytes(mean + (images - mean) * (0.7, 0.45, 0.25)[severity - 1])
+
+
+def jpeg(images: np.ndarray, severity: int, rng: np.random.Generator) -> np.ndarray:
+    """Saved as JPEG with quality 60, 30 or 15."""
+    return np.stack([_as_jpeg(image, (60, 30, 15)[severity - 1]) for image in images])
+
+
+CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarray]] = {
+    function.__name__: function for function in (noise, blur, brightness, contrast, jpeg)
+}
+
+
+def corrupted(images: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, images) of every corruption at every severity, like `blur 2`; images uint8 (n, 32, 32, 3)."""
+    for number, (name, function) in enumerate(CORRUPTIONS.items()):
+        for severity in SEVERITIES:
+            yield f"{name} {severity}", function(images, severity, np.random.default_rng([seed, number, severity]))
+
+
+def _as_jpeg(image: np.ndarray, quality: int) -> np.ndarray:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "JPEG", quality=quality)
+    return np.asarray(Image.open(stream))
+
+
+def _bytes(pixels: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)

@@ -1,0 +1,101 @@
+"""From a version back to where it comes from, every hash on the way checked again."""
+
+import json
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from mobilenet_pipeline import history, layout, provenance
+from mobilenet_pipeline.config import Recipe
+
+HERE = Path(".")
+
+
+@dataclass(frozen=True)
+class Link:
+    """A step of the way: its name, what was found, and whether it holds; None where this machine cannot say."""
+
+    name: str
+    found: str
+    holds: bool | None
+
+
+def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
+    """Walk from the registered version to run, commit, data, validation and verdict.
+
+    Raises RegistryError for a version that there is not.
+    """
+    from mobilenet_pipeline import packaging, registry
+
+    version = registry.find(recipe.registered_model, number)
+    tags = registry.tags_of(version)
+    links = [Link("version", f"{number} of {version.name}, {version.candidate} of recipe {version.recipe}", True)]
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            registry.fetch(version, Path(scratch))
+            links.append(Link("artefact", f"model.tflite {version.sha256[:12]} and its predictions", True))
+        except ValueError as error:
+            links.append(Link("artefact", str(error), False))
+    live = packaging.live(recipe)
+    roles = [role for role, held in (live.versions if live else {}).items() if held == number]
+    if live and roles:
+        same = live.hashes[roles[0]] == version.sha256
+        links.append(Link("served", f"as {roles[0]} by Bento {live.tag}", same))
+    links.append(Link("run", f"{version.run_id} in MLflow", True))
+    links.append(_commit(version.git_commit, workspace))
+    links.append(_data(recipe, version.data_digest, tags.get("data_version"), workspace))
+    links.append(_validation(recipe, version.data_digest, workspace))
+    links.append(_verdict(registry.read_text(version, "verdict.json"), version.sha256, version.candidate))
+    links.append(_history(recipe, number, workspace))
+    return links
+
+
+def _commit(commit: str | None, workspace: Path) -> Link:
+    if commit is None:
+        return Link("commit", "not recorded: it was trained outside a repository", None)
+    asked = subprocess.run(
+        ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=workspace, capture_output=True, check=False
+    )
+    if asked.returncode:
+        return Link("commit", f"{commit[:12]} is not in this repository; fetch it", None)
+    return Link("commit", commit[:12], True)
+
+
+def _data(recipe: Recipe, digest: str, data_version: str | None, workspace: Path) -> Link:
+    said = f"digest {digest[:12]}, DVC version {data_version or 'not recorded'}"
+    path = layout.data_folder(recipe, workspace) / "dataset.json"
+    if not path.is_file():
+        return Link("data", f"{said}; not in this workspace: dvc pull, or dvc repro ingest@{recipe.name}", None)
+    here = str(provenance.read_json(path)["digest"])
+    if here != digest:
+        return Link("data", f"{said}; this workspace has {here[:12]} now", None)
+    same = data_version in (None, provenance.data_version(recipe.name, workspace))
+    return Link("data", said if same else f"{said}, but dvc.lock names another version of the same images", same)
+
+
+def _validation(recipe: Recipe, digest: str, workspace: Path) -> Link:
+    path = layout.report_folder(recipe, workspace) / "validation.json"
+    if not path.is_file():
+        return Link("validation", f"{path} is not in this workspace", None)
+    report = provenance.read_json(path)
+    if report["data_digest"] != digest:
+        return Link("validation", "the last one in this workspace is of other data", None)
+    met = sum(bool(each["success"]) for each in report["expectations"])
+    return Link("validation", f"{met} of {len(report['expectations'])} expectations met", bool(report["success"]))
+
+
+def _verdict(document: str | None, sha256: str, candidate: str) -> Link:
+    if document is None:
+        return Link("verdict", "the gate has not judged it", None)
+    verdict = json.loads(document)
+    return Link("verdict", str(verdict["reason"]), verdict["artefacts"].get(candidate) == sha256)
+
+
+def _history(recipe: Recipe, number: str, workspace: Path) -> Link:
+    try:
+        events = [event for event in history.read(recipe, workspace) if event.version == number]
+    except history.HistoryError as error:
+        return Link("history", str(error), False)
+    said = "; ".join(f"{event.what} {event.at} by {event.who}" for event in events)
+    return Link("history", said or "nothing happened to it", True)

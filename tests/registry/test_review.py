@@ -1,0 +1,217 @@
+"""A person's decisions, against a real registry."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import mlflow
+import pytest
+from bentos import Packaging
+
+from mobilenet_pipeline import history, layout, promotion, registry, review, trace
+from mobilenet_pipeline.config import Recipe
+
+Make = Callable[..., None]
+Run = Callable[[], str]
+
+
+@pytest.fixture
+def manual(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"promotion": "manual"})
+
+
+@pytest.fixture
+def champions(make: Make, run: Run) -> None:
+    """Version 2 was promoted, then version 4."""
+    make("scratch", right=181)
+    make("pretrained", right=183)
+    run()
+    make("scratch", right=182)
+    make("pretrained", right=195)
+    run()
+
+
+def champion(recipe: Recipe) -> str | None:
+    found = registry.with_alias(recipe.registered_model, "champion")
+    return found and found.version
+
+
+def events(recipe: Recipe) -> list[tuple[str, str, str | None, str | None]]:
+    return [(event.what, event.version, event.before, event.after) for event in history.read(recipe)]
+
+
+def test_every_promotion_is_on_record_with_who_was_champion_before(recipe: Recipe, champions: None) -> None:
+    assert events(recipe) == [("promoted", "2", None, "2"), ("promoted", "4", "2", "4")]
+    assert "there is no champion yet" in history.read(recipe)[0].why
+
+
+def test_a_version_s_description_is_its_card(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
+    card = client.get_model_version(recipe.registered_model, "4").description
+    assert card.startswith("# digits-mobilenet, version 4: pretrained, promoted")
+    for part in ("97.50% of 200 images (95%: ", "## Accuracy per class", "✓ **size**", "## Limits of use", "artefact"):
+        assert part in card
+
+
+def test_a_rejected_version_carries_the_reason(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
+    tags = client.get_model_version(recipe.registered_model, "3").tags
+    assert (tags["verdict"], "pretrained is promoted" in tags["verdict_reason"]) == ("rejected", True)
+
+
+def test_where_a_person_decides_the_alias_waits(make: Make, manual: Recipe, packaging: Packaging) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    judgement = promotion.judge(manual)
+    assert promotion.waits(manual, judgement)
+    assert champion(manual) is None
+    assert review.approve(manual, "2", "ann") == "Version 2 of digits-mobilenet is champion."
+    assert [(event.what, event.who) for event in history.read(manual)] == [
+        ("approved", "ann"),
+        ("promoted", "the gate"),
+    ]
+    assert not promotion.waits(manual, judgement)
+
+
+def test_an_approval_in_the_registry_is_one(
+    make: Make, manual: Recipe, packaging: Packaging, client: mlflow.MlflowClient
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    promotion.judge(manual)
+    client.set_model_version_tag(manual.registered_model, "2", "approval", "approved")
+    judgement = promotion.recall(manual)
+    assert judgement is not None
+    assert not promotion.waits(manual, judgement)
+
+
+def test_approving_twice_promotes_once(make: Make, manual: Recipe, packaging: Packaging) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    promotion.judge(manual)
+    for _ in range(2):
+        review.approve(manual, "2", "ann")
+    assert [event.what for event in history.read(manual)] == ["approved", "promoted"]
+    assert len(packaging.checked) == 1
+
+
+def test_what_the_gate_did_not_pass_cannot_be_approved(make: Make, manual: Recipe, packaging: Packaging) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    promotion.judge(manual)
+    with pytest.raises(review.ReviewError, match="version 1 of digits-mobilenet does not wait for approval"):
+        review.approve(manual, "1", "ann")
+
+
+def test_a_rejected_version_is_promoted_by_no_run(make: Make, recipe: Recipe, run: Run) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    promotion.judge(recipe)
+    for _ in range(2):
+        review.reject(recipe, "2", "the photos are not ours", "ann")
+    assert "scratch is promoted" in run()
+    assert events(recipe) == [("rejected", "2", None, None), ("promoted", "1", None, "1")]
+    assert (
+        "pretrained was taken out: rejected by ann: the photos are not ours"
+        in json.loads(Path("reports/digits/verdict.json").read_text())["reason"]
+    )
+
+
+def test_the_champion_cannot_be_rejected(recipe: Recipe, champions: None) -> None:
+    with pytest.raises(review.ReviewError, match="version 4 of digits-mobilenet is champion: `mobilenet-pipeline roll"):
+        review.reject(recipe, "4", "slow", "ann")
+
+
+def test_a_rollback_serves_the_champion_before_and_takes_this_one_out(
+    recipe: Recipe, champions: None, packaging: Packaging
+) -> None:
+    assert "Version 2 of digits-mobilenet is champion again" in review.rollback(recipe, None, "slow", "ann")
+    live = packaging.live(recipe)
+    assert (champion(recipe), live and live.versions["champion"]) == ("2", "2")
+    assert events(recipe)[-1] == ("rolled back", "2", "4", "2")
+    assert registry.find(recipe.registered_model, "4").withdrawn == "rolled back by ann: slow"
+
+
+def test_what_was_rolled_back_is_not_promoted_by_the_next_run(recipe: Recipe, champions: None, run: Run) -> None:
+    review.rollback(recipe, None, "slow", "ann")
+    assert "The champion stays" in run() or "Nothing is promoted" in run()
+    assert champion(recipe) == "2"
+
+
+def test_a_rollback_can_be_said_twice(recipe: Recipe, champions: None, packaging: Packaging) -> None:
+    review.rollback(recipe, "2", "slow", "ann")
+    built = len(packaging.bentos)
+    assert review.rollback(recipe, "2", "slow", "ann") == "Version 2 of digits-mobilenet is champion already."
+    assert (len(packaging.bentos), len(events(recipe))) == (built, 3)
+
+
+def test_a_second_rollback_does_not_return_to_what_the_first_took_out(recipe: Recipe, champions: None) -> None:
+    review.rollback(recipe, None, "slow", "ann")
+    with pytest.raises(review.ReviewError, match=r"version 4, which was rolled back by ann: slow; name a version"):
+        review.rollback(recipe, None, "slower", "ann")
+    assert "Version 4" in review.rollback(recipe, "4", "it was the network", "ann")
+
+
+def test_a_rollback_that_was_killed_is_completed_by_the_next(
+    recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for point in ("package", "check", "put_live"):
+        with monkeypatch.context() as patch:
+            patch.setattr(packaging, point, killed)
+            with pytest.raises(KeyboardInterrupt):
+                review.rollback(recipe, "2", "slow", "ann")
+        assert packaging.live(recipe).versions["champion"] == "4"
+    review.rollback(recipe, "2", "slow", "ann")
+    assert (champion(recipe), packaging.live(recipe).versions["champion"]) == ("2", "2")
+    assert events(recipe)[-1][0] == "rolled back"
+
+
+def killed(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_there_is_nothing_to_roll_back_to_after_the_first_promotion(make: Make, recipe: Recipe, run: Run) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    run()
+    with pytest.raises(review.ReviewError, match="has had no champion before version 2"):
+        review.rollback(recipe, None, "slow", "ann")
+
+
+def test_an_unknown_version_is_refused_with_those_there_are(recipe: Recipe, champions: None) -> None:
+    with pytest.raises(registry.RegistryError, match="no version 9; there are: 4, 3, 2, 1"):
+        review.rollback(recipe, "9", "slow", "ann")
+
+
+def test_a_review_shows_the_champion_s_card_and_its_verdict(recipe: Recipe, champions: None) -> None:
+    card, verdict = review.show(recipe, None)
+    assert "version 4" in card
+    assert verdict["versions"] == {"scratch": "3", "pretrained": "4"}
+
+
+def test_a_review_before_the_first_run_says_what_to_do(store: Path, recipe: Recipe) -> None:
+    with pytest.raises(review.ReviewError, match="has no versions yet: `mobilenet-pipeline run --recipe digits`"):
+        review.show(recipe, None)
+
+
+def test_a_change_in_the_record_shows(recipe: Recipe, champions: None) -> None:
+    path = layout.history_path(recipe)
+    path.write_text(path.read_text().replace('"before": null', '"before": "1"'))
+    with pytest.raises(history.HistoryError, match="line 2 does not follow line 1"):
+        history.read(recipe)
+
+
+def test_a_trace_walks_back_to_the_data_and_finds_that_everything_holds(recipe: Recipe, champions: None) -> None:
+    links = {link.name: link for link in trace.trace(recipe, "4")}
+    assert [links[name].holds for name in ("artefact", "served", "verdict", "history")] == [True] * 4
+    assert "promoted" in links["history"].found
+    assert links["commit"].holds is None  # this workspace has no such commit
+
+
+def test_a_trace_finds_an_artefact_that_was_changed(
+    recipe: Recipe, champions: None, client: mlflow.MlflowClient
+) -> None:
+    version = registry.find(recipe.registered_model, "4")
+    place = Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://"))
+    (place / "served" / "model.tflite").write_bytes(b"another")
+    links = {link.name: link for link in trace.trace(recipe, "4")}
+    assert links["artefact"].holds is False
+    assert "SHA-256" in links["artefact"].found
