@@ -62,7 +62,7 @@ weights: $(READY)  ## train the bundled checkpoint again, on CIFAR-10
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10
 	$(BIN)/python tools/bundle_weights.py
 
-clean:  ## remove what runs have made, registry and data included; the environment and the download cache stay
+clean:  ## remove what runs have made, registry and data included; environment, download cache and records stay
 	rm -rf data models metrics reports mlruns mlflow.db* .bentoml .prefect .dvc/tmp .dvc/cache .dvc-storage .pytest_cache .mypy_cache .ruff_cache
 
 # uv, if the machine has none, comes from the package index into the environment itself.

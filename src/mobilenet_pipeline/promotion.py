@@ -160,15 +160,15 @@ def settle(
     workspace: Path = Path("."),
 ) -> None:
     """Put the change of champion on record, unless it is there: whoever comes after one that was killed does it."""
-    if recorded_champion(recipe, workspace) != champion.version:
+    if not on_record(recipe, champion, workspace):
         number, run, accuracy = champion.version, champion.run_id, champion.accuracy
         history.append(recipe, what, number, why, before, number, run, accuracy, who, workspace)
 
 
-def recorded_champion(recipe: Recipe, workspace: Path = Path(".")) -> str | None:
-    """The champion after the last change on record."""
+def on_record(recipe: Recipe, champion: "Version", workspace: Path = Path(".")) -> bool:
+    """Whether the last change on record made this version champion. Of this store: in another, numbers start again."""
     changes = history.champions(recipe, workspace)
-    return changes[-1].after if changes else None
+    return bool(changes) and (changes[-1].version, changes[-1].run) == (champion.version, champion.run_id)
 
 
 def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
@@ -213,9 +213,7 @@ def carried_out(recipe: Recipe, judgement: Judgement, workspace: Path = Path("."
     champion = judgement.champion
     if champion is None:
         return True
-    return _settled(recipe, champion, judgement.challenger) and (
-        recorded_champion(recipe, workspace) == champion.version
-    )
+    return _settled(recipe, champion, judgement.challenger) and on_record(recipe, champion, workspace)
 
 
 def _settled(recipe: Recipe, champion: "Version", challenger: "Version | None") -> bool:

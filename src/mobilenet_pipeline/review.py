@@ -83,7 +83,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         raise ReviewError(f"{name} has no champion; there is nothing to roll back")
     target = _target(recipe, champion, to)
     if target.version == champion.version:
-        if promotion.recorded_champion(recipe, workspace) == target.version and promotion.consistent(recipe) is None:
+        if promotion.on_record(recipe, target, workspace) and promotion.consistent(recipe) is None:
             return f"Version {target.version} of {name} is champion already."
         promotion.install(recipe, target, registry.with_alias(name, "challenger"))
         promotion.settle(recipe, "rolled back", target, why, None, who, workspace)
