@@ -1,8 +1,8 @@
 """Serve a Bento for a moment and compare its answers over HTTP with those of its artefact in this process.
 
-A program: it reads {"command", "port", "champion"} (JSON) from its standard input: the command line that serves, the
-port that it will listen on, and the folder of the champion. It ends with a sentence and the server's last lines, and
-exit status 1, where something is wrong.
+A program: it reads {"command", "port", "champion", "milliseconds"} (JSON) from its standard input: the command line
+that serves, the port that it will listen on, the folder of the champion, and what an answer may take. It ends with a
+sentence and the server's last lines, and exit status 1, where something is wrong.
 """
 
 import io
@@ -29,6 +29,7 @@ from mobilenet_pipeline.artefact import Artefact
 START_SECONDS = 120
 STOP_SECONDS = 15
 LOG_LINES = 20
+TIMED = 50
 WORKER = "_bentoml_impl.worker.service"
 # Proxies are for the world outside.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -38,19 +39,51 @@ class CheckError(Exception):
     """The Bento does not start, or does not answer as its artefact does."""
 
 
-def check(address: str, champion: Path) -> None:
-    """Compare the service at the address with the artefact in the folder. Raises CheckError with a sentence."""
+def check(address: str, champion: Path, milliseconds: float) -> None:
+    """Compare the service at the address with the artefact in the folder, and its latency with the budget.
+
+    Raises CheckError with a sentence.
+    """
     metadata = json.loads((champion / "metadata.json").read_text(encoding="utf-8"))
     version = ask(f"{address}/model")["champion"]["version"]
     if version != metadata["version"]:
         raise CheckError(f"it says that it serves version {version}, not {metadata['version']}")
-    pixels = np.random.default_rng(0).integers(0, 256, (preprocess.SIDE, preprocess.SIDE, 3), dtype=np.uint8)
-    png = io.BytesIO()
-    Image.fromarray(pixels).save(png, "PNG")
-    expected = Artefact(champion / "model.tflite").predict(pixels[None])[0]
-    found = list(ask(f"{address}/predict", png.getvalue())["probabilities"].values())
-    if not np.allclose(found, expected, rtol=0, atol=1e-5):
-        raise CheckError(f"its probabilities over HTTP are {found}, those of its artefact {expected.tolist()}")
+    artefact = Artefact(champion / "model.tflite")
+    for file in golden_images():
+        expected = artefact.predict(preprocess.decode(file)[None])[0]
+        found = list(ask(f"{address}/predict", file)["probabilities"].values())
+        if not np.allclose(found, expected, rtol=0, atol=1e-5):
+            raise CheckError(f"its probabilities over HTTP are {found}, those of its artefact {expected.tolist()}")
+    taken = latency(address, next(golden_images()))
+    if taken > milliseconds:
+        raise CheckError(f"half of its answers take more than {taken:.1f} ms, the recipe allows {milliseconds:g}")
+
+
+def golden_images() -> Iterator[bytes]:
+    """Made-up image files, small and large, in several modes and formats."""
+    rng = np.random.default_rng(0)
+    side = preprocess.SIDE
+    for width, height, mode, kind in (
+        (side, side, "RGB", "PNG"),
+        (side, side, "RGB", "BMP"),
+        (300, 200, "RGB", "JPEG"),
+        (90, 160, "L", "PNG"),
+        (64, 64, "RGBA", "PNG"),
+    ):
+        coarse = rng.integers(0, 256, (6, 6, 4), dtype=np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).convert(mode).save(file, kind)
+        yield file.getvalue()
+
+
+def latency(address: str, image: bytes) -> float:
+    """Median milliseconds of an answer, a stall of the machine aside."""
+    seconds = []
+    for _ in range(TIMED):
+        started = time.perf_counter()
+        ask(f"{address}/predict", image)
+        seconds.append(time.perf_counter() - started)
+    return float(np.median(seconds) * 1000)
 
 
 def ask(url: str, png: bytes | None = None, seconds: float = 30) -> Any:
@@ -120,7 +153,7 @@ def main() -> int:
     address = f"http://127.0.0.1:{order['port']}"
     try:
         with serving(order["command"], address):
-            check(address, Path(order["champion"]))
+            check(address, Path(order["champion"]), order["milliseconds"])
     except CheckError as error:
         print(error, file=sys.stderr)
         return 1

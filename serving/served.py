@@ -8,6 +8,7 @@ from typing import Any
 import bentoml
 import numpy as np
 
+from mobilenet_pipeline import preprocess
 from mobilenet_pipeline.artefact import Artefact
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
@@ -23,6 +24,12 @@ class Served:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != self.metadata["sha256"]:
             raise ValueError(f"{path} is damaged: its SHA-256 is {found}, it should be {self.metadata['sha256']}")
+        trained = self.metadata.get("preprocessing")
+        if trained and trained != preprocess.fingerprint():
+            raise ValueError(
+                f"this Bento decodes images otherwise than the training of version {self.metadata['version']} did: "
+                "build it with the code and the version of Pillow that trained it, or train anew"
+            )
         # One thread: for one small image a second one costs more than it brings, and requests share the processors.
         self.artefact = Artefact(path, threads=1)
         self.class_names: list[str] = self.metadata["class_names"]

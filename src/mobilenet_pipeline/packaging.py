@@ -139,15 +139,21 @@ def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000) -> list[s
     return [*start, tag, "--host", host, "--port", str(port)]
 
 
-def check(tag: str) -> None:
-    """Serve the Bento on a free port, ask it, compare with its own artefact, and end it.
+def check(tag: str, milliseconds: float) -> None:
+    """Serve the Bento on a free port, ask it about images, compare with its own artefact, and end it.
 
-    Raises PackagingError with the end of the server's log where it does not start or answers otherwise.
+    Raises PackagingError with the end of the server's log where it does not start, answers otherwise, or takes more
+    than `milliseconds` for an answer.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    order = {"command": serve_command(tag, port=port), "port": port, "champion": str(_folders(tag)["champion"])}
+    order = {
+        "command": serve_command(tag, port=port),
+        "port": port,
+        "champion": str(_folders(tag)["champion"]),
+        "milliseconds": milliseconds,
+    }
     try:
         _run([str(_serving() / "check.py")], f"checking {tag}", order)
     finally:

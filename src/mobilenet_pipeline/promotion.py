@@ -135,7 +135,7 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
         second = registry.fetch(challenger, Path(scratch) / challenger.version) if challenger else None
         tag = packaging.package(recipe, best, second)
     try:
-        packaging.check(tag)
+        packaging.check(tag, recipe.gate.milliseconds)
     except BaseException:  # an interrupt too
         if live is None or live.tag != tag:
             packaging.discard(tag)

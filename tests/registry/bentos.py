@@ -40,7 +40,7 @@ class Packaging:
         self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", versions, hashes))
         return self.bentos[-1].tag
 
-    def check(self, tag: str) -> None:
+    def check(self, tag: str, milliseconds: float) -> None:
         self.checked.append(tag)
         if self.broken:
             raise RuntimeError(f"{tag} does not answer")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import evaluation, images, ledger, promotion, registry, split
+from mobilenet_pipeline import evaluation, history, images, ledger, promotion, registry, split
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -125,7 +125,7 @@ def test_a_candidate_below_the_floor_does_not_become_challenger(
     assert served(recipe, packaging) == ("2", None, "2")
 
 
-@pytest.mark.parametrize("point", ["fetch", "package", "check", "challenger", "champion", "live"])
+@pytest.mark.parametrize("point", ["fetch", "package", "check", "challenger", "previous", "champion", "live", "record"])
 def test_a_run_killed_while_promoting_is_completed_by_the_next(
     point: str,
     make: Make,
@@ -143,8 +143,9 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
         with pytest.raises(Killed):
             run()
     # Until the very end the old champion is what is served.
-    assert (served(recipe, packaging)[0], served(recipe, packaging)[2]) == ("3" if point == "live" else "2", "2")
-    assert (promotion.consistent(recipe) is None) == (point not in ("champion", "live"))
+    moved, live = point in ("live", "record"), point == "record"
+    assert served(recipe, packaging)[::2] == ("3" if moved else "2", "3" if live else "2")
+    assert (promotion.consistent(recipe) is None) == (point not in ("previous", "champion", "live"))
     assert "scratch is promoted" in run()
     assert served(recipe, packaging) == ("3", "2", "3")
     assert (promotion.consistent(recipe), packaging.checked[-1], run()) == (
@@ -153,6 +154,7 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
         "nothing to do",
     )
     assert len(packaging.bentos) == 2
+    assert [event.version for event in history.read(recipe)] == ["2", "3"]
 
 
 def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> None:
@@ -172,6 +174,8 @@ def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> 
         # Judging fetches the champion; promoting fetches into a folder named after the version.
         fetch = registry.fetch
         patch.setattr(registry, "fetch", lambda v, to: die() if to.name == v.version else fetch(v, to))
+    elif point == "record":
+        patch.setattr(history, "append", die)
     elif point in ("package", "check", "live"):
         patch.setattr(packaging, "put_live" if point == "live" else point, die)
     else:

@@ -199,7 +199,7 @@ def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that
     service: Service, store: Path, recipe: Recipe
 ) -> None:
     before = service.ask("GET", "/metrics").text.count("request_total{")
-    packaging.check(service.tag)
+    packaging.check(service.tag, 1000)
     assert service.ask("GET", "/metrics").text.count("request_total{") >= before > 0
     assert [path.name for path in (store / "servers").iterdir()] == [service.address.rpartition(":")[2]]
 
@@ -209,8 +209,24 @@ def test_a_bento_that_does_not_start_fails_the_check_with_its_log(own_store: Pat
     assert champion is not None
     (champion / "model.tflite").write_bytes(b"damaged")
     with pytest.raises(PackagingError, match=r"is damaged: its SHA-256 is"):
-        packaging.check(str(packaging.live(recipe)))
+        packaging.check(str(packaging.live(recipe)), 1000)
     assert not [process for process in psutil.process_iter(["cmdline"]) if str(own_store) in _command(process)]
+
+
+def test_a_bento_that_decodes_images_otherwise_than_training_did_does_not_start(
+    own_store: Path, recipe: Recipe
+) -> None:
+    champion = packaging.served_models(recipe)["champion"]
+    assert champion is not None
+    document = json.loads((champion / "metadata.json").read_text()) | {"preprocessing": "0" * 64}
+    (champion / "metadata.json").write_text(json.dumps(document))
+    with pytest.raises(PackagingError, match="decodes images otherwise than the training of version 2 did"):
+        packaging.check(str(packaging.live(recipe)), 1000)
+
+
+def test_a_bento_that_is_too_slow_fails_the_check(service: Service, store: Path) -> None:
+    with pytest.raises(PackagingError, match=r"half of its answers take more than .* ms, the recipe allows 0\.001"):
+        packaging.check(service.tag, 0.001)
 
 
 def _command(process: psutil.Process) -> str:
