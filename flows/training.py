@@ -19,7 +19,7 @@ from mobilenet_pipeline import environment, layout, pipeline, results, running
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 if TYPE_CHECKING:
-    from mobilenet_pipeline.promotion import Judgement
+    from mobilenet_pipeline.judging import Judgement
 
 RETRY_SECONDS: list[float] = [10, 60]
 """Before the second and the third try of what may pass again."""
@@ -56,7 +56,7 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
     """The body of the flow; gives the sentence that sums it up."""
-    from mobilenet_pipeline import promotion
+    from mobilenet_pipeline import judging, promotion
 
     names = pipeline.stage_names(recipe)
     stale = set(names) if force else pipeline.stale(names)
@@ -71,7 +71,7 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     trains = force or bool((pipeline.stale(trainings) if data else stale) & {*trainings})
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
-        known = promotion.recall(recipe)
+        known = judging.recall(recipe)
         judgement: Judgement = known or judge(recipe)
         if promotion.waits(recipe, judgement):
             waiting = judgement.document["leaves"]["champion"]
@@ -131,10 +131,10 @@ def stage(name: str, variables: Mapping[str, str], force: bool) -> pipeline.Stag
 @task(cache_policy=NO_CACHE)
 def judge(recipe: Recipe) -> "Judgement":
     """Register both candidates and hold them against each other and the champion."""
-    from mobilenet_pipeline import promotion
+    from mobilenet_pipeline import judging
 
     with shown("judge"):
-        judgement = promotion.judge(recipe)
+        judgement = judging.judge(recipe)
     get_run_logger().info(judgement.document["reason"])
     return judgement
 
@@ -161,10 +161,10 @@ def report(recipe: Recipe, verdict: Mapping[str, Any], stages: list[dict[str, An
 
 def is_settled(recipe: Recipe) -> bool:
     """Whether there is nothing to do after the stages: verdict, results and report are there and up to date."""
-    from mobilenet_pipeline import promotion
+    from mobilenet_pipeline import judging, promotion
 
     pages = results.results_path(recipe), layout.report_folder(recipe) / "index.html"
-    judgement = promotion.recall(recipe) if all(page.exists() for page in pages) else None
+    judgement = judging.recall(recipe) if all(page.exists() for page in pages) else None
     return judgement is not None and promotion.carried_out(recipe, judgement)
 
 

@@ -32,6 +32,11 @@ def report_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
     return workspace / "reports" / recipe.name
 
 
+def verdict_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """The gate's last verdict."""
+    return report_folder(recipe, workspace) / "verdict.json"
+
+
 def ledger_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """The record of every read of the test images. Not among the reports: cleaning up must not forget it."""
     return workspace / "records" / recipe.name / "test_reads.jsonl"

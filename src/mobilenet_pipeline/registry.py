@@ -20,7 +20,7 @@ from mobilenet_pipeline.provenance import CandidateFiles, check_sha256, read_can
 SERVED = "served"
 _ARTEFACT, _METADATA, _PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
 _COMPLETE = "complete"
-TAGS = ("data_version", "flow_run", "dvc_lock_sha256")
+TAGS = ("data_version", "flow_run", "parent_run", "dvc_lock_sha256")
 EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
 """Of the evaluation's document, what the gate needs beside the predictions."""
 

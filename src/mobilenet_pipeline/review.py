@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilenet_pipeline import history, promotion
+from mobilenet_pipeline import history, judging, promotion
 from mobilenet_pipeline.config import Recipe
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
     from mobilenet_pipeline import registry
 
     version = registry.find(recipe.registered_model, number)
-    judgement = promotion.recall(recipe, workspace)
+    judgement = judging.recall(recipe, workspace)
     winner = judgement and judgement.document["promote"] and judgement.champion
     if not winner or winner.version != number:
         raise ReviewError(

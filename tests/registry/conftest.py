@@ -20,7 +20,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 
 import mobilenet_pipeline
-from mobilenet_pipeline import promotion, provenance, tracking
+from mobilenet_pipeline import judging, promotion, provenance, tracking
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 ROWS = 200
@@ -160,13 +160,13 @@ def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
 @pytest.fixture
 def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """What a flow does once the candidates' files are there; returns "nothing to do" or the reason of the verdict."""
-    monkeypatch.setattr(promotion, "_figures", lambda *_: {})  # a second each to draw
+    monkeypatch.setattr(judging, "_figures", lambda *_: {})  # a second each to draw
 
     def once() -> str:
-        known = promotion.recall(recipe)
+        known = judging.recall(recipe)
         if known and promotion.carried_out(recipe, known):
             return "nothing to do"
-        judgement = known or promotion.judge(recipe)
+        judgement = known or judging.judge(recipe)
         if promotion.waits(recipe, judgement):
             return "waits"
         promotion.promote(recipe, judgement)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import evaluation, history, images, ledger, promotion, registry, split
+from mobilenet_pipeline import evaluation, history, images, judging, ledger, promotion, registry, split
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -46,9 +46,11 @@ def test_judging_draws_the_figures_of_both_candidates(
 ) -> None:
     make("scratch", right=185)
     make("pretrained", right=195)
-    for version in promotion.judge(recipe).candidates.values():
+    for version in judging.judge(recipe).candidates.values():
         drawn = [Path(file.path).name for file in client.list_artifacts(version.run_id, "figures")]
-        assert drawn == ["accuracy_per_class.png", "confusion_matrix.png"]
+        assert drawn == [
+            f"{name}.png" for name in ("accuracy_per_class", "confusion_matrix", "corruptions", "reliability")
+        ]
 
 
 def test_the_verdict_is_on_disk_with_versions_artefacts_and_what_it_leaves(
@@ -261,7 +263,7 @@ def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
     make("pretrained", right=185)
     run()
     make("scratch", right=197)
-    judgement = promotion.judge(recipe)
+    judgement = judging.judge(recipe)
     registry.set_alias(recipe.registered_model, "champion", "1")
     with pytest.raises(promotion.PromotionError, match="version 1 of digits-mobilenet has become champion"):
         promotion.promote(recipe, judgement)
@@ -304,8 +306,8 @@ def test_a_changed_limit_is_judged_again(
     make("pretrained", right=195)
     run()
     stricter = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"accuracy_floor": 0.99})})
-    assert promotion.recall(recipe)
-    assert promotion.recall(stricter) is None
+    assert judging.recall(recipe)
+    assert judging.recall(stricter) is None
 
 
 def test_a_bento_that_someone_deleted_is_built_again(
@@ -330,7 +332,7 @@ def test_a_deleted_store_is_judged_again(
     make("pretrained", right=195)
     run()
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
-    assert promotion.recall(recipe) is None
+    assert judging.recall(recipe) is None
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
 

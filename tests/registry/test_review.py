@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import history, layout, promotion, registry, review, trace
+from mobilenet_pipeline import history, judging, layout, promotion, registry, review, trace
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -60,7 +60,7 @@ def test_a_rejected_version_carries_the_reason(recipe: Recipe, champions: None, 
 def test_where_a_person_decides_the_alias_waits(make: Make, manual: Recipe, packaging: Packaging) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
-    judgement = promotion.judge(manual)
+    judgement = judging.judge(manual)
     assert promotion.waits(manual, judgement)
     assert champion(manual) is None
     assert review.approve(manual, "2", "ann") == "Version 2 of digits-mobilenet is champion."
@@ -76,9 +76,9 @@ def test_an_approval_in_the_registry_is_one(
 ) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
-    promotion.judge(manual)
+    judging.judge(manual)
     client.set_model_version_tag(manual.registered_model, "2", "approval", "approved")
-    judgement = promotion.recall(manual)
+    judgement = judging.recall(manual)
     assert judgement is not None
     assert not promotion.waits(manual, judgement)
 
@@ -86,7 +86,7 @@ def test_an_approval_in_the_registry_is_one(
 def test_approving_twice_promotes_once(make: Make, manual: Recipe, packaging: Packaging) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
-    promotion.judge(manual)
+    judging.judge(manual)
     for _ in range(2):
         review.approve(manual, "2", "ann")
     assert [event.what for event in history.read(manual)] == ["approved", "promoted"]
@@ -96,7 +96,7 @@ def test_approving_twice_promotes_once(make: Make, manual: Recipe, packaging: Pa
 def test_what_the_gate_did_not_pass_cannot_be_approved(make: Make, manual: Recipe, packaging: Packaging) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
-    promotion.judge(manual)
+    judging.judge(manual)
     with pytest.raises(review.ReviewError, match="version 1 of digits-mobilenet does not wait for approval"):
         review.approve(manual, "1", "ann")
 
@@ -104,7 +104,7 @@ def test_what_the_gate_did_not_pass_cannot_be_approved(make: Make, manual: Recip
 def test_a_rejected_version_is_promoted_by_no_run(make: Make, recipe: Recipe, run: Run) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
-    promotion.judge(recipe)
+    judging.judge(recipe)
     for _ in range(2):
         review.reject(recipe, "2", "the photos are not ours", "ann")
     assert "scratch is promoted" in run()

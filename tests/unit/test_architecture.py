@@ -32,7 +32,7 @@ ORDER = [
     {"tracking"},
     {"registry"},
     {"pipeline"},
-    {"packaging", "prediction"},
+    {"packaging", "prediction", "judging"},
     {"promotion"},
     {"review", "trace"},
     {"stages"},
