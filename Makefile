@@ -8,7 +8,7 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean bench-train study accuracy weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -49,6 +49,9 @@ lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 
 bench-train: $(READY)  ## CPU time of a training step beside stock Keras's, in turns
 	@$(BIN)/python benchmarks/bench_train.py
+
+bench-gate: $(READY)  ## how often the gate is right about made-up models, and how long it takes
+	@$(BIN)/python benchmarks/bench_gate.py
 
 study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
 	@$(BIN)/python benchmarks/study.py $(STUDY)

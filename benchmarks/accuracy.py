@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from mobilenet_pipeline import config, environment, layout, provenance
+from mobilenet_pipeline import config, environment, layout, ledger, provenance
 
 CLONES = Path(".bench")
 RESULTS = Path("docs/results/training.json")
@@ -56,6 +56,8 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
     variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
     dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
+        digest = config.load_recipe(recipe).data.digest
+        ledger.record_read(config.load_recipe(recipe), f"{candidate}, seed {seed}", digest, "trained in a clone")
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
         params["recipes"][recipe]["candidates"][candidate]["seed"] = seed

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RETRY_SECONDS: list[float] = [10, 60]
 """Before the second and the third try of what may pass again."""
 
+TRIES = 3
+"""How often a run that others overtake judges anew, before it leaves the decision to the next."""
+
 
 class Listener(Protocol):
     """Whoever follows a run from the process that it runs in."""
@@ -67,21 +70,20 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     done = [pipeline.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = names[fresh:2], names[2:4]
     done += [stage(name, {}, force) for name in data]
-    waiting = None
     trains = force or bool((pipeline.stale(trainings) if data else stale) & {*trainings})
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force) for name in names[max(fresh, 2) :]]
-        known = judging.recall(recipe)
-        judgement: Judgement = known or judge(recipe)
-        if promotion.waits(recipe, judgement):
-            waiting = judgement.document["leaves"]["champion"]
-        elif known is None or not promotion.carried_out(recipe, known):
-            judgement = carry_out(recipe, judgement)
-        verdict = judgement.document
+        with running.deciding(recipe):
+            known = judging.recall(recipe)
+            judgement: Judgement = known or judge(recipe)
+            if known is None or not promotion.carried_out(recipe, known):
+                judgement = carry_out(recipe, judgement)
+            waiting = promotion.waiting(recipe, judgement)
+            verdict = judgement.document | {"leaves": promotion.aliases(recipe)}
         report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in done])
     opening = "The candidates are the same as before, and so is the verdict: " if known else ""
     ask = (
-        f" It waits for approval: mobilenet-pipeline approve {waiting} --recipe {recipe.name}, or reject."
+        f" It waits for approval: mobilenet-pipeline approve {waiting.version} --recipe {recipe.name}, or reject."
         if waiting
         else ""
     )
@@ -89,14 +91,17 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
 
 
 def carry_out(recipe: Recipe, judgement: "Judgement") -> "Judgement":
-    """Promote; where another run was faster, judge against its champion and go by that."""
+    """Promote, unless a person has to say so; where another run was faster, judge against its champion, go by that."""
     from mobilenet_pipeline import promotion
 
-    try:
-        promote(recipe, judgement)
-    except promotion.ChampionChanged:
-        judgement = judge(recipe)
-        promote(recipe, judgement)
+    for _ in range(TRIES):
+        if promotion.waiting(recipe, judgement):
+            break
+        try:
+            promote(recipe, judgement)
+            break
+        except promotion.ChampionChanged:
+            judgement = judge(recipe)
     return judgement
 
 

@@ -22,7 +22,10 @@ def card(
     `training`, `evaluation`, `dataset` and `verdict` are the documents that the stages and the gate wrote; `origin`
     says under which names the version's past can be found elsewhere.
     """
-    decision = "promoted" if verdict["promote"] and verdict["winner"] == candidate else "not promoted"
+    passed = verdict["promote"] and verdict["winner"] == candidate
+    decision = "not promoted" if not passed else "promoted"
+    if passed and verdict["waits_for_approval"]:
+        decision = "passed the gate, promoted once a person approves"
     parts = [
         f"# {recipe.registered_model}, version {version}: {candidate}, {decision}",
         verdict["reason"],

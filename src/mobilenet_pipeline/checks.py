@@ -173,12 +173,21 @@ def hurdles(
 
 def vacancy(winner: str, accuracy: float) -> Check:
     """There is no champion to be held against."""
-    text = f"classifies {accuracy:.2%} of the test images correctly and there is no champion yet"
+    text = f"classifies {accuracy:.2%} of the test images correctly and there is no champion to keep"
     return _check(winner, VACANT, True, None, None, text)
 
 
+def same(candidate: Predictions, champion: Predictions) -> bool:
+    """Whether the two are one model, as far as the test images tell."""
+    return _changed(candidate, champion) == 0
+
+
+def _changed(candidate: Predictions, champion: Predictions) -> int:
+    return int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
+
+
 def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Check:
-    changed = int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
+    changed = _changed(candidate, champion)
     text = f"gives other probabilities than {_called(champion)} for {changed:,} test images"
     if not changed:
         text = f"is {_called(champion)} itself, with the same probabilities for every test image"

@@ -15,6 +15,7 @@ from mobilenet_pipeline.config import CANDIDATES, load_recipe
 from mobilenet_pipeline.pipeline import StageFailed
 
 DEFAULT_RECIPE = "digits"
+RESTART = "A service that is running goes on with its Bento until it is started again."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -121,6 +122,9 @@ def status(chosen: argparse.Namespace) -> None:
     print(f"{'Bento':<12}{found['bento'] or '–'}")
     if found["verdict"]:
         print(f"{'verdict':<12}{found['verdict']['reason']} ({found['verdict']['judged_at']})")
+    if found["waiting"]:
+        number = found["waiting"].version
+        print(f"{'waiting':<12}version {number}: mobilenet-pipeline approve {number} --recipe {recipe.name}, or reject")
     if found["drift"]:
         print(f"{'attention':<12}{found['drift']}")
 
@@ -146,8 +150,8 @@ def approve(chosen: argparse.Namespace) -> None:
     from mobilenet_pipeline import review as reviewing
 
     recipe = load_recipe(chosen.recipe)
-    with running.alone(recipe):
-        print(reviewing.approve(recipe, chosen.version, history.person()))
+    with running.deciding(recipe):
+        print(reviewing.approve(recipe, chosen.version, history.person()), RESTART)
 
 
 def reject(chosen: argparse.Namespace) -> None:
@@ -156,7 +160,7 @@ def reject(chosen: argparse.Namespace) -> None:
     from mobilenet_pipeline import review as reviewing
 
     recipe = load_recipe(chosen.recipe)
-    with running.alone(recipe):
+    with running.deciding(recipe):
         print(reviewing.reject(recipe, chosen.version, chosen.reason, history.person()))
 
 
@@ -166,8 +170,8 @@ def rollback(chosen: argparse.Namespace) -> None:
     from mobilenet_pipeline import review as reviewing
 
     recipe = load_recipe(chosen.recipe)
-    with running.alone(recipe):
-        print(reviewing.rollback(recipe, chosen.to, chosen.reason, history.person()))
+    with running.deciding(recipe):
+        print(reviewing.rollback(recipe, chosen.to, chosen.reason, history.person()), RESTART)
 
 
 def show_history(chosen: argparse.Namespace) -> None:

@@ -47,6 +47,11 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int, np.random.Generator], np.ndarr
 }
 
 
+def names() -> list[str]:
+    """What `corrupted` calls its corruptions, in its order."""
+    return [f"{name} {severity}" for name in CORRUPTIONS for severity in SEVERITIES]
+
+
 def corrupted(images: np.ndarray, seed: int) -> Iterator[tuple[str, np.ndarray]]:
     """(name, images) of every corruption at every severity, like `blur 2`; images uint8 (n, 32, 32, 3)."""
     for number, (name, function) in enumerate(CORRUPTIONS.items()):

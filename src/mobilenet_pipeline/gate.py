@@ -17,6 +17,7 @@ from mobilenet_pipeline.checks import (
     compare,
     hurdles,
     own_checks,
+    same,
     scores,
     vacancy,
 )
@@ -104,7 +105,8 @@ def decide(
         comparisons = {}
         beside = {name: [vacancy(name, standings[name].accuracy)] for name in ranking[:1]}
     else:
-        comparisons = {name: compare(candidates[name], champion, len(ranking)) for name in ranking}
+        rivals = sum(not same(candidates[name], champion) for name in ranking)
+        comparisons = {name: compare(candidates[name], champion, max(1, rivals)) for name in ranking}
         beside = {name: hurdles(name, candidates[name], champion, comparisons[name], limits) for name in ranking}
     passing = [name for name in beside if all(check.passed for check in beside[name])]
     winner = next(iter([*passing, *ranking]), None)

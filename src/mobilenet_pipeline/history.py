@@ -11,7 +11,7 @@ from typing import Literal
 from mobilenet_pipeline import layout
 from mobilenet_pipeline.config import Recipe
 
-What = Literal["promoted", "rolled back", "approved", "rejected"]
+What = Literal["promoted", "rolled back", "found", "approved", "rejected"]
 START = "0" * 64
 
 
@@ -84,7 +84,7 @@ def read(recipe: Recipe, workspace: Path = Path(".")) -> list[Event]:
 
 def champions(recipe: Recipe, workspace: Path = Path(".")) -> list[Event]:
     """The events that made a version champion, the oldest first."""
-    return [event for event in read(recipe, workspace) if event.what in ("promoted", "rolled back")]
+    return [event for event in read(recipe, workspace) if event.what in ("promoted", "rolled back", "found")]
 
 
 def person() -> str:

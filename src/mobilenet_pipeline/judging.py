@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilenet_pipeline import card, evaluation, gate, images, layout, ledger, provenance, split
+from mobilenet_pipeline import card, corruptions, evaluation, gate, images, layout, ledger, provenance, split
 from mobilenet_pipeline.checks import Predictions
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
@@ -52,20 +52,23 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     predictions = {name: _candidate_predictions(recipe, name, version, workspace) for name, version in versions.items()}
     digest = predictions[CANDIDATES[0]].data_digest
     measured_again = False
-    champion = None
-    if against is not None:
+    champion, preprocessing = None, provenance.preprocessing()
+    # A champion that was trained when images were decoded otherwise cannot be served again: there is none to keep.
+    if against is not None and against.preprocessing in (None, preprocessing):
         champion, measured_again = _champion_predictions(recipe, against, digest, workspace)
-    reads = ledger.count_reads(recipe, digest, workspace)
-    verdict = gate.decide(predictions, champion, recipe.gate, provenance.preprocessing(), reads)
+    reads = ledger.count_reads(digest, workspace)
+    verdict = gate.decide(predictions, champion, recipe.gate, preprocessing, reads)
     winner = versions[verdict.winner] if verdict.promote and verdict.winner else against
-    runner_up = _runner_up(verdict, versions, winner, against, challenger)
+    runner_up = _runner_up(verdict, versions, winner, *(_servable(v, preprocessing) for v in (against, challenger)))
     document = verdict.to_dict() | {
         "recipe": recipe.name,
         "registered_model": recipe.registered_model,
         "limits": recipe.gate.model_dump(),
         "versions": {name: version.version for name, version in versions.items()},
         "artefacts": {name: version.sha256 for name, version in versions.items()},
+        "preprocessing": preprocessing,
         "champion_measured_again": measured_again,
+        "waits_for_approval": verdict.promote and recipe.promotion == "manual",
         "leaves": {"champion": number_of(winner), "challenger": number_of(runner_up)},
         "judged_at": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -96,6 +99,7 @@ def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
         now = {
             "registered_model": recipe.registered_model,
             "limits": recipe.gate.model_dump(),
+            "preprocessing": provenance.preprocessing(),
             "data_digest": provenance.read_json(layout.data_folder(recipe, workspace) / "dataset.json")["digest"],
             "artefacts": {name: provenance.read_json(folders[name] / "export.json")["sha256"] for name in folders},
         }
@@ -139,7 +143,8 @@ def _champion_predictions(
         folder = registry.fetch(champion, Path(scratch))
         metadata = provenance.read_json(folder / "metadata.json")
         document, preprocessing = metadata.get("evaluation") or {}, metadata.get("preprocessing")
-        if champion.data_digest == digest and "corruptions" in document:
+        known = document.get("corruptions", {}).keys()
+        if champion.data_digest == digest and [*known] == corruptions.names():
             path = folder / "predictions.npz"
             return evaluation.load_predictions(path, document, preprocessing, champion.version), False
         if metadata["class_names"] != recipe.data.class_names:
@@ -165,16 +170,23 @@ def _runner_up(
     """The best version beside the champion on these test images: of this run's eligible candidates, who was
     champion, and who was challenger; a challenger that was measured on others only if there is no one else."""
     ranked = {}
-    if challenger and not challenger.withdrawn:
+    if challenger:
         same = challenger.data_digest == verdict.data_digest
         ranked[challenger.version] = (challenger.accuracy if same else -1.0, challenger)
-    if against and verdict.champion and not against.withdrawn:
+    if against and verdict.champion:
         ranked[against.version] = (verdict.champion.accuracy, against)
     for name, standing in verdict.candidates.items():
         if standing.eligible:
             ranked[versions[name].version] = (standing.accuracy, versions[name])
     beside = [entry for number, entry in ranked.items() if champion and number != champion.version]
     return max(beside, key=lambda entry: entry[0], default=(0.0, None))[1]
+
+
+def _servable(version: "Version | None", preprocessing: str) -> "Version | None":
+    """The version, unless a person took it out or the service would decode images otherwise than its training did."""
+    if version is None or version.withdrawn or version.preprocessing not in (None, preprocessing):
+        return None
+    return version
 
 
 def _origin(version: "Version", workspace: Path) -> dict[str, str | None]:

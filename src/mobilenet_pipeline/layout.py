@@ -42,6 +42,11 @@ def ledger_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     return workspace / "records" / recipe.name / "test_reads.jsonl"
 
 
+def ledger_paths(workspace: Path = HERE) -> list[Path]:
+    """Those of all recipes: several may have the same images."""
+    return sorted((workspace / "records").glob("*/test_reads.jsonl"))
+
+
 def history_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """The record of promotions, rollbacks, approvals and rejections."""
     return workspace / "records" / recipe.name / "history.jsonl"

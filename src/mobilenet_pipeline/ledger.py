@@ -19,11 +19,15 @@ def record_read(recipe: Recipe, candidate: str, data_digest: str, sha256: str, w
     layout.append_line(layout.ledger_path(recipe, workspace), json.dumps(row))
 
 
-def count_reads(recipe: Recipe, data_digest: str, workspace: Path = Path(".")) -> int:
-    """How many reads of these data's test images are on record. Raises ValueError naming a line that is damaged."""
-    path = layout.ledger_path(recipe, workspace)
-    if not path.exists():
-        return 0
+def count_reads(data_digest: str, workspace: Path = Path(".")) -> int:
+    """How many reads of these data's test images are on record, for all recipes.
+
+    Raises ValueError naming a line that is damaged.
+    """
+    return sum(_reads_of(data_digest, path) for path in layout.ledger_paths(workspace))
+
+
+def _reads_of(data_digest: str, path: Path) -> int:
     found = 0
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         try:

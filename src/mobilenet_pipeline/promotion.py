@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from mobilenet_pipeline import history, layout, provenance
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.judging import Judgement, number_of
+from mobilenet_pipeline.judging import Judgement, number_of, recall
 
 if TYPE_CHECKING:
     from mobilenet_pipeline.packaging import Bento
@@ -21,14 +21,13 @@ class ChampionChanged(PromotionError):
     """Another run has made another version champion since the verdict."""
 
 
-def waits(recipe: Recipe, judgement: Judgement) -> bool:
-    """Whether the verdict would change the champion, and a person has yet to say so."""
-    changes = (
-        bool(judgement.document["promote"])
-        and _aliases(recipe.registered_model)[0] != judgement.document["leaves"]["champion"]
-    )
-    approved = judgement.champion is not None and judgement.champion.approval == "approved"
-    return recipe.promotion == "manual" and changes and not approved
+def waiting(recipe: Recipe, judgement: Judgement) -> "Version | None":
+    """The version that the verdict would make champion, if a person has yet to say so."""
+    champion = judgement.champion
+    if recipe.promotion == "automatic" or champion is None or not judgement.document["promote"]:
+        return None
+    there = aliases(recipe)["champion"] == champion.version
+    return None if there or champion.approval == "approved" else champion
 
 
 def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -> str | None:
@@ -41,17 +40,14 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -
     champion = judgement.champion
     if champion is None:
         return None
-    _check_champion(recipe.registered_model, judgement)
+    _check_champion(recipe, judgement)
+    if champion.approval == "approved":
+        record_approval(recipe, champion, "someone in the registry", workspace)
     tag = install(recipe, champion, judgement.challenger)
-    settle(
-        recipe,
-        "promoted",
-        champion,
-        str(judgement.document["reason"]),
-        number_of(judgement.against),
-        "the gate",
-        workspace,
-    )
+    if judgement.document["promote"]:
+        settle(recipe, "promoted", champion, str(judgement.document["reason"]), "the gate", workspace)
+    else:
+        settle(recipe, "found", champion, "the alias was moved by other means", "the pipeline", workspace)
     return tag
 
 
@@ -87,24 +83,48 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
 
 
 def settle(
-    recipe: Recipe,
-    what: history.What,
-    champion: "Version",
-    why: str,
-    before: str | None,
-    who: str,
-    workspace: Path = Path("."),
+    recipe: Recipe, what: history.What, champion: "Version", why: str, who: str, workspace: Path = Path(".")
 ) -> None:
     """Put the change of champion on record, unless it is there: whoever comes after one that was killed does it."""
     if not on_record(recipe, champion, workspace):
-        number, run, accuracy = champion.version, champion.run_id, champion.accuracy
-        history.append(recipe, what, number, why, before, number, run, accuracy, who, workspace)
+        changes = history.champions(recipe, workspace)
+        before = changes[-1].after if changes else None
+        _append(recipe, what, champion, why, who, before, champion.version, workspace)
+
+
+def record_approval(recipe: Recipe, version: "Version", who: str, workspace: Path = Path(".")) -> None:
+    """Put on record, once, that a person approved the version."""
+    record_opinion(recipe, "approved", version, "", who, workspace)
+
+
+def record_opinion(
+    recipe: Recipe, what: history.What, version: "Version", why: str, who: str, workspace: Path = Path(".")
+) -> None:
+    """Put on record, once, what a person said of the version; the champion stays."""
+    told = [(event.what, event.version, event.run) for event in history.read(recipe, workspace)]
+    if (what, version.version, version.run_id) not in told:
+        champion = aliases(recipe)["champion"]
+        _append(recipe, what, version, why, who, champion, champion, workspace)
 
 
 def on_record(recipe: Recipe, champion: "Version", workspace: Path = Path(".")) -> bool:
     """Whether the last change on record made this version champion. Of this store: in another, numbers start again."""
     changes = history.champions(recipe, workspace)
     return bool(changes) and (changes[-1].version, changes[-1].run) == (champion.version, champion.run_id)
+
+
+def _append(
+    recipe: Recipe,
+    what: history.What,
+    version: "Version",
+    why: str,
+    who: str,
+    before: str | None,
+    after: str | None,
+    workspace: Path,
+) -> None:
+    number, run, accuracy = version.version, version.run_id, version.accuracy
+    history.append(recipe, what, number, why, before, after, run, accuracy, who, workspace)
 
 
 def carried_out(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -> bool:
@@ -120,8 +140,8 @@ def _settled(recipe: Recipe, champion: "Version", challenger: "Version | None") 
     from mobilenet_pipeline import packaging
 
     live = packaging.live(recipe)
-    aliases = _aliases(recipe.registered_model) == (champion.version, number_of(challenger))
-    return aliases and live is not None and _serves(live, champion, challenger)
+    there = aliases(recipe) == {"champion": champion.version, "challenger": number_of(challenger)}
+    return there and live is not None and _serves(live, champion, challenger)
 
 
 def consistent(recipe: Recipe) -> str | None:
@@ -145,7 +165,8 @@ def consistent(recipe: Recipe) -> str | None:
 
 
 def status(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any]:
-    """What is served and why: champion, challenger (versions), bento (tag), verdict (document), drift (sentence)."""
+    """What is served and why: champion, challenger (versions), bento (tag), verdict (document), waiting (the version
+    that a person has yet to approve), drift (sentence)."""
     from mobilenet_pipeline import packaging, registry
 
     bento = packaging.live(recipe)
@@ -155,26 +176,27 @@ def status(recipe: Recipe, workspace: Path = Path(".")) -> dict[str, Any]:
         "challenger": registry.with_alias(recipe.registered_model, "challenger"),
         "bento": bento and bento.tag,
         "verdict": provenance.read_json(path) if path.exists() else None,
+        "waiting": (judgement := recall(recipe, workspace)) and waiting(recipe, judgement),
         "drift": consistent(recipe),
     }
 
 
-def _check_champion(name: str, judgement: Judgement) -> None:
-    found = _aliases(name)[0]
+def _check_champion(recipe: Recipe, judgement: Judgement) -> None:
+    found = aliases(recipe)["champion"]
     expected = [number_of(judgement.against), number_of(judgement.champion)]
     if found not in expected:
         measured = f"against version {expected[0]}" if expected[0] else "without a champion"
         raise ChampionChanged(
-            f"version {found} of {name} has become champion in the meantime, the verdict was reached {measured}; "
-            "run the flow again"
+            f"version {found} of {recipe.registered_model} has become champion in the meantime, the verdict was "
+            f"reached {measured}; run the flow again"
         )
 
 
-def _aliases(name: str) -> tuple[str | None, str | None]:
+def aliases(recipe: Recipe) -> dict[str, str | None]:
+    """The numbers of the versions that carry the aliases `champion` and `challenger`."""
     from mobilenet_pipeline import registry
 
-    champion, challenger = (registry.with_alias(name, alias) for alias in ("champion", "challenger"))
-    return number_of(champion), number_of(challenger)
+    return {role: number_of(registry.with_alias(recipe.registered_model, role)) for role in ("champion", "challenger")}
 
 
 def _called(version: str | None) -> str:

@@ -20,6 +20,8 @@ from mobilenet_pipeline.provenance import CandidateFiles, check_sha256, read_can
 SERVED = "served"
 _ARTEFACT, _METADATA, _PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
 _COMPLETE = "complete"
+DESCRIPTION = 5000
+"""Characters of a version's description that every database of MLflow takes."""
 TAGS = ("data_version", "flow_run", "parent_run", "dvc_lock_sha256")
 EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
 """Of the evaluation's document, what the gate needs beside the predictions."""
@@ -34,7 +36,8 @@ class Version:
     """A candidate in the registry. `accuracy` is on the test images of the data `data_digest`; `sha256` the artefact's.
 
     `verdict` is "promoted", "rejected" or None while the gate has not seen it; `git_commit` is None where unknown.
-    `approval` is what a person said ("approved"), `withdrawn` why one took the version out.
+    `approval` is what a person said ("approved"), `withdrawn` why one took the version out, `preprocessing` the
+    fingerprint of the code that decoded images when it was trained.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Version:
     verdict: str | None = None
     approval: str | None = None
     withdrawn: str | None = None
+    preprocessing: str | None = None
 
 
 def register(
@@ -66,7 +70,8 @@ def register(
     same = [
         v
         for v in known
-        if (v.sha256, v.data_digest, v.candidate, v.recipe) == (files.sha256, files.data_digest, candidate, recipe.name)
+        if (v.sha256, v.data_digest, v.candidate, v.recipe, v.preprocessing)
+        == (files.sha256, files.data_digest, candidate, recipe.name, files.training.get("preprocessing"))
     ]
     client = MlflowClient()
     for version in same:
@@ -163,7 +168,8 @@ def record_verdict(version: Version, verdict: Mapping[str, Any], card: str, orig
     promoted = verdict["promote"] and verdict["winner"] == version.candidate
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
     tracking.log_file(version.run_id, card.encode(), "card.md")
-    client.update_model_version(version.name, version.version, description=card)
+    short = card if len(card) <= DESCRIPTION else f"{card[: DESCRIPTION - 60]}…\n\nThe rest is in the run's card.md."
+    client.update_model_version(version.name, version.version, description=short)
     known = {key: value for key, value in origin.items() if value and key in TAGS}
     tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
     for key, value in (known | tags).items():
@@ -222,6 +228,8 @@ def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[st
         "test_accuracy": repr(float(test["accuracy"])),
         "run_id": run.info.run_id,
     }
+    if files.training.get("preprocessing"):
+        tags["preprocessing"] = files.training["preprocessing"]
     commit = files.training.get("git_commit") or run.data.tags.get("git_commit")
     entry = client.create_model_version(
         recipe.registered_model,
@@ -322,6 +330,7 @@ def _version(entry: ModelVersion) -> Version:
         verdict=tags.get("verdict"),
         approval=tags.get("approval"),
         withdrawn=tags.get("withdrawn") or None,
+        preprocessing=tags.get("preprocessing"),
     )
 
 

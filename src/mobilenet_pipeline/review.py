@@ -34,13 +34,9 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
             + f" `mobilenet-pipeline run --recipe {recipe.name}` judges anew."
         )
     assert judgement is not None
-    champion = registry.with_alias(recipe.registered_model, "champion")
     if version.approval != "approved":
         registry.set_tag(version, "approval", "approved")
-    told = [event.version for event in history.read(recipe, workspace) if event.what == "approved"]
-    if number not in told:
-        before = champion.version if champion else None
-        history.append(recipe, "approved", number, "", before, before, version.run_id, version.accuracy, who, workspace)
+    promotion.record_approval(recipe, version, who, workspace)
     promotion.promote(recipe, judgement, workspace)
     return f"Version {number} of {recipe.registered_model} is champion."
 
@@ -56,17 +52,13 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
             f"version {number} of {recipe.registered_model} is champion: `mobilenet-pipeline rollback --recipe "
             f"{recipe.name} --reason …` puts another in its place first"
         )
-    reason = f"rejected by {who}: {why}"
-    if version.withdrawn != reason:
+    if not version.withdrawn:
         registry.set_tag(version, "approval", "rejected")
-        registry.set_tag(version, "withdrawn", reason)
-    before = champion.version if champion else None
-    if not any(
-        (e.what, e.version, e.who, e.why) == ("rejected", number, who, why) for e in history.read(recipe, workspace)
-    ):
-        history.append(
-            recipe, "rejected", number, why, before, before, version.run_id, version.accuracy, who, workspace
-        )
+        registry.set_tag(version, "withdrawn", f"rejected by {who}: {why}")
+    promotion.record_opinion(recipe, "rejected", version, why, who, workspace)
+    challenger = registry.with_alias(recipe.registered_model, "challenger")
+    if champion and challenger and challenger.version == number:
+        promotion.install(recipe, champion, None)
     return f"Version {number} of {recipe.registered_model} is rejected; no run will promote it."
 
 
@@ -81,32 +73,35 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     champion = registry.with_alias(name, "champion")
     if champion is None:
         raise ReviewError(f"{name} has no champion; there is nothing to roll back")
-    target = _target(recipe, champion, to)
-    if target.version == champion.version:
-        if promotion.on_record(recipe, target, workspace) and promotion.consistent(recipe) is None:
-            return f"Version {target.version} of {name} is champion already."
-        promotion.install(recipe, target, registry.with_alias(name, "challenger"))
-        promotion.settle(recipe, "rolled back", target, why, None, who, workspace)
-        return f"Version {target.version} of {name} is champion."
-    # First: from here on no run promotes what was taken back.
-    registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
-    if target.withdrawn:  # whoever names it knows
+    target = _target(recipe, champion, to, workspace)
+    if target.withdrawn and (to or target.version == champion.version):  # whoever names it knows
         registry.set_tag(target, "withdrawn", "")
     challenger = registry.with_alias(name, "challenger")
     keeps = challenger if challenger and challenger.version != target.version and not challenger.withdrawn else None
-    promotion.install(recipe, target, keeps)
-    promotion.settle(recipe, "rolled back", target, why, champion.version, who, workspace)
+    if target.version == champion.version:
+        done = promotion.on_record(recipe, target, workspace) and promotion.consistent(recipe) is None
+        promotion.install(recipe, target, keeps)
+        promotion.settle(recipe, "rolled back", target, why, who, workspace)
+        return f"Version {target.version} of {name} is champion{' already' if done else ''}."
+    # First: from here on no run promotes what was taken back.
+    registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
+    try:
+        promotion.install(recipe, target, keeps)
+    except Exception:  # it cannot be served; killed in between, the next rollback goes on
+        registry.set_tag(champion, "withdrawn", "")
+        raise
+    promotion.settle(recipe, "rolled back", target, why, who, workspace)
     return f"Version {target.version} of {name} is champion again, version {champion.version} is taken out."
 
 
-def show(recipe: Recipe, number: str | None) -> tuple[str, dict]:
-    """The card and the verdict of a version: the number's, or the one that waits, was judged last, or is champion.
+def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[str, dict]:
+    """The card and the verdict of a version: the number's, or the one that waits for approval, else the champion.
 
     Raises ReviewError where there is none, or the gate has not judged it.
     """
     from mobilenet_pipeline import registry
 
-    version = registry.find(recipe.registered_model, number) if number else _of_interest(recipe)
+    version = registry.find(recipe.registered_model, number) if number else _of_interest(recipe, workspace)
     card, verdict = (registry.read_text(version, name) for name in ("card.md", "verdict.json"))
     if card is None or verdict is None:
         raise ReviewError(
@@ -116,32 +111,37 @@ def show(recipe: Recipe, number: str | None) -> tuple[str, dict]:
     return card, json.loads(verdict)
 
 
-def _of_interest(recipe: Recipe) -> "Version":
+def _of_interest(recipe: Recipe, workspace: Path) -> "Version":
     from mobilenet_pipeline import registry
 
-    known = registry.versions(recipe.registered_model)
-    if not known:
+    judgement = judging.recall(recipe, workspace)
+    waiting = promotion.waiting(recipe, judgement) if judgement else None
+    champion = registry.with_alias(recipe.registered_model, "champion")
+    known = [waiting, champion, *registry.versions(recipe.registered_model)]
+    found = next((version for version in known if version), None)
+    if found is None:
         raise ReviewError(
             f"{recipe.registered_model} has no versions yet: `mobilenet-pipeline run --recipe {recipe.name}`"
         )
-    champion = registry.with_alias(recipe.registered_model, "champion")
-    waiting = [
-        v
-        for v in known
-        if v.verdict == "promoted" and not v.withdrawn and not (champion and int(v.version) <= int(champion.version))
-    ]
-    return next(iter([*waiting, *([champion] if champion else []), *known]))
+    return found
 
 
-def _target(recipe: Recipe, champion: "Version", to: str | None) -> "Version":
+def _target(recipe: Recipe, champion: "Version", to: str | None, workspace: Path) -> "Version":
+    """The version to go back to: the champion before the last that is on record.
+
+    Where the last on record is not the present one, a rollback was killed after it moved the alias: it is completed.
+    """
     from mobilenet_pipeline import registry
 
     name = recipe.registered_model
     if to:
         return registry.find(name, to)
-    previous = registry.with_alias(name, "previous")
-    if previous is None:
+    changes = history.champions(recipe, workspace)
+    if changes and not promotion.on_record(recipe, champion, workspace):
+        return champion
+    if not changes or changes[-1].before is None:
         raise ReviewError(f"{name} has had no champion before version {champion.version}; name a version with --to")
+    previous = registry.find(name, changes[-1].before)
     if previous.withdrawn:
         raise ReviewError(
             f"the champion before version {champion.version} was version {previous.version}, which was "

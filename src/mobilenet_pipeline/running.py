@@ -1,4 +1,4 @@
-"""One at a time: whatever changes who is champion holds the recipe meanwhile."""
+"""One at a time: a recipe is run by one process, and its champion decided by one."""
 
 import fcntl
 import os
@@ -9,10 +9,6 @@ from pathlib import Path
 
 from mobilenet_pipeline import layout
 from mobilenet_pipeline.config import Recipe
-
-
-class BusyError(ValueError):
-    """Another process holds the recipe."""
 
 
 @contextmanager
@@ -37,9 +33,13 @@ def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None
 
 
 @contextmanager
-def alone(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[None]:
-    """The same, for a person's command. Raises BusyError with the sentence."""
-    with only_run(recipe, workspace) as other:
-        if other:
-            raise BusyError(other)
+def deciding(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[None]:
+    """Be the only one who judges, promotes or rolls back, for the `with` body; waits while another does.
+
+    That takes seconds. Trainings do not hold it, so that a champion can be rolled back while the next one is trained.
+    """
+    path = layout.report_folder(recipe, workspace) / ".deciding"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from mobilenet_pipeline import history, layout, provenance
+from mobilenet_pipeline import history, images, layout, provenance
 from mobilenet_pipeline.config import Recipe
 
 HERE = Path(".")
@@ -42,7 +42,8 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     if live and roles:
         same = live.hashes[roles[0]] == version.sha256
         links.append(Link("served", f"as {roles[0]} by Bento {live.tag}", same))
-    links.append(Link("run", f"{version.run_id} in MLflow", True))
+    trained_on = tags.get("data_digest") == version.data_digest
+    links.append(Link("run", f"{version.run_id} in MLflow", trained_on))
     links.append(_commit(version.git_commit, workspace))
     links.append(_data(recipe, version.data_digest, tags.get("data_version"), workspace))
     links.append(_validation(recipe, version.data_digest, workspace))
@@ -54,20 +55,24 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
 def _commit(commit: str | None, workspace: Path) -> Link:
     if commit is None:
         return Link("commit", "not recorded: it was trained outside a repository", None)
-    asked = subprocess.run(
-        ["git", "cat-file", "-e", f"{commit}^{{commit}}"], cwd=workspace, capture_output=True, check=False
-    )
-    if asked.returncode:
+    asked = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+    try:
+        there = subprocess.run(asked, cwd=workspace, capture_output=True, check=False).returncode == 0
+    except OSError:
+        return Link("commit", f"{commit[:12]}; git, which knows it, is not on this machine", None)
+    if not there:
         return Link("commit", f"{commit[:12]} is not in this repository; fetch it", None)
     return Link("commit", commit[:12], True)
 
 
 def _data(recipe: Recipe, digest: str, data_version: str | None, workspace: Path) -> Link:
     said = f"digest {digest[:12]}, DVC version {data_version or 'not recorded'}"
-    path = layout.data_folder(recipe, workspace) / "dataset.json"
-    if not path.is_file():
+    if not layout.data_folder(recipe, workspace).exists():
         return Link("data", f"{said}; not in this workspace: dvc pull, or dvc repro ingest@{recipe.name}", None)
-    here = str(provenance.read_json(path)["digest"])
+    try:
+        here = images.open_dataset(layout.data_folder(recipe, workspace)).digest
+    except images.DatasetError as error:
+        return Link("data", str(error), False)
     if here != digest:
         return Link("data", f"{said}; this workspace has {here[:12]} now", None)
     same = data_version in (None, provenance.data_version(recipe.name, workspace))

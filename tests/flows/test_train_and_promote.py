@@ -140,8 +140,23 @@ def test_a_run_that_was_overtaken_is_judged_against_the_new_champion(monkeypatch
 
     monkeypatch.setattr(training, "promote", promote)
     monkeypatch.setattr(training, "judge", lambda recipe: "new")
+    monkeypatch.setattr(promotion, "waiting", lambda recipe, judgement: None)
     assert training.carry_out(load_recipe("digits"), "old") == "new"
     assert tried == ["old", "new"]
+
+
+def test_a_new_judgement_waits_for_a_person_too(monkeypatch: pytest.MonkeyPatch):
+    tried: list[str] = []
+
+    def promote(recipe: Any, judgement: str) -> None:
+        tried.append(judgement)
+        raise promotion.ChampionChanged("version 7 has become champion in the meantime")
+
+    monkeypatch.setattr(training, "promote", promote)
+    monkeypatch.setattr(training, "judge", lambda recipe: "new")
+    monkeypatch.setattr(promotion, "waiting", lambda recipe, judgement: judgement == "new")
+    assert training.carry_out(load_recipe("digits"), "old") == "new"
+    assert tried == ["old"]
 
 
 def test_where_the_recipe_wants_a_person_the_run_ends_with_what_to_say(goes_on: Toy, prefect: Any):

@@ -20,7 +20,7 @@ from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 
 import mobilenet_pipeline
-from mobilenet_pipeline import judging, promotion, provenance, tracking
+from mobilenet_pipeline import corruptions, judging, promotion, provenance, tracking
 from mobilenet_pipeline.config import Recipe, load_recipe
 
 ROWS = 200
@@ -131,7 +131,7 @@ def metrics(right: int, digest: str) -> dict[str, Any]:
         "confusion_matrix": confusion,
         "class_names": names,
         "overlap": 0,
-        "corruptions": {"noise 1": right / ROWS},
+        "corruptions": dict.fromkeys(corruptions.names(), right / ROWS),
         "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
     }
 
@@ -167,7 +167,7 @@ def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -
         if known and promotion.carried_out(recipe, known):
             return "nothing to do"
         judgement = known or judging.judge(recipe)
-        if promotion.waits(recipe, judgement):
+        if promotion.waiting(recipe, judgement):
             return "waits"
         promotion.promote(recipe, judgement)
         return str(judgement.document["reason"])

@@ -296,7 +296,7 @@ def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(
     document = json.loads(Path("reports/digits/verdict.json").read_text())
     assert (document["champion_measured_again"], document["champion"]["accuracy"]) == (True, 0.1)
     assert measured == [b"pretrained 185 " + b"d" * 64]
-    assert (document["test_reads"], ledger.count_reads(recipe, "e" * 64)) == (1, 1)
+    assert (document["test_reads"], ledger.count_reads("e" * 64)) == (1, 1)
 
 
 def test_a_changed_limit_is_judged_again(
@@ -405,4 +405,4 @@ def test_status_tells_what_is_served_and_why(
 
 
 def test_status_before_the_first_run_is_empty(store: Path, recipe: Recipe, packaging: Packaging) -> None:
-    assert promotion.status(recipe) == dict.fromkeys(["champion", "challenger", "bento", "verdict", "drift"])
+    assert promotion.status(recipe) == dict.fromkeys(["champion", "challenger", "bento", "verdict", "waiting", "drift"])

@@ -8,7 +8,7 @@ import mlflow
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import history, judging, layout, promotion, registry, review, trace
+from mobilenet_pipeline import history, judging, layout, promotion, provenance, registry, review, trace
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -42,7 +42,7 @@ def events(recipe: Recipe) -> list[tuple[str, str, str | None, str | None]]:
 
 def test_every_promotion_is_on_record_with_who_was_champion_before(recipe: Recipe, champions: None) -> None:
     assert events(recipe) == [("promoted", "2", None, "2"), ("promoted", "4", "2", "4")]
-    assert "there is no champion yet" in history.read(recipe)[0].why
+    assert "there is no champion to keep" in history.read(recipe)[0].why
 
 
 def test_a_version_s_description_is_its_card(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
@@ -61,14 +61,14 @@ def test_where_a_person_decides_the_alias_waits(make: Make, manual: Recipe, pack
     make("scratch", right=181)
     make("pretrained", right=195)
     judgement = judging.judge(manual)
-    assert promotion.waits(manual, judgement)
-    assert champion(manual) is None
+    waiting = promotion.waiting(manual, judgement)
+    assert (waiting and waiting.version, champion(manual)) == ("2", None)
     assert review.approve(manual, "2", "ann") == "Version 2 of digits-mobilenet is champion."
     assert [(event.what, event.who) for event in history.read(manual)] == [
         ("approved", "ann"),
         ("promoted", "the gate"),
     ]
-    assert not promotion.waits(manual, judgement)
+    assert promotion.waiting(manual, judgement) is None
 
 
 def test_an_approval_in_the_registry_is_one(
@@ -80,7 +80,9 @@ def test_an_approval_in_the_registry_is_one(
     client.set_model_version_tag(manual.registered_model, "2", "approval", "approved")
     judgement = judging.recall(manual)
     assert judgement is not None
-    assert not promotion.waits(manual, judgement)
+    assert promotion.waiting(manual, judgement) is None
+    promotion.promote(manual, judgement)
+    assert (history.read(manual)[0].what, history.read(manual)[0].who) == ("approved", "someone in the registry")
 
 
 def test_approving_twice_promotes_once(make: Make, manual: Recipe, packaging: Packaging) -> None:
@@ -148,20 +150,75 @@ def test_a_second_rollback_does_not_return_to_what_the_first_took_out(recipe: Re
     with pytest.raises(review.ReviewError, match=r"version 4, which was rolled back by ann: slow; name a version"):
         review.rollback(recipe, None, "slower", "ann")
     assert "Version 4" in review.rollback(recipe, "4", "it was the network", "ann")
+    assert registry.find(recipe.registered_model, "4").withdrawn is None
 
 
+@pytest.mark.parametrize("point", ["package", "check", "previous", "champion", "put_live", "append"])
 def test_a_rollback_that_was_killed_is_completed_by_the_next(
-    recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+    point: str, recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for point in ("package", "check", "put_live"):
-        with monkeypatch.context() as patch:
+    set_alias = registry.set_alias
+    with monkeypatch.context() as patch:
+        if point == "append":
+            patch.setattr(history, point, killed)
+        elif point in ("previous", "champion"):
+            patch.setattr(
+                registry, "set_alias", lambda n, alias, v: killed() if alias == point else set_alias(n, alias, v)
+            )
+        else:
             patch.setattr(packaging, point, killed)
-            with pytest.raises(KeyboardInterrupt):
-                review.rollback(recipe, "2", "slow", "ann")
-        assert packaging.live(recipe).versions["champion"] == "4"
-    review.rollback(recipe, "2", "slow", "ann")
-    assert (champion(recipe), packaging.live(recipe).versions["champion"]) == ("2", "2")
-    assert events(recipe)[-1][0] == "rolled back"
+        with pytest.raises(KeyboardInterrupt):
+            review.rollback(recipe, None, "slow", "ann")
+    review.rollback(recipe, None, "slow", "ann")
+    live = packaging.live(recipe)
+    assert (champion(recipe), live and live.versions["champion"]) == ("2", "2")
+    assert events(recipe)[-1] == ("rolled back", "2", "4", "2")
+    assert registry.find(recipe.registered_model, "4").withdrawn
+
+
+def test_a_rollback_to_what_cannot_be_served_leaves_everything_as_it_was(
+    recipe: Recipe, champions: None, packaging: Packaging
+) -> None:
+    packaging.broken = True
+    with pytest.raises(RuntimeError, match="does not answer"):
+        review.rollback(recipe, None, "slow", "ann")
+    assert (champion(recipe), registry.find(recipe.registered_model, "4").withdrawn) == ("4", None)
+    assert len(events(recipe)) == 2
+
+
+def test_a_rejected_challenger_is_served_no_longer(recipe: Recipe, champions: None, packaging: Packaging) -> None:
+    challenger = registry.with_alias(recipe.registered_model, "challenger")
+    assert challenger is not None
+    review.reject(recipe, challenger.version, "odd", "ann")
+    live = packaging.live(recipe)
+    assert live is not None
+    assert live.versions == {"champion": "4", "challenger": None}
+
+
+def test_an_alias_that_was_moved_by_other_means_is_found_and_not_called_a_promotion(
+    recipe: Recipe, champions: None, run: Run
+) -> None:
+    registry.set_alias(recipe.registered_model, "champion", "2")
+    promotion.settle(
+        recipe, "found", registry.find(recipe.registered_model, "2"), "the alias was moved", "the pipeline"
+    )
+    assert events(recipe)[-1] == ("found", "2", "4", "2")
+
+
+def test_a_champion_that_was_trained_with_other_decoding_gives_way(
+    make: Make, recipe: Recipe, run: Run, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "preprocessing", lambda: "0" * 64)
+        make("scratch", right=181)
+        make("pretrained", right=195)
+        run()
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    assert "pretrained is promoted" in run()
+    live = packaging.live(recipe)
+    assert live is not None
+    assert live.versions == {"champion": "4", "challenger": "3"}
 
 
 def killed(*_: object) -> None:

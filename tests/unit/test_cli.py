@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from mobilenet_pipeline import cli, packaging
+from mobilenet_pipeline import cli, config, history, packaging, trace
 
-COMMANDS = ["run", "status", "schedule", "serve", "predict", "anatomy", "ui"]
+REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
+COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "anatomy", "ui"]
 
 
 @pytest.fixture(autouse=True)
@@ -139,3 +140,31 @@ def test_ctrl_c_is_no_error_of_the_program(
     monkeypatch.setattr(cli, "load_recipe", stop)
     assert cli.main(["status"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize("command", ["reject", "rollback"])
+def test_what_takes_a_version_out_needs_a_reason(command: str, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([command, *(["3"] if command == "reject" else [])])
+    assert "--reason" in capsys.readouterr().err
+
+
+def test_the_history_is_shown_newest_first(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    recipe = config.load_recipe("digits")
+    history.append(recipe, "promoted", "2", "It is the first.", None, "2", "r", 0.9, "the gate")
+    history.append(recipe, "rolled back", "1", "slow", "2", "1", "r", 0.8, "ann")
+    assert cli.main(["history"]) == 0
+    newest, oldest = capsys.readouterr().out.splitlines()
+    assert newest.endswith("version 1 rolled back by ann, champion 2 → 1: slow")
+    assert oldest.endswith("version 2 promoted by the gate, champion none → 2: It is the first.")
+
+
+def test_a_link_that_does_not_hold_is_an_error(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    links = [trace.Link("version", "2", True), trace.Link("artefact", "it is damaged", False)]
+    monkeypatch.setattr(trace, "trace", lambda *_: links)
+    assert cli.main(["trace", "2"]) == 1
+    shown = capsys.readouterr()
+    assert "✗ artefact    it is damaged" in shown.out
+    assert "artefact of version 2 does not hold" in shown.err

@@ -57,7 +57,7 @@ def failed(verdict: gate.Verdict) -> list[tuple[str, str]]:
 def test_without_a_champion_the_best_candidate_is_promoted() -> None:
     verdict = decide(accurate(150), accurate(160), None)
     assert (verdict.promote, verdict.winner) == (True, "pretrained")
-    assert "no champion yet" in verdict.reason
+    assert "no champion to keep" in verdict.reason
 
 
 def test_a_candidate_below_the_floor_is_out_and_the_other_may_go_on() -> None:

@@ -10,11 +10,17 @@ RECIPE = config.load_recipe("digits", Path(__file__).resolve().parents[2] / "par
 def test_reads_are_counted_for_the_data_they_were_of(tmp_path):
     for digest in ("d1", "d1", "d2"):
         ledger.record_read(RECIPE, "scratch", digest, "a" * 64, tmp_path)
-    assert ledger.count_reads(RECIPE, "d1", tmp_path) == 2
+    assert ledger.count_reads("d1", tmp_path) == 2
+
+
+def test_reads_for_all_recipes_count(tmp_path):
+    for name in ("cifar10", "cifar10_10m"):
+        ledger.record_read(RECIPE.model_copy(update={"name": name}), "scratch", "d1", "a" * 64, tmp_path)
+    assert ledger.count_reads("d1", tmp_path) == 2
 
 
 def test_without_a_record_there_were_no_reads(tmp_path):
-    assert ledger.count_reads(RECIPE, "d1", tmp_path) == 0
+    assert ledger.count_reads("d1", tmp_path) == 0
 
 
 def test_a_read_is_added_and_nothing_before_it_is_changed(tmp_path):
@@ -28,4 +34,4 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     ledger.record_read(RECIPE, "scratch", "d1", "a" * 64, tmp_path)
     layout.append_line(layout.ledger_path(RECIPE, tmp_path), '{"at": "2026')
     with pytest.raises(ValueError, match=r"test_reads\.jsonl, line 2 is damaged"):
-        ledger.count_reads(RECIPE, "d1", tmp_path)
+        ledger.count_reads("d1", tmp_path)

@@ -49,7 +49,10 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
         for name in config.CANDIDATES
     }
     limits = recipe.gate.model_copy(update={"accuracy_floor": 0.7, "calibration_error": 1.0})
-    write(tmp_path / "reports/digits/verdict.json", gate.decide(candidates, None, limits, "p1", 2).to_dict())
+    write(
+        tmp_path / "reports/digits/verdict.json",
+        gate.decide(candidates, None, limits, "p1", 2).to_dict() | {"waits_for_approval": False},
+    )
     return tmp_path
 
 
@@ -127,7 +130,7 @@ def test_class_names_are_escaped(recipe: config.Recipe, workspace: Path) -> None
 def test_the_page_opens_with_the_verdict(recipe: config.Recipe, workspace: Path) -> None:
     html = page(recipe, workspace)
     assert ">pretrained is promoted</h1>" in html
-    assert "no champion yet" in html
+    assert "no champion to keep" in html
 
 
 def test_the_page_shows_each_candidate_s_figures(recipe: config.Recipe, workspace: Path) -> None:

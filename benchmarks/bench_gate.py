@@ -1,0 +1,73 @@
+"""How often the gate promotes what it should and should not, and how long a verdict on 10,000 images takes.
+
+Two candidates and a champion answer made-up test images: 93 % right, most of them the same images, as good models do.
+The candidates are as good as the champion, or one of them is a point better. Accuracies and classes decide: the models
+are alike in all else. Writes docs/results/gate.json.
+"""
+
+import argparse
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+
+from mobilenet_pipeline import config, gate, layout, provenance
+from mobilenet_pipeline.checks import Facts, Predictions
+
+RESULTS = Path("docs/results/gate.json")
+ROWS, CLASSES = 10_000, 10
+LABELS = (np.arange(ROWS) % CLASSES).astype(np.uint8)
+ACCURACY, SHARED = 0.93, 0.8
+LIMITS = {"accuracy_floor": 0.5, "calibration_error": 1.0, "loss_margin": 1.0}
+FACTS = Facts({"noise 1": 0.8}, 1_000_000, 1.0, 2.0, "same", 0)
+
+
+def main() -> None:
+    """Draw, count, print, and keep the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--draws", type=int, default=1000, help="of each kind (default: %(default)s)")
+    draws = parser.parse_args().draws
+    limits = config.load_recipe("cifar10", Path("params.yaml")).gate.model_copy(update=LIMITS)
+    rng, seconds = np.random.default_rng(0), []
+    promoted = {}
+    for name, best in (("as_good", ACCURACY), ("one_point_better", ACCURACY + 0.01)):
+        promoted[name] = 0
+        for _ in range(draws):
+            champion, first, second = answers(rng, ACCURACY, ACCURACY, best)
+            started = time.perf_counter()
+            verdict = gate.decide({"scratch": first, "pretrained": second}, champion, limits, "same", 0)
+            seconds.append(time.perf_counter() - started)
+            promoted[name] += verdict.promote
+        print(f"{name}: promoted in {promoted[name]} of {draws} draws", flush=True)
+    document = {
+        "promoted": {name: count / draws for name, count in promoted.items()},
+        "draws": draws,
+        "rows": ROWS,
+        "seconds_a_verdict": round(float(np.median(seconds)), 4),
+        "command": "make bench-gate",
+        "commit": provenance.git_commit(Path("."))[0],
+        "machine": provenance.describe_machine(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    layout.write_json(RESULTS, document)
+    print(json.dumps({key: document[key] for key in ("promoted", "seconds_a_verdict")}))
+
+
+def answers(rng: np.random.Generator, *rates: float) -> list[Predictions]:
+    """Models that are right at these rates; for a share of the images they are so together."""
+    common, together = rng.random(ROWS), rng.random(ROWS) < SHARED
+    found = []
+    for rate in rates:
+        right = np.where(together, common, rng.random(ROWS)) < rate
+        answer = np.where(right, LABELS, (LABELS + rng.integers(1, CLASSES, ROWS)) % CLASSES)
+        sure = rng.uniform(0.5, 1, (ROWS, 1)).astype(np.float32)
+        probabilities = np.repeat((1 - sure) / (CLASSES - 1), CLASSES, axis=1)
+        probabilities[np.arange(ROWS), answer] = sure[:, 0]
+        found.append(Predictions(probabilities, LABELS, "made up", FACTS))
+    return found
+
+
+if __name__ == "__main__":
+    main()
