@@ -111,7 +111,7 @@ def test_a_gain_that_chance_explains_is_not_promoted() -> None:
     assert verdict.winner == "pretrained"
     assert not verdict.promote
     assert verdict.comparison is not None
-    assert verdict.comparison.p_value == 0.5**4 * 2  # one of two candidates
+    assert verdict.comparison.p_value == 0.5**4
 
 
 def test_five_images_gained_and_none_lost_are_just_enough_for_a_single_candidate() -> None:
@@ -123,8 +123,12 @@ def test_five_images_gained_and_none_lost_are_just_enough_for_a_single_candidate
 
 
 def test_two_candidates_have_two_chances_so_the_p_value_counts_twice() -> None:
-    assert not decide(accurate(150), accurate(155), accurate(150)).promote
-    assert decide(accurate(150), accurate(156), accurate(150)).promote
+    assert not decide(accurate(149), accurate(155), accurate(150)).promote
+    assert decide(accurate(149), accurate(156), accurate(150)).promote
+
+
+def test_a_candidate_that_is_the_champion_itself_is_no_second_chance() -> None:
+    assert decide(accurate(150), accurate(155), accurate(150)).promote
 
 
 def test_a_p_value_equal_to_the_significance_is_not_enough() -> None:
