@@ -76,7 +76,7 @@ def _data(recipe: Recipe, digest: str, data_version: str | None, workspace: Path
     if here != digest:
         return Link("data", f"{said}; this workspace has {here[:12]} now", None)
     same = data_version in (None, provenance.data_version(recipe.name, workspace))
-    return Link("data", said if same else f"{said}, but dvc.lock names another version of the same images", same)
+    return Link("data", said if same else f"{said}; dvc.lock names another version of the same images", True)
 
 
 def _validation(recipe: Recipe, digest: str, workspace: Path) -> Link:
