@@ -36,7 +36,7 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
         lowest = min(lowest, float(confidence.min()), float(bounds.min()))
     axes.set(xlim=(lowest - 0.02, 1.01), ylim=(lowest - 0.02, 1.01), xlabel="confidence", ylabel="accuracy")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        axis.set_major_formatter(lambda value, _: f"{value:.1%}")
     axes.grid(color=FAINT, linewidth=0.8)
     axes.legend(frameon=False, fontsize=10, loc="upper left")
     return png(figure)

@@ -236,7 +236,7 @@ def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
     make("pretrained", right=185)
     run()
     make("scratch", right=197)
-    monkeypatch.setattr(packaging, "check", lambda tag: (_ for _ in ()).throw(KeyboardInterrupt()))
+    monkeypatch.setattr(packaging, "check", lambda tag, milliseconds: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
         run()
     assert served(recipe, packaging) == ("2", "1", "2")
