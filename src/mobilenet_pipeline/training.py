@@ -162,11 +162,13 @@ def train(
             loss, accuracy = _scores(logits, shown.labels)
             if not math.isfinite(loss):
                 raise DivergedError(_diverged("validation loss", loss, loop.step))
-            on_epoch(loop.end_epoch(loss, accuracy, time.perf_counter() - started), loop.epochs)
+            loop.end_epoch(loss, accuracy, time.perf_counter() - started)
             started = time.perf_counter()
         leave = asked_to_end()
         if saved and (leave or loop.at_epoch_end) and distribution.is_chief(strategy):
             checkpoint.save(saved, identity, loop.state())
+        if loop.at_epoch_end:  # told once it can no longer be lost
+            on_epoch(loop.history[-1], loop.epochs)
         if leave:
             raise Interrupted(128 + signal.SIGTERM)
     if logits is None:  # the process ended after its last step
@@ -312,14 +314,13 @@ class _Loop:
             raise DivergedError(_diverged("loss", float(losses), self.step))
         self.totals = self.totals[0] + float(losses), self.totals[1] + float(hits)
 
-    def end_epoch(self, loss: float, accuracy: float, seconds: float) -> Epoch:
+    def end_epoch(self, loss: float, accuracy: float, seconds: float) -> None:
         """Put the epoch's row into the history."""
         rate = float(self.schedule(self.step - 1))
         losses, hits = self.totals[0] / self.steps_of_epoch, self.totals[1] / (self.steps_of_epoch * self.batch)
         row = Epoch(len(self.history) + 1, rate, losses, hits, loss, accuracy, seconds)
         self.history.append(row)
         self.totals = 0.0, 0.0
-        return row
 
     def state(self) -> checkpoint.State:
         """Everything that `_restore` needs."""
