@@ -20,7 +20,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from mobilenet_pipeline import config, environment, layout, ledger, provenance
+from mobilenet_pipeline import config, environment, layout, provenance
 
 CLONES = Path(".bench")
 RESULTS = Path("docs/results/training.json")
@@ -56,8 +56,6 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
     variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
     dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
-        digest = config.load_recipe(recipe).data.digest
-        ledger.record_read(config.load_recipe(recipe), f"{candidate}, seed {seed}", digest, "trained in a clone")
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
         params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
@@ -66,6 +64,11 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
         dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
     dvc(["dvc", "repro", f"evaluate@{recipe}-{candidate}"])
     loaded = config.load_recipe(recipe, clone / "params.yaml")
+    here, there = layout.ledger_path(loaded), layout.ledger_path(loaded, clone)
+    known = here.read_text(encoding="utf-8").splitlines() if here.exists() else []
+    for line in there.read_text(encoding="utf-8").splitlines() if there.exists() else []:
+        if line not in known:  # what the clone has read of the test images counts here
+            layout.append_line(here, line)
     history = pd.read_csv(layout.model_folder(loaded, candidate, clone) / "history.csv")
     CURVES.mkdir(parents=True, exist_ok=True)
     history.to_csv(CURVES / f"{recipe}-{candidate}-{seed}.csv", index=False, float_format="%.5g")

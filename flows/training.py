@@ -25,7 +25,7 @@ RETRY_SECONDS: list[float] = [10, 60]
 """Before the second and the third try of what may pass again."""
 
 TRIES = 3
-"""How often a run that others overtake judges anew, before it leaves the decision to the next."""
+"""How often a run that others overtake tries to promote, before it fails and leaves the decision to the next."""
 
 
 class Listener(Protocol):
@@ -94,13 +94,15 @@ def carry_out(recipe: Recipe, judgement: "Judgement") -> "Judgement":
     """Promote, unless a person has to say so; where another run was faster, judge against its champion, go by that."""
     from mobilenet_pipeline import promotion
 
-    for _ in range(TRIES):
+    for left in reversed(range(TRIES)):
         if promotion.waiting(recipe, judgement):
             break
         try:
             promote(recipe, judgement)
             break
         except promotion.ChampionChanged:
+            if not left:
+                raise
             judgement = judge(recipe)
     return judgement
 

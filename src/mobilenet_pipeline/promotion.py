@@ -42,7 +42,7 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -
         return None
     _check_champion(recipe, judgement)
     if champion.approval == "approved":
-        record_approval(recipe, champion, "someone in the registry", workspace)
+        record_opinion(recipe, "approved", champion, "", "someone in the registry", workspace)
     tag = install(recipe, champion, judgement.challenger)
     if judgement.document["promote"]:
         settle(recipe, "promoted", champion, str(judgement.document["reason"]), "the gate", workspace)
@@ -90,11 +90,6 @@ def settle(
         changes = history.champions(recipe, workspace)
         before = changes[-1].after if changes else None
         _append(recipe, what, champion, why, who, before, champion.version, workspace)
-
-
-def record_approval(recipe: Recipe, version: "Version", who: str, workspace: Path = Path(".")) -> None:
-    """Put on record, once, that a person approved the version."""
-    record_opinion(recipe, "approved", version, "", who, workspace)
 
 
 def record_opinion(

@@ -36,7 +36,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
     assert judgement is not None
     if version.approval != "approved":
         registry.set_tag(version, "approval", "approved")
-    promotion.record_approval(recipe, version, who, workspace)
+    promotion.record_opinion(recipe, "approved", version, "", who, workspace)
     promotion.promote(recipe, judgement, workspace)
     return f"Version {number} of {recipe.registered_model} is champion."
 
@@ -74,13 +74,12 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     if champion is None:
         raise ReviewError(f"{name} has no champion; there is nothing to roll back")
     target = _target(recipe, champion, to, workspace)
-    if target.withdrawn and (to or target.version == champion.version):  # whoever names it knows
-        registry.set_tag(target, "withdrawn", "")
     challenger = registry.with_alias(name, "challenger")
     keeps = challenger if challenger and challenger.version != target.version and not challenger.withdrawn else None
     if target.version == champion.version:
         done = promotion.on_record(recipe, target, workspace) and promotion.consistent(recipe) is None
         promotion.install(recipe, target, keeps)
+        registry.set_tag(target, "withdrawn", "")
         promotion.settle(recipe, "rolled back", target, why, who, workspace)
         return f"Version {target.version} of {name} is champion{' already' if done else ''}."
     # First: from here on no run promotes what was taken back.
@@ -90,6 +89,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     except Exception:  # it cannot be served; killed in between, the next rollback goes on
         registry.set_tag(champion, "withdrawn", "")
         raise
+    registry.set_tag(target, "withdrawn", "")  # who named a version that was taken out knows
     promotion.settle(recipe, "rolled back", target, why, who, workspace)
     return f"Version {target.version} of {name} is champion again, version {champion.version} is taken out."
 

@@ -145,6 +145,17 @@ def test_a_run_that_was_overtaken_is_judged_against_the_new_champion(monkeypatch
     assert tried == ["old", "new"]
 
 
+def test_a_run_that_is_overtaken_every_time_fails_and_does_not_claim_a_promotion(monkeypatch: pytest.MonkeyPatch):
+    def promote(recipe: Any, judgement: str) -> None:
+        raise promotion.ChampionChanged("version 7 has become champion in the meantime")
+
+    monkeypatch.setattr(training, "promote", promote)
+    monkeypatch.setattr(training, "judge", lambda recipe: "new")
+    monkeypatch.setattr(promotion, "waiting", lambda recipe, judgement: None)
+    with pytest.raises(promotion.ChampionChanged):
+        training.carry_out(load_recipe("digits"), "old")
+
+
 def test_a_new_judgement_waits_for_a_person_too(monkeypatch: pytest.MonkeyPatch):
     tried: list[str] = []
 

@@ -186,6 +186,16 @@ def test_a_rollback_to_what_cannot_be_served_leaves_everything_as_it_was(
     assert len(events(recipe)) == 2
 
 
+def test_a_rollback_that_fails_leaves_a_rejected_version_rejected(
+    recipe: Recipe, champions: None, packaging: Packaging
+) -> None:
+    review.reject(recipe, "1", "odd", "ann")
+    packaging.broken = True
+    with pytest.raises(RuntimeError, match="does not answer"):
+        review.rollback(recipe, "1", "slow", "ann")
+    assert registry.find(recipe.registered_model, "1").withdrawn == "rejected by ann: odd"
+
+
 def test_a_rejected_challenger_is_served_no_longer(recipe: Recipe, champions: None, packaging: Packaging) -> None:
     challenger = registry.with_alias(recipe.registered_model, "challenger")
     assert challenger is not None
