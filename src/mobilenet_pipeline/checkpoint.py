@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mobilenet_pipeline.budget import Costs
 from mobilenet_pipeline.layout import whole
 
 
@@ -21,6 +22,7 @@ class State:
 
     step: int
     length: int
+    costs: Costs
     arrays: dict[str, np.ndarray]
     totals: tuple[float, float]
     history: list[dict[str, Any]]
@@ -33,6 +35,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
         "identity": dict(identity),
         "step": state.step,
         "length": state.length,
+        "costs": asdict(state.costs),
         "totals": state.totals,
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
@@ -56,4 +59,5 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         return None
     totals = float(document["totals"][0]), float(document["totals"][1])
     step, length = int(document["step"]), int(document["length"])
-    return State(step, length, arrays, totals, document["history"], float(document["cpu_seconds"]))
+    costs = Costs(**document["costs"])
+    return State(step, length, costs, arrays, totals, document["history"], float(document["cpu_seconds"]))

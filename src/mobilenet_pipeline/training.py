@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mobilenet_pipeline import checkpoint, dataset, distribution, metrics, mobilenet, optimizer, steps
+from mobilenet_pipeline import budget, checkpoint, dataset, distribution, metrics, mobilenet, optimizer, steps
 from mobilenet_pipeline.config import Candidate
 
 CHUNK = 10
@@ -144,20 +144,20 @@ def train(
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
     answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)
-    length = state.length if state else plan(loop, answer, validation, say)
-    loop.begin(length, state)
+    length, costs = (state.length, state.costs) if state else plan(loop, answer, validation, say)
+    loop.begin(length, costs, state)
     for row in loop.history:
         on_epoch(row, loop.epochs)
     if loop.step:
         say(f"going on after step {loop.step} of {length}")
     started = time.perf_counter()
     logits = None
-    while loop.step < length:
+    while loop.step < loop.length:
         size = loop.size
         loop.advance()
         if loop.at_epoch_end:
             measured.set_weights(model.get_weights())
-            shown = validation if loop.step == length else _first(validation, GLANCE)
+            shown = validation if loop.step == loop.length else _first(validation, GLANCE)
             logits = answer(shown, size)
             loss, accuracy = _scores(logits, shown.labels)
             if not math.isfinite(loss):
@@ -179,51 +179,47 @@ def train(
     temperature = metrics.fit_temperature(logits, validation.labels)
     head = plain.get_layer("logits")
     head.set_weights([weight / temperature for weight in head.get_weights()])
-    return Trained(plain, loop.history, origin, length / loop.per_epoch, loop.cpu_seconds, temperature)
+    return Trained(plain, loop.history, origin, loop.length / loop.per_epoch, loop.cpu_seconds, temperature)
 
 
 def plan(
     loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images, say: Callable[[str], None]
-) -> int:
-    """How many steps to train, after timing a few; what is said is how long that will take.
+) -> tuple[int, budget.Costs]:
+    """How many steps to train, and what they cost, after timing a few; what is said is how long that will take.
 
     Raises ValueError where `cpu_minutes` do not suffice for one epoch.
     """
     candidate, per_epoch = loop.candidate, loop.per_epoch
-    epoch, last = _costs(loop, evaluate, validation)
-    wall, cpu = epoch
+    costs, wall = _costs(loop, evaluate, validation)
     if candidate.epochs is None:
-        left = (candidate.cpu_minutes or 0) * 60 * (1 - RESERVE) - time.process_time() - last[1]
-        length = int(per_epoch * left / cpu)
+        length = budget.affordable(costs, per_epoch, loop.seconds_left)
         if length < per_epoch:
+            one = costs.between(0, per_epoch, per_epoch, per_epoch)
             raise ValueError(
-                f"one epoch takes {cpu / 60:.1f} CPU-minutes here, cpu_minutes leaves {left / 60:.1f}: raise it, or "
-                "lower alpha or input_sizes"
+                f"one epoch takes {one / 60:.1f} CPU-minutes here, cpu_minutes leaves {loop.seconds_left / 60:.1f}: "
+                "raise it, or lower alpha or input_sizes"
             )
     else:
         length = per_epoch * candidate.epochs
-    epochs = length / per_epoch
-    wall, cpu = (np.array([wall, cpu]) * epochs + last) / 60
-    say(f"{epochs:.3g} epochs will take about {wall:.0f} minutes, {cpu:.0f} of CPU time")
-    return length
+    cpu = costs.between(0, length, length, per_epoch) + costs.last
+    say(f"{length / per_epoch:.3g} epochs will take about {cpu * wall / 60:.0f} minutes, {cpu / 60:.0f} of CPU time")
+    return length, costs
 
 
-def _costs(
-    loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images
-) -> tuple[np.ndarray, np.ndarray]:
-    """Wall and CPU seconds of one epoch, the mean over the input sizes, and of the last validation."""
+def _costs(loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images) -> tuple[budget.Costs, float]:
+    """What was timed, and the wall seconds that a CPU second takes."""
     some = _first(validation, TRIAL_IMAGES)
     glance, whole = min(GLANCE, len(validation.labels)) / len(some.labels), len(validation.labels) / len(some.labels)
-    epoch, last = np.zeros(2), np.zeros(2)
+    epochs = []
     for size in loop.candidate.input_sizes:
         loop.rehearse(size, 1)  # this and the next trace and warm up
         evaluate(some, size)
         few, more = (_time_of(partial(loop.rehearse, size, count)) for count in TRIAL_STEPS)
-        epoch += few + np.maximum(more - few, 0) * (loop.per_epoch - TRIAL_STEPS[0]) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
+        each = np.maximum(more - few, 0) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
         validated = _time_of(partial(evaluate, some, size))
-        epoch += glance * validated
-        last = whole * validated
-    return epoch / len(loop.candidate.input_sizes), last
+        epochs.append(few + each * (loop.per_epoch - TRIAL_STEPS[0]) + glance * validated)
+    wall, cpu = sum(epochs)
+    return budget.Costs([float(epoch[1]) for epoch in epochs], float(whole * validated[1])), wall / cpu
 
 
 def _first(images: Images, count: int) -> Images:
@@ -264,14 +260,19 @@ class _Loop:
         for variable, value in zip(self.optimizer.variables, kept, strict=True):
             variable.assign(value)
 
-    def begin(self, length: int, state: checkpoint.State | None) -> None:
+    def begin(self, length: int, costs: budget.Costs, state: checkpoint.State | None) -> None:
         """Make ready for a training of `length` steps, or for what is left of it after `state`."""
-        candidate, replicas = self.candidate, self.strategy.num_replicas_in_sync
-        self.length, self.epochs = length, -(-length // self.per_epoch)
-        self.schedule.set(candidate.learning_rate * replicas, candidate.warmup, length)
+        self.costs = costs
+        self._last_until(length)
         if state:
             self._restore(state)
-        self.stream = self._stream(self.epochs)
+        self.before = self.step, self.cpu_seconds
+        self.stream = self._stream(self.candidate.epochs or budget.MOST_EPOCHS)
+
+    def _last_until(self, length: int) -> None:
+        self.length, self.epochs = length, -(-length // self.per_epoch)
+        rate = self.candidate.learning_rate * self.strategy.num_replicas_in_sync
+        self.schedule.set(rate, self.candidate.warmup, length)
 
     def _stream(self, epochs: int) -> Iterator:
         """Batches from the next step to the end of that many epochs."""
@@ -304,6 +305,11 @@ class _Loop:
     def cpu_seconds(self) -> float:
         return self.spent + time.process_time()
 
+    @property
+    def seconds_left(self) -> float:
+        """CPU seconds of the budget, but for the reserve."""
+        return (self.candidate.cpu_minutes or 0) * 60 * (1 - RESERVE) - self.cpu_seconds
+
     def advance(self) -> None:
         """Take a few steps. Raises DivergedError."""
         count = min(CHUNK, self.steps_of_epoch - self.step % self.per_epoch)
@@ -321,13 +327,23 @@ class _Loop:
         row = Epoch(len(self.history) + 1, rate, losses, hits, loss, accuracy, seconds)
         self.history.append(row)
         self.totals = 0.0, 0.0
+        if self.candidate.epochs is None and self.step < self.length:
+            self._plan_again()
+
+    def _plan_again(self) -> None:
+        """Change the length, so that the budget is kept where steps take more time than was measured, or less."""
+        (step, spent), self.before = self.before, (self.step, self.cpu_seconds)
+        slowness = (self.cpu_seconds - spent) / self.costs.between(step, self.step, self.length, self.per_epoch)
+        self._last_until(budget.affordable(self.costs, self.per_epoch, self.seconds_left, self.step, slowness))
 
     def state(self) -> checkpoint.State:
         """Everything that `_restore` needs."""
         optimizer = [np.asarray(v) for v in self.optimizer.variables]
         named = {"weight": self.model.get_weights(), "optimizer": optimizer}
         arrays = {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
-        return checkpoint.State(self.step, self.length, arrays, self.totals, to_rows(self.history), self.cpu_seconds)
+        return checkpoint.State(
+            self.step, self.length, self.costs, arrays, self.totals, to_rows(self.history), self.cpu_seconds
+        )
 
     def _restore(self, state: checkpoint.State) -> None:
         def numbered(kind: str, count: int) -> list[np.ndarray]:

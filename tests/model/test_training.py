@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mobilenet_pipeline import config, dataset, distribution, mobilenet, optimizer, steps, training
+from mobilenet_pipeline import budget, config, dataset, distribution, mobilenet, optimizer, steps, training
 from mobilenet_pipeline.stages import train
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,14 +191,24 @@ def test_a_training_of_given_cpu_minutes_trains_as_long_as_fits_and_says_so():
     candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": (time.process_time() + 25) / 60})
     said: list[str] = []
     result = trained(candidate, say=said.append)
-    told = float(said[0].split(" epochs will take about ")[0])
-    assert len(result.history) - 1 <= told <= len(result.history)
+    assert float(said[0].split(" epochs will take about ")[0]) > 2
     assert len(result.history) > 2
+    assert result.history[-1].learning_rate == pytest.approx(0, abs=1e-3)
+    assert result.cpu_seconds < candidate.cpu_minutes * 60
+
+
+def test_a_training_that_takes_more_time_than_was_measured_is_cut_short_to_keep_its_budget(monkeypatch):
+    candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": (time.process_time() + 20) / 60})
+    # Steps are said to cost nearly nothing: so many would never end.
+    monkeypatch.setattr(training, "plan", lambda *_: (40_000, budget.Costs([0.01], 0.01)))
+    result = trained(candidate)
+    assert 2 < len(result.history) < 10_000
+    assert result.history[-1].learning_rate == pytest.approx(0, abs=1e-3)
     assert result.cpu_seconds < candidate.cpu_minutes * 60
 
 
 def test_an_epoch_that_is_cut_short_ends_with_the_training(monkeypatch):
-    monkeypatch.setattr(training, "plan", lambda *_: 6)  # of four steps an epoch
+    monkeypatch.setattr(training, "plan", lambda *_: (6, budget.Costs([1.0], 0.0)))  # of four steps an epoch
     history = trained(SMALL.model_copy(update={"learning_rate": 0.0})).history
     assert [row.epoch for row in history] == [1, 2]
     assert 0.6 < history[1].train_loss / history[0].train_loss < 1.6  # a mean over the steps taken, not over four
@@ -209,7 +219,7 @@ def test_input_sizes_are_taken_in_turn_and_validated_at_the_size_of_their_epoch(
     sizes: list[int] = []
     enlarge = mobilenet.enlarge
     monkeypatch.setattr(mobilenet, "enlarge", lambda x, c, size: sizes.append(size) or enlarge(x, c, size))
-    monkeypatch.setattr(training, "plan", lambda *_: 8)
+    monkeypatch.setattr(training, "plan", lambda *_: (8, budget.Costs([1.0], 0.0)))
     result = trained(SMALL.model_copy(update={"input_sizes": [32, 48]}))
     assert sizes == [32, 32, 48, 48, 48]  # a graph to train and one to validate at each, and the finished model
     assert result.model.get_layer("conv1").output.shape[1] == 24

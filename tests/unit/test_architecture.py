@@ -13,7 +13,7 @@ ORDER = [
     {"environment"},
     {"config"},
     {"layout"},
-    {"split", "metrics", "paired", "corruptions", "anatomy", "preprocess", "ledger", "history", "running"},
+    {"budget", "split", "metrics", "paired", "corruptions", "anatomy", "preprocess", "ledger", "history", "running"},
     {"checks", "card", "provenance"},
     {"gate", "artefact", "images"},
     {"sources"},
