@@ -1,4 +1,4 @@
-"""The shapes of what the service answers, as its OpenAPI page shows them."""
+"""The shapes of what the service takes and answers, as its OpenAPI page shows them."""
 
 from pathlib import Path
 from typing import Annotated, Self
@@ -24,14 +24,31 @@ class Upload(bentoml.IODescriptor):
         return cls.model_construct(image=request.scope[UPLOAD])
 
 
-class Prediction(BaseModel):
-    """What one model says of one image. Confidence and probabilities are shares of 1."""
+class Uploads(bentoml.IODescriptor):
+    """Up to 256 image files."""
 
-    model_config = ConfigDict(protected_namespaces=())
+    images: list[Annotated[Path, ContentType("image/*")]]
+    """In the service, what the front door has read: a list of files' bytes, or the bytes of all pixels."""
+
+    @classmethod
+    async def from_http_request(cls, request: Request, serde: Serde) -> Self:
+        """Take what the front door left, instead of BentoML's own parsers."""
+        return cls.model_construct(images=request.scope[UPLOAD])
+
+
+class Answered(BaseModel):
+    """What a model says of one image. Confidence and probabilities are shares of 1."""
 
     class_: Annotated[str, Field(alias="class")]
     confidence: float
     probabilities: dict[str, float]
+
+
+class Prediction(Answered):
+    """What one model says of one image, and which model it was."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
     model_name: str
     model_version: str
 
@@ -41,3 +58,27 @@ class Comparison(BaseModel):
 
     champion: Prediction
     challenger: Prediction | None
+
+
+class Fault(BaseModel):
+    """Why there is no answer: a word for programs, a sentence for people, and the field that it is about."""
+
+    code: str
+    message: str
+    field: str | None
+
+
+class Refused(BaseModel):
+    """What every 4xx and 503 has as its body."""
+
+    error: Fault
+
+
+class Predictions(BaseModel):
+    """The images' answers in their order; where one cannot be read, its fault."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model_name: str
+    model_version: str
+    predictions: list[Answered | Refused]

@@ -1,75 +1,208 @@
-"""What stands between the network and BentoML: reads the uploaded image, or answers 4xx with a sentence.
+"""What stands between the network and BentoML: reads the upload, or answers 4xx and 503 with a sentence.
 
 BentoML 1.4 has no limit on uploads (it ignores `max_request_size`), spools files to disk, fetches a URL that stands
 where a file should be, picks a parser by content type (pickle among them) and answers faults in three different
 shapes. So a body is read here, whole and bounded, and nothing behind this door ever parses one.
 """
 
+import asyncio
+import hmac
+import time
+from collections.abc import Iterable
+
 from starlette.datastructures import Headers, UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LIMIT = 10 * 1024 * 1024
+from serving import measures
+from serving.measures import VERSION_HEADER
+
+LIMIT = 10 * 2**20
 """Bytes of a request body; a 24-megapixel photograph is usually smaller."""
-FIELD = "image"
+HELD = 128 * 2**20
+"""Bytes of all bodies that are in memory at a time."""
+BATCH = 256
+"""Images in one request."""
+READ_SECONDS = 15
+"""A body must have arrived by then."""
+IMAGE_BYTES = 32 * 32 * 3
+FIELD, FIELDS = "image", "images"
 UPLOAD = "mobilenet_pipeline.upload"
-"""Where in the ASGI scope the image's bytes are left."""
-BODILESS = ("GET", "HEAD", "OPTIONS")
-_HOW = f"Send the image as multipart/form-data in the field '{FIELD}', or as the body with a content type of image/*."
+"""Where in the ASGI scope the upload is left: an image file's bytes; for a batch a list of them, or bytes of pixels."""
+READS, POSTS = ("GET", "HEAD"), ("POST",)
+BATCH_PATH = "/predict_batch"
+HEALTH = ("/livez", "/readyz", "/healthz")
+PATHS = {
+    **dict.fromkeys(("/", "/docs", "/docs.json", "/model", "/metrics", *HEALTH), READS),
+    **dict.fromkeys(("/predict", BATCH_PATH, "/compare", "/input"), POSTS),
+}
+STATIC = "/static_content/"
+"""What the OpenAPI page is made of."""
+# The page itself holds nothing, and a browser that asks for it has no token yet.
+OPEN = ("/", *HEALTH)
+_ONE = f"Send the image as multipart/form-data in the field '{FIELD}', or as the body with a content type of image/*."
+_MANY = (
+    f"Send the images as multipart/form-data, each in a field '{FIELDS}', or as application/octet-stream with "
+    f"{IMAGE_BYTES} bytes an image (32 rows of 32 RGB pixels)."
+)
 
 
 class Refusal(Exception):
     """A request that cannot be answered, and why: an HTTP status, a word for programs and a sentence for people."""
 
-    def __init__(self, status: int, code: str, sentence: str, field: str | None = FIELD) -> None:
+    def __init__(
+        self, status: int, code: str, sentence: str, field: str | None = FIELD, headers: dict[str, str] | None = None
+    ) -> None:
         super().__init__(sentence)
-        self.status, self.code, self.field = status, code, field
+        self.status, self.code, self.field, self.headers = status, code, field, headers
+
+    def document(self) -> dict[str, dict[str, str | None]]:
+        """The refusal for programs: {"error": {"code", "message", "field"}}."""
+        return {"error": {"code": self.code, "message": str(self), "field": self.field}}
 
     def response(self) -> Response:
-        """The refusal as JSON: {"error": {"code", "message", "field"}}."""
-        return JSONResponse({"error": {"code": self.code, "message": str(self), "field": self.field}}, self.status)
+        """The refusal as an HTTP answer."""
+        return JSONResponse(self.document(), self.status, self.headers)
+
+
+def overloaded(what: str) -> Refusal:
+    """503, for who comes when too much is being worked on."""
+    return Refusal(503, "overloaded", f"{what}; try again in a second.", None, {"Retry-After": "1"})
 
 
 class FrontDoor:
-    """ASGI middleware: every request with a body must carry one image, which is left in `scope[UPLOAD]`."""
+    """ASGI middleware: lets known requests in, leaves what they carry in `scope[UPLOAD]`, and counts the answers."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, key: str | None = None) -> None:
         self.app = app
+        self.token = f"Bearer {key}".encode() if key else None
+        self.held = 0
+        MultiPartParser.spool_max_size = LIMIT  # no upload goes to the disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] not in BODILESS:
-            try:
-                scope[UPLOAD] = await read_upload(scope, receive)
-            except Refusal as refusal:
-                # The rest of the body is left to the server, which reads past it, so the sender gets to the answer.
-                await refusal.response()(scope, receive, send)
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":  # there is none here
+                await send({"type": "websocket.close", "code": 1008})
                 return
-            receive = _replay(b"")
-        await self.app(scope, receive, send)
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status, version = 500, ""
+
+        async def counted(message: Message) -> None:
+            nonlocal status, version
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                version = next((value.decode() for name, value in message["headers"] if name == VERSION_HEADER), "")
+            await send(message)
+
+        held = 0
+        try:
+            self._admit(scope)
+            if scope["method"] in POSTS:
+                body, held = await self._body(scope, receive)
+                scope[UPLOAD] = await _batch_in(scope, body) if scope["path"] == BATCH_PATH else await _one(scope, body)
+                receive = _replay(b"")
+            await self.app(scope, receive, counted)
+        except Refusal as refusal:
+            # The rest of the body is left to the server, which reads past it, so the sender gets to the answer.
+            await refusal.response()(scope, receive, counted)
+        finally:
+            self.held -= held
+            path = scope["path"] if scope["path"] in PATHS else "other"
+            measures.count_request(path, status, version, time.perf_counter() - started)
+
+    def _admit(self, scope: Scope) -> None:
+        """Let the request in by its path, method and token. Raises Refusal."""
+        path, method = scope["path"], scope["method"]
+        static = path.startswith(STATIC) and ".." not in path
+        allowed = READS if static else PATHS.get(path)
+        if self.token and path not in OPEN:
+            given = Headers(scope=scope).get("authorization", "").encode()
+            if not hmac.compare_digest(given, self.token):
+                sentence = "This service wants a key: send the header 'Authorization: Bearer KEY'."
+                raise Refusal(401, "unauthorized", sentence, "authorization", {"WWW-Authenticate": "Bearer"})
+        if allowed is None:
+            known = ", ".join(sorted(PATHS))
+            raise Refusal(404, "unknown_path", f"There is nothing at this address; there are {known}.", None)
+        if method not in allowed:
+            sentence = f"{path} is asked with {allowed[0]}."
+            raise Refusal(405, "wrong_method", sentence, None, {"Allow": ", ".join(allowed)})
+
+    async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, int]:
+        """The body, and what it adds to the bytes that are held. Raises Refusal."""
+        headers = Headers(scope=scope)
+        _check_kind(scope["path"], _kind(headers))  # before a byte of it is read
+        declared = headers.get("content-length", "0")
+        size = int(declared) if declared.isdecimal() else 0
+        if size > LIMIT:
+            raise _too_large()
+        # A body that does not say how long it is may become as long as it is allowed to.
+        reserved = size if "content-length" in headers else LIMIT
+        if self.held + reserved > HELD:
+            raise overloaded("Too many uploads at a time")
+        self.held += reserved
+        try:
+            async with asyncio.timeout(READ_SECONDS):
+                return await _read_bounded(receive), reserved
+        except BaseException as error:
+            self.held -= reserved
+            if isinstance(error, TimeoutError):
+                sentence = f"The upload had not arrived after {READ_SECONDS} s; send a smaller image."
+                raise Refusal(408, "too_slow", sentence, None, {"Connection": "close"}) from None
+            raise
 
 
-async def read_upload(scope: Scope, receive: Receive) -> bytes:
+def _kind(headers: Headers) -> str:
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def _check_kind(path: str, kind: str) -> None:
+    raw = kind == "application/octet-stream" or (kind.startswith("image/") and path != BATCH_PATH)
+    if kind and not raw and kind != "multipart/form-data":
+        raise Refusal(
+            415, "unsupported_media_type", f"A body of type {kind} is not read here. {_how(path)}", "content-type"
+        )
+
+
+async def _one(scope: Scope, body: bytes) -> bytes:
     """The bytes of the one image in the request. Raises Refusal."""
-    headers = Headers(scope=scope)
-    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-    raw = kind.startswith("image/") or kind == "application/octet-stream"
-    if kind and not raw and kind != "multipart/form-data":  # before a byte of it is read
-        raise Refusal(415, "unsupported_media_type", f"A body of type {kind} is not read here. {_HOW}", "content-type")
-    declared = headers.get("content-length", "0")
-    if declared.isdecimal() and int(declared) > LIMIT:
-        raise _too_large()
-    body = await _read_bounded(receive)
-    if not body:
-        raise Refusal(400, "missing_image", f"The request has no image. {_HOW}")
-    if not kind:
-        raise Refusal(415, "unsupported_media_type", f"The body has no content type. {_HOW}", "content-type")
-    image = body if raw else await _file_in_form(scope, body)
+    kind = _check_there(scope, body)
+    image = await _file_in_form(scope, body) if kind == "multipart/form-data" else body
     if not image:
         raise Refusal(400, "empty", "The file is empty.")
     return image
+
+
+async def _batch_in(scope: Scope, body: bytes) -> list[bytes] | bytes:
+    """The image files of the request, or the pixels of its images. Raises Refusal."""
+    if _check_there(scope, body) == "multipart/form-data":
+        return await _files_in_form(scope, body)
+    count, rest = divmod(len(body), IMAGE_BYTES)
+    if rest:
+        raise Refusal(400, "wrong_length", f"{len(body)} bytes are no whole number of images. {_MANY}", FIELDS)
+    _check_count(count)
+    return body
+
+
+def _check_there(scope: Scope, body: bytes) -> str:
+    kind = _kind(Headers(scope=scope))
+    if not body:
+        field = FIELDS if scope["path"] == BATCH_PATH else FIELD
+        raise Refusal(400, "missing_image", f"The request has no image. {_how(scope['path'])}", field)
+    if not kind:
+        sentence = f"The body has no content type. {_how(scope['path'])}"
+        raise Refusal(415, "unsupported_media_type", sentence, "content-type")
+    return kind
+
+
+def _check_count(count: int) -> None:
+    if count > BATCH:
+        sentence = f"{count} images are more than {BATCH}, which is what one request may have; send several."
+        raise Refusal(413, "too_many_images", sentence, FIELDS)
 
 
 async def _read_bounded(receive: Receive) -> bytes:
@@ -87,20 +220,47 @@ async def _read_bounded(receive: Receive) -> bytes:
 
 
 async def _file_in_form(scope: Scope, body: bytes) -> bytes:
+    found = await _fields(scope, body, 1)
+    values = [value for name, value in found if name == FIELD]
+    if values and isinstance(values[-1], bytes):
+        return values[-1]
+    if values:
+        raise Refusal(400, "missing_image", f"The field '{FIELD}' must hold a file, not text. {_ONE}")
+    raise Refusal(400, "missing_image", f"The form has no file in the field '{FIELD}' ({_names(found)}). {_ONE}")
+
+
+async def _files_in_form(scope: Scope, body: bytes) -> list[bytes]:
+    found = await _fields(scope, body, BATCH)
+    files = [value for name, value in found if name == FIELDS and isinstance(value, bytes)]
+    if not files:
+        sentence = f"The form has no file in a field '{FIELDS}' ({_names(found)}). {_MANY}"
+        raise Refusal(400, "missing_image", sentence, FIELDS)
+    return files
+
+
+async def _fields(scope: Scope, body: bytes, files: int) -> list[tuple[str, bytes | str]]:
+    """The form's fields in their order, a file as its bytes. Raises Refusal, also for more files than that."""
+    how, field = _how(scope["path"]), FIELDS if scope["path"] == BATCH_PATH else FIELD
     request = Request({key: scope[key] for key in ("type", "method", "headers")}, _replay(body))
     try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            found = form.get(FIELD)
-            if isinstance(found, UploadFile):
-                return await found.read()
-            names = ", ".join(repr(name) for name in form) or "none"
+        async with request.form(max_files=files, max_fields=8) as form:
+            return [
+                (name, await value.read() if isinstance(value, UploadFile) else value)
+                for name, value in form.multi_items()
+            ]
     except (MultiPartException, HTTPException, KeyError, ValueError) as error:
         # KeyError: a form without a boundary.
         reason = getattr(error, "detail", None) or getattr(error, "message", None) or "it has no boundary"
-        raise Refusal(400, "malformed_form", f"The form cannot be read ({str(reason).rstrip('.')}). {_HOW}") from None
-    if found is not None:
-        raise Refusal(400, "missing_image", f"The field '{FIELD}' must hold a file, not text. {_HOW}")
-    raise Refusal(400, "missing_image", f"The form has no file in the field '{FIELD}' (fields: {names}). {_HOW}")
+        sentence = f"The form cannot be read ({str(reason).rstrip('.')}). {how}"
+        raise Refusal(400, "malformed_form", sentence, field) from None
+
+
+def _names(found: Iterable[tuple[str, object]]) -> str:
+    return f"fields: {', '.join(repr(name) for name in dict.fromkeys(name for name, _ in found)) or 'none'}"
+
+
+def _how(path: str) -> str:
+    return _MANY if path == BATCH_PATH else _ONE
 
 
 def _too_large() -> Refusal:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,16 @@ import bentoml
 import numpy as np
 
 from mobilenet_pipeline import preprocess
-from mobilenet_pipeline.artefact import Artefact
+from mobilenet_pipeline.artefact import IMAGE_SHAPE, Artefact
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
+CORES = int(os.environ.get("SERVING_CORES") or len(os.sched_getaffinity(0)))
+"""Processors that the service may keep busy; a container's limit has to be told."""
 
 
 class Served:
-    """One version of the registered model, ready to answer."""
+    """One version of the registered model, ready to answer. Any thread may ask it."""
 
     def __init__(self, folder: Path) -> None:
         self.metadata: dict[str, Any] = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
@@ -30,22 +33,29 @@ class Served:
                 f"this Bento decodes images otherwise than the training of version {self.metadata['version']} did: "
                 "build it with the code and the version of Pillow that trained it, or train anew"
             )
-        # One thread: for one small image a second one costs more than it brings, and requests share the processors.
-        self.artefact = Artefact(path, threads=1)
+        # For one small image a second thread costs more than it brings. Batches have a model of their own, because a
+        # model that is asked for another number of images sets its memory up anew.
+        self.single = Artefact(path, threads=1)
+        self.batch = Artefact(path, threads=CORES)
+        self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
+        self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
+        # All that is done for the first time takes longer; who is told "ready" is answered as fast as everybody.
+        self.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
 
-    def answer(self, pixels: np.ndarray) -> dict[str, Any]:
-        """What the model says of the image uint8 (1, 32, 32, 3)."""
-        probabilities = self.artefact.predict(pixels)[0]
-        best = int(probabilities.argmax())
-        shares = probabilities.tolist()
-        return {
-            "class": self.class_names[best],
-            "confidence": shares[best],
-            "probabilities": dict(zip(self.class_names, shares, strict=True)),
-            "model_name": self.metadata["registered_model"],
-            "model_version": self.metadata["version"],
-        }
+    def predict(self, pixels: np.ndarray) -> list[dict[str, Any]]:
+        """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3)."""
+        artefact = self.single if len(pixels) == 1 else self.batch
+        shares = artefact.predict(pixels)
+        best = shares.argmax(axis=1).tolist()
+        return [
+            {
+                "class": self.class_names[index],
+                "confidence": row[index],
+                "probabilities": dict(zip(self.class_names, row, strict=True)),
+            }
+            for index, row in zip(best, shares.tolist(), strict=True)
+        ]
 
     def description(self) -> dict[str, Any]:
         """Where the model comes from, how good it is on the test images, and the verdict that promoted it."""
@@ -68,7 +78,11 @@ class Served:
         }
 
 
-def load_served(roles_file: Path = ROLES_FILE) -> dict[str, Served | None]:
+Roles = dict[str, Served | None]
+"""{"champion": …, "challenger": … or None}"""
+
+
+def load_served(roles_file: Path = ROLES_FILE) -> Roles:
     """Champion and challenger. Raises ValueError naming the file that is not what was packaged."""
     roles = json.loads(roles_file.read_text(encoding="utf-8"))
     return {role: Served(Path(bentoml.models.get(tag).path)) if tag else None for role, tag in roles.items()}

@@ -11,11 +11,11 @@ from pathlib import Path
 from types import FrameType
 
 from mobilenet_pipeline import environment
-from mobilenet_pipeline.config import CANDIDATES, load_recipe
+from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe
 from mobilenet_pipeline.pipeline import StageFailed
 
 DEFAULT_RECIPE = "digits"
-RESTART = "A service that is running goes on with its Bento until it is started again."
+TAKEN_OVER = "A service that `serve` has started takes it over within a second."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--reason", required=True, help="kept in the registry and in the history")
     add("history", show_history, "Every promotion, rollback, approval and rejection.")
     sub = add("trace", trace, "From a version to its run, commit, data, validation and verdict; every hash is checked.")
-    sub.add_argument("version", help="its number, as the API's answers have it")
+    traced = sub.add_mutually_exclusive_group(required=True)
+    traced.add_argument("version", nargs="?", help="its number, as the API's answers have it")
+    traced.add_argument("--answer", metavar="FILE", help="an answer of /predict, as JSON, or - for standard input")
     sub = add("schedule", schedule, "Run the pipeline on a schedule, until Ctrl-C.")
     sub.add_argument("--cron", required=True, metavar='"0 3 * * *"', help="when: minute hour day month weekday")
     sub.add_argument("--timezone", default="UTC", help="of the cron expression, like Europe/Berlin (default: UTC)")
@@ -151,7 +153,8 @@ def approve(chosen: argparse.Namespace) -> None:
 
     recipe = load_recipe(chosen.recipe)
     with running.deciding(recipe):
-        print(reviewing.approve(recipe, chosen.version, history.person()), RESTART)
+        print(reviewing.approve(recipe, chosen.version, history.person()), TAKEN_OVER, flush=True)
+        _publish(recipe)
 
 
 def reject(chosen: argparse.Namespace) -> None:
@@ -161,7 +164,8 @@ def reject(chosen: argparse.Namespace) -> None:
 
     recipe = load_recipe(chosen.recipe)
     with running.deciding(recipe):
-        print(reviewing.reject(recipe, chosen.version, chosen.reason, history.person()))
+        print(reviewing.reject(recipe, chosen.version, chosen.reason, history.person()), flush=True)
+        _publish(recipe)
 
 
 def rollback(chosen: argparse.Namespace) -> None:
@@ -171,7 +175,17 @@ def rollback(chosen: argparse.Namespace) -> None:
 
     recipe = load_recipe(chosen.recipe)
     with running.deciding(recipe):
-        print(reviewing.rollback(recipe, chosen.to, chosen.reason, history.person()), RESTART)
+        print(reviewing.rollback(recipe, chosen.to, chosen.reason, history.person()), TAKEN_OVER, flush=True)
+        _publish(recipe)
+
+
+def _publish(recipe: Recipe) -> None:
+    """Let the report show what was decided, or say why it does not."""
+    from mobilenet_pipeline import review as reviewing
+
+    lacking = reviewing.publish(recipe)
+    if lacking:
+        print(lacking)
 
 
 def show_history(chosen: argparse.Namespace) -> None:
@@ -191,12 +205,27 @@ def trace(chosen: argparse.Namespace) -> None:
     """Print the way back; an error where a link does not hold."""
     from mobilenet_pipeline import trace as tracing
 
-    links = tracing.trace(load_recipe(chosen.recipe), chosen.version)
+    recipe, number = load_recipe(chosen.recipe), chosen.version
+    if number is None:
+        answer, source = _read_answer(chosen.answer)
+        number = tracing.version_in(answer, recipe, source)
+    links = tracing.trace(recipe, number)
     for link in links:
         print(f"{ {True: '✓', False: '✗', None: '?'}[link.holds] } {link.name:<12}{link.found}")
     broken = [link.name for link in links if link.holds is False]
     if broken:
-        raise ValueError(f"{', '.join(broken)} of version {chosen.version} does not hold")
+        raise ValueError(f"{', '.join(broken)} of version {number} does not hold")
+
+
+def _read_answer(file: str) -> tuple[str, str]:
+    """An answer of the API, and what to call the place where it was."""
+    if file == "-":
+        return sys.stdin.read(), "standard input"
+    try:
+        # What is no text is no JSON either, and told so.
+        return Path(file).read_text(encoding="utf-8", errors="replace"), file
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read ({error.strerror}); give the path of an answer of /predict") from None
 
 
 def schedule(chosen: argparse.Namespace) -> None:
@@ -225,7 +254,7 @@ def serve(chosen: argparse.Namespace) -> None:
     bento = packaging.must_be_live(recipe)
     server.check_port(chosen.port, "the API", "--port", chosen.host)
     print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)
-    command = packaging.serve_command(bento.tag, chosen.host, chosen.port)
+    command = packaging.serve_command(bento.tag, chosen.host, chosen.port, follow=True)
     os.execv(command[0], command)
 
 

@@ -3,12 +3,15 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -98,32 +101,20 @@ def store(filled_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return filled_store
 
 
+@pytest.fixture
+def own_store(filled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the filled store."""
+    copy = tmp_path / "store"
+    shutil.copytree(filled_store, copy, ignore=shutil.ignore_patterns("servers"))
+    monkeypatch.setenv("BENTOML_HOME", str(copy))
+    return copy
+
+
 @pytest.fixture(scope="session")
 def service(filled_store: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The service, started as `make serve` does."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("BENTOML_HOME", str(filled_store))
-        bento = packaging.live(recipe)
-        assert bento is not None
-        command = packaging.serve_command(bento.tag, port=port)
-    log = tmp_path_factory.mktemp("log") / "service.log"
-    with log.open("wb") as file:
-        process = psutil.Popen(command, stdout=file, stderr=file)
-    address = f"http://127.0.0.1:{port}"
-    client = httpx.Client(base_url=address, trust_env=False, timeout=30)
-    running = Service(address, client, process, bento.tag)
-    try:
-        _wait(running, log)
+    """The service of a Bento, which is all it serves."""
+    with started(filled_store, recipe, tmp_path_factory.mktemp("log")) as running:
         yield running
-    finally:
-        client.close()
-        everything = running.processes()
-        process.terminate()
-        for left in psutil.wait_procs(everything, timeout=15)[1]:
-            left.kill()
 
 
 @pytest.fixture(scope="session")
@@ -138,6 +129,40 @@ def encode() -> Callable[..., bytes]:
         return file.getvalue()
 
     return write
+
+
+@contextmanager
+def started(store: Path, recipe: Recipe, folder: Path, follow: bool = False, **variables: str) -> Iterator[Service]:
+    """The store's live Bento, served on a free port, with these variables in its environment."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BENTOML_HOME", str(store))
+        bento = packaging.live(recipe)
+        assert bento is not None
+        command = packaging.serve_command(bento.tag, port=port, follow=follow)
+    log = folder / "service.log"
+    with log.open("wb") as file:
+        process = psutil.Popen(command, stdout=file, stderr=file, env={**os.environ, **variables})
+    address = f"http://127.0.0.1:{port}"
+    client = httpx.Client(base_url=address, trust_env=False, timeout=30)
+    running = Service(address, client, process, bento.tag)
+    try:
+        _wait(running, log)
+        yield running
+    finally:
+        client.close()
+        everything = running.processes()
+        process.terminate()
+        for left in psutil.wait_procs(everything, timeout=15)[1]:
+            left.kill()
+
+
+@pytest.fixture
+def start(recipe: Recipe, tmp_path: Path) -> Callable[..., AbstractContextManager[Service]]:
+    """`started`, with a folder for the log."""
+    return partial(started, recipe=recipe, folder=tmp_path)
 
 
 def _wait(service: Service, log: Path) -> None:

@@ -1,5 +1,6 @@
 """What the running service answers to a good request."""
 
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,16 +81,58 @@ def test_health_is_answered(service: Service, path: str) -> None:
 
 def test_requests_are_counted_with_the_version_that_answered(service: Service, encode: Encode) -> None:
     post(service, encode())
-    lines = service.ask("GET", "/metrics").text.splitlines()
-    counted = [line for line in lines if "request_total{" in line and 'endpoint="/predict"' in line and '"200"' in line]
-    assert len(counted) == 1
-    assert service.tag.partition(":")[2] in counted[0]
+    assert service.counted("mobilenet_requests_total", endpoint="/predict", code="200", model_version="2") >= 1
+
+
+def test_answers_are_counted_by_class(service: Service, encode: Encode) -> None:
+    name = post(service, encode())["class"]
+    before = service.counted("mobilenet_answers_total", predicted_class=name, model_version="2")
+    post(service, encode())
+    assert service.counted("mobilenet_answers_total", predicted_class=name, model_version="2") == before + 1
+
+
+def test_refusals_are_counted_too(service: Service) -> None:
+    service.ask("POST", "/predict", files={"image": b"no image"})
+    assert service.counted("mobilenet_requests_total", endpoint="/predict", code="422", model_version="") >= 1
+
+
+def test_every_answer_names_its_version_in_a_header(service: Service, encode: Encode) -> None:
+    for path, field in (("/predict", "image"), ("/compare", "image"), ("/predict_batch", "images")):
+        assert service.ask("POST", path, files={field: encode()}).headers["x-model-version"] == "2"
+
+
+def test_the_input_of_the_network_is_shown_as_a_png(service: Service, encode: Encode) -> None:
+    data = encode("JPEG", (300, 200))
+    answer = service.ask("POST", "/input", files={"image": data})
+    assert answer.headers["content-type"] == "image/png"
+    assert np.array_equal(preprocess.decode(answer.content), preprocess.decode(data))
+
+
+def test_the_page_may_ask_no_other_host(service: Service) -> None:
+    answer = service.ask("GET", "/")
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
 
 
 def test_the_openapi_page_asks_for_an_image_file(service: Service) -> None:
     paths = service.ask("GET", "/docs.json").json()["paths"]
-    for path in ("/predict", "/compare"):
+    for path in ("/predict", "/compare", "/predict_batch", "/input"):
         assert "multipart/form-data" in paths[path]["post"]["requestBody"]["content"]
+
+
+@pytest.mark.parametrize("path", ["/predict", "/compare", "/predict_batch", "/input"])
+def test_the_openapi_document_says_every_error_with_an_example(service: Service, path: str) -> None:
+    responses = service.ask("GET", "/docs.json").json()["paths"][path]["post"]["responses"]
+    assert set(responses) == {"200", "400", "401", "408", "413", "415", "422", "503"}
+    for status in set(responses) - {"200"}:
+        assert responses[status]["content"]["application/json"]["example"]["error"]["code"]
+
+
+def test_the_openapi_page_finds_its_parts(service: Service) -> None:
+    page = service.ask("GET", "/docs").text
+    found = re.findall(r'(?:src|href)="\.?/?(static_content/[^"]+)"', page)
+    assert found
+    assert all(service.ask("GET", f"/{part}").status_code == 200 for part in found)
 
 
 def test_no_training_code_is_in_the_serving_processes(service: Service) -> None:

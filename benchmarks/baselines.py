@@ -1,0 +1,98 @@
+"""The services that ours is compared with, each as someone would write it with BentoML in ten lines.
+
+All take the image as a PIL.Image.Image, which BentoML makes of the multipart field `image`, and answer with a document
+of the same shape as ours. BENCH_MODEL names the model file or folder, BENCH_CLASSES the class names (a JSON list).
+
+As a program it writes model.keras as a TensorFlow SavedModel: `python baselines.py FROM TO`.
+"""
+
+import json
+import os
+import sys
+from typing import Any
+
+import bentoml
+import numpy as np
+from PIL import Image
+
+# TensorFlow is imported where it is needed: who does nothing must not start more slowly for it.
+CLASSES: list[str] = json.loads(os.environ.get("BENCH_CLASSES", "[]"))
+SIDE = 32
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """Model input uint8 (1, 32, 32, 3)."""
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.uint8)[None]
+
+
+def answer(probabilities: np.ndarray) -> dict[str, Any]:
+    """What our service answers, for float32 (classes,)."""
+    best = int(probabilities.argmax())
+    shares = probabilities.tolist()
+    return {
+        "class": CLASSES[best],
+        "confidence": shares[best],
+        "probabilities": dict(zip(CLASSES, shares, strict=True)),
+        "model_name": "baseline",
+        "model_version": "1",
+    }
+
+
+@bentoml.service
+class Noop:
+    """Decodes the image and does nothing with it: what BentoML itself costs."""
+
+    def __init__(self) -> None:
+        # Shares that are no round numbers: they must be as long in JSON as a model's.
+        self.constant = answer(np.random.default_rng(0).dirichlet(np.ones(len(CLASSES))).astype(np.float32))
+
+    @bentoml.api
+    async def predict(self, image: Image.Image) -> dict[str, Any]:
+        """Always the same."""
+        pixels_of(image)
+        return self.constant
+
+
+@bentoml.service
+class KerasPredict:
+    """The trained model as Keras saves it, asked through Model.predict."""
+
+    def __init__(self) -> None:
+        import keras
+
+        self.model = keras.models.load_model(os.environ["BENCH_MODEL"])
+
+    @bentoml.api
+    def predict(self, image: Image.Image) -> dict[str, Any]:
+        """The model's answer."""
+        return answer(self.model.predict(pixels_of(image), verbose=0)[0])
+
+
+@bentoml.service
+class SavedModel:
+    """The trained model as a TensorFlow SavedModel, asked through its serving signature."""
+
+    def __init__(self) -> None:
+        import tensorflow as tf
+
+        self.loaded = tf.saved_model.load(os.environ["BENCH_MODEL"])
+        self.signature = self.loaded.signatures["serving_default"]
+        self.input = next(iter(self.signature.structured_input_signature[1]))
+        self.constant = tf.constant
+
+    @bentoml.api
+    def predict(self, image: Image.Image) -> dict[str, Any]:
+        """The model's answer."""
+        found = self.signature(**{self.input: self.constant(pixels_of(image))})
+        return answer(next(iter(found.values())).numpy()[0])
+
+
+def export(source: str, folder: str) -> None:
+    """Write the Keras model in `source` as a SavedModel into `folder`."""
+    import keras
+
+    keras.models.load_model(source).export(folder, format="tf_saved_model", verbose=False)
+
+
+if __name__ == "__main__":
+    export(*sys.argv[1:3])

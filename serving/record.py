@@ -1,0 +1,89 @@
+"""What was asked and answered, a JSON line each, for whoever looks for drift later.
+
+Never the image itself, unless told.
+
+Written by a thread of its own from a queue that is bounded: a full disk or a slow one loses lines, which are counted,
+and never an answer. BentoML's own monitor keeps a file a day for ever, and writes while the request waits.
+"""
+
+import base64
+import json
+import logging.handlers
+import queue
+import threading
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from serving import measures
+
+WAITING = 1000
+"""Lines that wait to be written; more are lost."""
+FILE_BYTES, FILES = 10 * 2**20, 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One image uint8 (32, 32, 3) and what was said of it."""
+
+    endpoint: str
+    model: dict[str, str]
+    prediction: dict[str, Any]
+    pixels: np.ndarray
+
+
+class Record:
+    """The files `path`, `path.1`, … with the newest answers; without a path, nothing is kept."""
+
+    def __init__(self, path: Path | None, keep_images: bool = False) -> None:
+        self.keep_images = keep_images
+        self.waiting: queue.Queue[Answer] | None = None
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.handler = _Raising(path, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
+            self.waiting = queue.Queue(WAITING)
+            threading.Thread(target=self._write_for_ever, name="record", daemon=True).start()
+
+    def add(self, answer: Answer) -> None:
+        """Keep the answer, some time soon. Never waits and never fails."""
+        if self.waiting is None:
+            return
+        try:
+            self.waiting.put_nowait(answer)
+        except queue.Full:
+            measures.count_unrecorded()
+
+    def _write_for_ever(self) -> None:
+        assert self.waiting is not None
+        while True:
+            answer = self.waiting.get()
+            try:
+                text = json.dumps(describe(answer, self.keep_images))
+                self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
+            except Exception:  # whatever the disk says
+                measures.count_unrecorded()
+
+
+def describe(answer: Answer, keep_image: bool) -> dict[str, Any]:
+    """A line of the record: time, model, answer, and per colour the mean and spread of the pixels (0 to 255)."""
+    pixels = answer.pixels.reshape(-1, 3)
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "endpoint": answer.endpoint,
+        **answer.model,
+        "class": answer.prediction["class"],
+        "probabilities": {name: round(share, 5) for name, share in answer.prediction["probabilities"].items()},
+        "mean": [round(value, 2) for value in pixels.mean(axis=0).tolist()],
+        "spread": [round(value, 2) for value in pixels.std(axis=0).tolist()],
+    }
+    return line | {"pixels": base64.b64encode(answer.pixels.tobytes()).decode()} if keep_image else line
+
+
+class _Raising(logging.handlers.RotatingFileHandler):
+    """Lets the writer know that a line is lost, where logging would print to the terminal."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise

@@ -1,0 +1,119 @@
+"""Who may ask, how much at a time, and what is kept of it."""
+
+import json
+import re
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from running_service import Service
+
+Encode = Callable[..., bytes]
+
+
+def test_without_the_key_nothing_but_health_and_the_page_is_answered(
+    filled_store: Path, start: Any, encode: Encode
+) -> None:
+    with start(filled_store, SERVING_API_KEY="secret") as service:
+        image = {"image": encode()}
+        for method, path in (("GET", "/model"), ("GET", "/metrics"), ("GET", "/docs.json"), ("POST", "/predict")):
+            answer = service.ask(method, path, files=image if method == "POST" else None)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        wrong = {"Authorization": "Bearer secre"}
+        assert service.ask("POST", "/predict", files=image, headers=wrong).status_code == 401
+        right = {"Authorization": "Bearer secret"}
+        assert service.ask("POST", "/predict", files=image, headers=right).status_code == 200
+        assert [service.ask("GET", path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/"), ("GET", "/schema.json")])
+def test_an_unknown_address_or_method_is_told_in_json(service: Service, method: str, path: str) -> None:
+    answer = service.ask(method, path)
+    assert answer.status_code in {404, 405}
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+def test_a_wrong_method_is_told_the_right_one(service: Service) -> None:
+    answer = service.ask("GET", "/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/static_content/../../served.json", "/static_content/%2e%2e/%2e%2e/served.json"])
+def test_no_file_outside_is_reached_through_the_openapi_page_s_parts(service: Service, path: str) -> None:
+    host, port = service.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b" 404 " in answer.splitlines()[0]
+    assert b"champion" not in answer
+
+
+def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_back(service: Service, encode: Encode) -> None:
+    photo = encode("JPEG", (3000, 2000))  # some tenths of a second to decode
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False)
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 503}
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_an_upload_that_takes_too_long_is_cut_off(service: Service) -> None:
+    host, port = service.address.removeprefix("http://").split(":")
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=25) as connection:
+        connection.sendall(head.encode() + bytes(100))
+        started = time.monotonic()
+        answer = connection.recv(4096)
+    assert b" 408 " in answer.splitlines()[0]
+    assert 10 < time.monotonic() - started < 20
+
+
+def test_answers_are_kept_on_record_without_the_image(
+    filled_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    with start(filled_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        said = service.ask("POST", "/predict", files={"image": encode()}).json()
+        line = first_line(tmp_path / "record")
+    assert (line["class"], line["model_version"], line["endpoint"]) == (said["class"], "2", "/predict")
+    assert len(line["mean"]) == len(line["spread"]) == 3
+    assert "pixels" not in line
+
+
+def test_images_are_kept_only_where_that_is_asked_for(
+    filled_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    with start(filled_store, SERVING_RECORD=str(tmp_path / "record"), SERVING_KEEP_IMAGES="1") as service:
+        service.ask("POST", "/predict", files={"image": encode()})
+        assert re.fullmatch(r"[A-Za-z0-9+/]{4096}", first_line(tmp_path / "record")["pixels"])
+
+
+def test_a_record_that_cannot_be_written_fails_no_request(
+    filled_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    (tmp_path / "record" / "answers-1.jsonl").mkdir(parents=True)  # a folder stands where the file should
+    with start(filled_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
+        deadline = time.monotonic() + 5
+        while not (lost := service.counted("mobilenet_unrecorded_answers_total")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert lost == 1
+
+
+def first_line(folder: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + 5
+    file = folder / "answers-1.jsonl"
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return dict(json.loads(file.read_text().splitlines()[0]))
