@@ -8,7 +8,7 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate study accuracy weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate bench-serve study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench-train: $(READY)  ## CPU time of a training step beside stock Keras's, in t
 
 bench-gate: $(READY)  ## how often the gate is right about made-up models, and how long it takes
 	@$(BIN)/python benchmarks/bench_gate.py
+
+bench-serve: $(READY)  ## requests a second of RECIPE's service beside three other BentoML services
+	@$(BIN)/python benchmarks/bench_serve.py --recipe $(RECIPE)
 
 study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
 	@$(BIN)/python benchmarks/study.py $(STUDY)

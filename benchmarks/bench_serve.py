@@ -10,41 +10,30 @@ is no reading of the test images that the gate would have to know of. Keeps the 
 import argparse
 import http.client
 import importlib.metadata
-import io
 import json
 import math
-import os
-import re
-import selectors
-import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-from PIL import Image
+from load import FORM, RAW, Round, form, load, png, post, request
+from services import BASELINES, BenchError, baseline, ours, say
 from tqdm import tqdm
 
-from mobilenet_pipeline import config, environment, images, layout, packaging, pipeline, provenance
+from mobilenet_pipeline import config, environment, images, layout, packaging, provenance
 from mobilenet_pipeline.artefact import Artefact
-from serving import check
 
 RESULTS = Path("docs/results/serving.json")
-BASELINES = {"noop": "Noop", "keras": "KerasPredict", "savedmodel": "SavedModel"}
 PACKAGES = ("bentoml", "tensorflow", "keras", "ai-edge-litert")
-HOST = "127.0.0.1"
 TURNS = 5
 REFERENCE = 8
 """Clients of the figures that the ratios are made of."""
@@ -53,15 +42,6 @@ BATCHES, THREADS = (1, 8, 16, 32, 64, 128), (1, 2)
 SINGLES = 500
 """Test images that are also sent one by one, as PNG files."""
 STARTS = 3
-START_SECONDS, ANSWER_SECONDS, EXPORT_SECONDS = 120, 30, 300
-LOG_LINES = 25
-LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
-FORM = "multipart/form-data; boundary=bench"
-RAW = "application/octet-stream"
-
-
-class BenchError(Exception):
-    """There is nothing to measure, or a service does not start; a sentence for people."""
 
 
 FAULTS = (
@@ -148,13 +128,13 @@ def prepare(chosen: argparse.Namespace) -> Bench:
 
 def measure(bench: Bench) -> dict[str, Any]:
     """All raw figures and the ratios. What went wrong is added to `bench.failures`."""
-    with tempfile.TemporaryDirectory() as scratch, ours(bench) as (port, _):
+    with tempfile.TemporaryDirectory() as scratch, ours(bench.tag) as (port, _):
         requests = one_by_one(bench, port, Path(scratch))
         batches = in_batches(bench, port)
         equal = equal_answers(bench, port) if batches and not bench.made_up else None
     starts = []
     for _ in tqdm(range(STARTS), "cold starts"):
-        with ours(bench) as (_, seconds):
+        with ours(bench.tag) as (_, seconds):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
     what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
@@ -204,7 +184,7 @@ def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, An
     with ExitStack() as running:
         ports = {"ours": port}
         for name in BASELINES:
-            ports[name] = running.enter_context(baseline(bench, name, scratch))
+            ports[name] = running.enter_context(baseline(name, bench.keras, bench.metadata["class_names"], scratch))
         asked = {name: request(ports[name], "/predict", FORM, payload) for name in ports}
         say("warming up")
         for name in ports:  # the first answers trace graphs and fill caches
@@ -284,25 +264,6 @@ def equal(expected: list[str], found: list[str]) -> tuple[int, int]:
     return sum(one == other for one, other in zip(expected, found, strict=False)), len(expected)
 
 
-@dataclass(frozen=True)
-class Round:
-    """What came of asking for a while: milliseconds of every answer that was 200, seconds of the whole, failures."""
-
-    milliseconds: list[float]
-    seconds: float
-    failures: Counter[str]
-
-    def figures(self) -> dict[str, float]:
-        """Requests a second and percentiles of the milliseconds; NaN where there was no answer."""
-        rates = {"requests_per_second": len(self.milliseconds) / self.seconds}
-        return rates | {f"p{share}_ms": percentile(self.milliseconds, share) for share in (50, 95, 99)}
-
-
-def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least `share` % of the values do not exceed (nearest rank); NaN of none."""
-    return sorted(values)[max(0, math.ceil(len(values) * share / 100) - 1)] if values else math.nan
-
-
 def add(lists: dict[str, list[float]], figures: dict[str, float]) -> None:
     """Append each figure to the list of its name."""
     for name, figure in figures.items():
@@ -314,216 +275,12 @@ def note(bench: Bench, what: str, done: Round) -> None:
     bench.failures.extend(f"{what}: {count} × {reason}" for reason, count in done.failures.items())
 
 
-class Client:
-    """A connection that sends the same request again and again, and reads the answers.
-
-    The least of HTTP/1.1 that will do, for what the clients take of the processors is taken from the services.
-    """
-
-    def __init__(self, port: int, asked: bytes, selector: selectors.BaseSelector) -> None:
-        self.socket = socket.create_connection((HOST, port), timeout=ANSWER_SECONDS)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.socket.setblocking(False)
-        self.asked, self.selector, self.events = memoryview(asked), selector, selectors.EVENT_READ
-        selector.register(self.socket, self.events, self)
-
-    def ask(self) -> None:
-        """Begin a request."""
-        self.unsent, self.answer, self.started = self.asked, b"", time.perf_counter()
-        self.send()
-
-    def send(self) -> None:
-        """Send what the connection takes now; the selector tells when it takes more."""
-        with suppress(BlockingIOError):
-            self.unsent = self.unsent[self.socket.send(self.unsent) :]
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.unsent else 0)
-        if events != self.events:
-            self.events = events
-            self.selector.modify(self.socket, events, self)
-
-    def receive(self) -> int | None:
-        """The status of the answer, once it is whole. Raises ConnectionError where it cannot become so."""
-        with suppress(BlockingIOError):
-            part = self.socket.recv(1 << 16)
-            if not part:
-                raise ConnectionError("the connection was closed")
-            self.answer += part
-        end = self.answer.find(b"\r\n\r\n")
-        if end < 0:
-            return None
-        length = LENGTH.search(self.answer, 0, end)
-        if not length:
-            raise ConnectionError("an answer has no Content-Length")
-        return int(self.answer[9:12]) if len(self.answer) >= end + 4 + int(length[1]) else None
-
-
-def load(port: int, asked: bytes, clients: int, seconds: float) -> Round:
-    """Let so many clients ask for so long, each again as soon as it has its answer; waits for the last answers.
-
-    Raises OSError where nobody listens.
-    """
-    taken: list[float] = []
-    failures: Counter[str] = Counter()
-    with selectors.DefaultSelector() as selector, ExitStack() as opened:
-        asking = {Client(port, asked, selector) for _ in range(clients)}
-        for client in asking:
-            opened.enter_context(client.socket)
-        started = now = time.perf_counter()
-        for client in asking:
-            client.ask()
-        while asking and now < started + seconds + ANSWER_SECONDS:
-            for key, _ in selector.select(1):
-                client = key.data
-                try:
-                    if client.unsent:
-                        client.send()
-                    status = client.receive()
-                except (OSError, ValueError) as error:
-                    failures[str(error)] += 1
-                    asking.discard(client)
-                    selector.unregister(client.socket)
-                    continue
-                if status is None:
-                    continue
-                now = time.perf_counter()
-                if status == 200:
-                    taken.append((now - client.started) * 1000)
-                else:
-                    failures[f"status {status}"] += 1
-                if now < started + seconds:
-                    client.ask()
-                else:  # the service may close what is idle while the others wait
-                    asking.discard(client)
-                    selector.unregister(client.socket)
-            now = time.perf_counter()
-    if asking:
-        failures[f"no answer in {ANSWER_SECONDS} s"] += len(asking)
-    return Round(taken, now - started, failures)
-
-
-def request(port: int, path: str, kind: str, body: bytes) -> bytes:
-    """A POST as it goes over the wire."""
-    head = f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
-
-
-def form(name: str, files: list[bytes]) -> bytes:
-    """The body of a multipart form (see FORM) with these PNG files in the field `name`."""
-    lines = [f'Content-Disposition: form-data; name="{name}"; filename="image.png"', "Content-Type: image/png", "", ""]
-    head = "\r\n".join(["--bench", *lines]).encode()
-    return b"".join(head + file + b"\r\n" for file in files) + b"--bench--\r\n"
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """An image file of uint8 (height, width, 3)."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def post(port: int, path: str, kind: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body of the answer. Raises OSError where there is none."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
-    try:
-        connection.request("POST", path, body, {"Content-Type": kind})
-        found = connection.getresponse()
-        return found.status, found.read()
-    finally:
-        connection.close()
-
-
 def answer_to(port: int, path: str, kind: str, body: bytes) -> Any:
     """The JSON of the answer. Raises BenchError where it is not 200."""
     status, found = post(port, path, kind, body)
     if status != 200:
         raise BenchError(f"{path} answers {status}: {found[:200].decode(errors='replace')}")
     return json.loads(found)
-
-
-@contextmanager
-def ours(bench: Bench) -> Iterator[tuple[int, float]]:
-    """Serve the live Bento until the block ends; its port, and the seconds that it took to be ready."""
-    port = free_port()
-    try:
-        with running("ours", packaging.serve_command(bench.tag, HOST, port), port, dict(os.environ)) as seconds:
-            yield port, seconds
-    finally:
-        shutil.rmtree(packaging.home() / "servers" / str(port), ignore_errors=True)
-
-
-@contextmanager
-def baseline(bench: Bench, name: str, scratch: Path) -> Iterator[int]:
-    """Serve a baseline until the block ends, with a BentoML home of its own; its port."""
-    code, port, model = Path(__file__).with_name("baselines.py"), free_port(), bench.keras
-    if name == "savedmodel":
-        model = scratch / "saved"
-        say("exporting the SavedModel")
-        export = [sys.executable, str(code), str(bench.keras), str(model)]
-        done = subprocess.run(export, capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
-        if done.returncode:
-            raise BenchError(f"{bench.keras} cannot be exported: {done.stderr[-2000:]}")
-    target = f"{code.stem}:{BASELINES[name]}"
-    command = [sys.executable, "-m", "bentoml", "serve", target, "--working-dir", str(code.parent)]
-    home = scratch / name
-    home.mkdir()
-    known = {"BENTOML_HOME": str(home), "BENCH_MODEL": str(model.resolve()), "PYTHONDONTWRITEBYTECODE": "1"}
-    variables = {**os.environ, **known, "BENCH_CLASSES": json.dumps(bench.metadata["class_names"])}
-    with running(name, [*command, "--host", HOST, "--port", str(port)], port, variables):
-        yield port
-
-
-@contextmanager
-def running(name: str, command: list[str], port: int, variables: dict[str, str]) -> Iterator[float]:
-    """Run a service until the block ends; the seconds from its start to the first 200 of /readyz.
-
-    Raises BenchError with the end of its log where it does not get there.
-    """
-    with ExitStack() as stack:
-        log = stack.enter_context(tempfile.TemporaryFile())
-        # On a leash: it ends with this process, however that ends.
-        child = stack.enter_context(pipeline.leashed(command, variables, stdin=subprocess.DEVNULL, stdout=log))
-        try:
-            seconds = wait_until_ready(child, port)
-        except BenchError as error:
-            log.seek(0)
-            tail = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-            raise BenchError("\n".join([f"{name} {error}; the end of its log:", *tail])) from None
-        say(f"{name} is ready after {seconds:.1f} s")
-        yield seconds
-
-
-def wait_until_ready(child: pipeline.Leashed, port: int) -> float:
-    """Seconds from the service's first process to the first 200 of /readyz. Raises BenchError."""
-    holder, workers = psutil.Process(child.pid), set()
-    while not child.ended and not holder.children():  # what holds the leash is no part of the service
-        time.sleep(0.005)
-    started = looked = time.perf_counter()
-    while (now := time.perf_counter()) < started + START_SECONDS:
-        if child.ended:
-            raise BenchError("ended before it was ready")
-        try:
-            check.ask(f"http://{HOST}:{port}/readyz", seconds=1)
-            return time.perf_counter() - started
-        except OSError:
-            time.sleep(0.02)
-        if now > looked + 1:  # seldom: looking takes time from the service
-            looked = now
-            workers |= {each for each in holder.children(recursive=True) if check.is_worker(each)}
-            if not all(check.is_worker(each) for each in workers):
-                raise BenchError("has a worker that ended before it was ready")
-    raise BenchError(f"was not ready after {START_SECONDS} s")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind((HOST, 0))
-        return int(free.getsockname()[1])
-
-
-def say(line: str) -> None:
-    """A line of progress."""
-    tqdm.write(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

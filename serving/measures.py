@@ -55,9 +55,9 @@ def count_answers(endpoint: str, version: str, classes: list[str]) -> None:
         _of("classes", name, version).inc()
 
 
-def count_unrecorded() -> None:
-    """One answer that the record has lost."""
-    _metrics()["unrecorded"].inc()
+def count_unrecorded(answers: int) -> None:
+    """Answers that the record has lost."""
+    _metrics()["unrecorded"].inc(answers)
 
 
 def page() -> bytes:

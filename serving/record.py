@@ -7,16 +7,17 @@ and never an answer. BentoML's own monitor keeps a file a day for ever, and writ
 """
 
 import base64
-import json
 import logging.handlers
 import queue
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 
 from serving import measures
 
@@ -27,11 +28,11 @@ FILE_BYTES, FILES = 10 * 2**20, 5
 
 @dataclass(frozen=True)
 class Answer:
-    """One image uint8 (32, 32, 3) and what was said of it."""
+    """The images uint8 (n, 32, 32, 3) of one request, and what was said of them."""
 
     endpoint: str
     model: dict[str, str]
-    prediction: dict[str, Any]
+    predictions: list[dict[str, Any]]
     pixels: np.ndarray
 
 
@@ -54,32 +55,35 @@ class Record:
         try:
             self.waiting.put_nowait(answer)
         except queue.Full:
-            measures.count_unrecorded()
+            measures.count_unrecorded(len(answer.predictions))
 
     def _write_for_ever(self) -> None:
         assert self.waiting is not None
         while True:
             answer = self.waiting.get()
             try:
-                text = json.dumps(describe(answer, self.keep_images))
+                text = "\n".join(orjson.dumps(line).decode() for line in describe(answer, self.keep_images))
                 self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
             except Exception:  # whatever the disk says
-                measures.count_unrecorded()
+                measures.count_unrecorded(len(answer.predictions))
 
 
-def describe(answer: Answer, keep_image: bool) -> dict[str, Any]:
-    """A line of the record: time, model, answer, and per colour the mean and spread of the pixels (0 to 255)."""
-    pixels = answer.pixels.reshape(-1, 3)
-    line = {
-        "at": datetime.now(UTC).isoformat(timespec="milliseconds"),
-        "endpoint": answer.endpoint,
-        **answer.model,
-        "class": answer.prediction["class"],
-        "probabilities": {name: round(share, 5) for name, share in answer.prediction["probabilities"].items()},
-        "mean": [round(value, 2) for value in pixels.mean(axis=0).tolist()],
-        "spread": [round(value, 2) for value in pixels.std(axis=0).tolist()],
-    }
-    return line | {"pixels": base64.b64encode(answer.pixels.tobytes()).decode()} if keep_image else line
+def describe(answer: Answer, keep_images: bool) -> Iterator[dict[str, Any]]:
+    """A line an image: time, model, answer, and per colour the mean and spread of its pixels (0 to 255)."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    flat = answer.pixels.reshape(len(answer.pixels), -1, 3)
+    means, spreads = flat.mean(axis=1).round(2).tolist(), flat.std(axis=1).round(2).tolist()
+    for prediction, image, mean, spread in zip(answer.predictions, answer.pixels, means, spreads, strict=True):
+        yield {
+            "at": at,
+            "endpoint": answer.endpoint,
+            **answer.model,
+            "class": prediction["class"],
+            "probabilities": {name: round(float(share), 5) for name, share in prediction["probabilities"].items()},
+            "mean": mean,
+            "spread": spread,
+            **({"pixels": base64.b64encode(image.tobytes()).decode()} if keep_images else {}),
+        }
 
 
 class _Raising(logging.handlers.RotatingFileHandler):

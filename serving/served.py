@@ -52,9 +52,10 @@ class Served:
             {
                 "class": self.class_names[index],
                 "confidence": row[index],
+                # float32 as it is: JSON gets no more digits than it has.
                 "probabilities": dict(zip(self.class_names, row, strict=True)),
             }
-            for index, row in zip(best, shares.tolist(), strict=True)
+            for index, row in zip(best, shares, strict=True)
         ]
 
     def description(self) -> dict[str, Any]:

@@ -23,11 +23,11 @@ def card(
     says under which names the version's past can be found elsewhere.
     """
     passed = verdict["promote"] and verdict["winner"] == candidate
-    decision = "not promoted" if not passed else "promoted"
+    decision = "Promoted" if passed else "Not promoted"
     if passed and verdict["waits_for_approval"]:
-        decision = "passed the gate, promoted once a person approves"
+        decision = "Passed the gate"  # true before and after a person has approved it
     parts = [
-        f"# {recipe.registered_model}, version {version}: {candidate}, {decision}",
+        f"# {decision}: {candidate}, version {version} of {recipe.registered_model}",
         verdict["reason"],
         "## Verdict\n\n" + _checks(candidate, verdict),
         "## Test figures\n\n" + _figures(evaluation),
@@ -35,7 +35,7 @@ def card(
         "## Model\n\n" + _model(recipe, candidate, training, evaluation),
         "## Data\n\n" + _data(recipe, dataset, evaluation),
         "## Limits of use\n\n" + _limits(recipe, evaluation),
-        "## Where it comes from\n\n" + _table({key: f"`{value}`" for key, value in origin.items() if value}),
+        "## Where it comes from\n\n" + _list({key: f"`{value}`" for key, value in origin.items() if value}),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -55,7 +55,7 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
     low, high = _interval(test["accuracy"], test["rows"])
     worst = min(corrupted, key=lambda name: corrupted[name])
     mean = sum(corrupted.values()) / len(corrupted)
-    return _table(
+    return _list(
         {
             "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95%: {low:.2%} to {high:.2%})",
             "loss": f"{test['loss']:.4f}",
@@ -70,30 +70,29 @@ def _figures(evaluation: Mapping[str, Any]) -> str:
 
 
 def _classes(evaluation: Mapping[str, Any]) -> str:
-    lines = ["| class | images | accuracy | 95% | most often taken for |", "| --- | --- | --- | --- | --- |"]
-    names = evaluation["class_names"]
+    lines, names = [], evaluation["class_names"]
     for index, (name, row) in enumerate(zip(names, evaluation["confusion_matrix"], strict=True)):
         total, right = sum(row), row[index]
         if not total:
-            lines.append(f"| {name} | 0 | – | – | – |")
+            lines.append(f"- {name}: no test images")
             continue
         low, high = metrics.wilson_interval(right, total)
         wrong, other = max((count, other) for other, count in enumerate(row) if other != index)
-        taken = f"{names[other]} ({wrong})" if wrong else "–"
-        lines.append(f"| {name} | {total:,} | {right / total:.1%} | {low:.1%} to {high:.1%} | {taken} |")
-    return "\n".join(lines)
+        taken = f", else mostly {names[other]} ({wrong})" if wrong else ""
+        lines.append(f"- {name}: **{right / total:.1%}** of {total:,} ({low:.1%} to {high:.1%}){taken}")
+    return "Ranges are 95% intervals.\n\n" + "\n".join(lines)
 
 
 def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     knobs = recipe.candidate(candidate)
     machine = training.get("machine") or {}
-    return _table(
+    return _list(
         {
             "architecture": f"MobileNet v1, α {knobs.alpha:g}, strides {knobs.strides}, {knobs.input_size} px",
             "started from": str(training.get("weights")),
             "parameters": f"{training.get('parameters', 0):,}",
             "multiply-adds": f"{training.get('multiply_adds', 0):,} an image",
-            "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', '?')} epochs, "
+            "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', 0):g} epochs, "
             f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {knobs.seed}",
             "on": f"{machine.get('cpu', 'unknown')}, {training.get('replicas', 1)} replicas",
             "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
@@ -104,7 +103,7 @@ def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluati
 
 def _data(recipe: Recipe, dataset: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     share = recipe.split.validation_share
-    return _table(
+    return _list(
         {
             "source": str(dataset.get("source")),
             "images": f"{dataset['rows']['train']:,} for training, {share:.0%} of them held out for validation; "
@@ -130,5 +129,6 @@ def _interval(accuracy: float, rows: int) -> tuple[float, float]:
     return metrics.wilson_interval(round(accuracy * rows), rows)
 
 
-def _table(rows: Mapping[str, str]) -> str:
-    return "\n".join(["| | |", "| --- | --- |", *(f"| {key} | {value} |" for key, value in rows.items())])
+def _list(rows: Mapping[str, str]) -> str:
+    # No table: MLflow shows them without space between the columns.
+    return "\n".join(f"- **{key}**: {value}" for key, value in rows.items())

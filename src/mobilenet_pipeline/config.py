@@ -124,8 +124,8 @@ class Gate(Section):
 
     Beside the champion: better at the level `significance` of the exact one-sided McNemar test or, with
     `as_good_and_lighter`, not worse by `margin` and smaller or faster by `saving`; no class's accuracy lower by
-    `recall_drop` at that level; the loss higher by at most `loss_margin`; the mean accuracy on corrupted images lower
-    by at most `corruption_drop`.
+    `recall_drop` at that level; the loss higher by at most `loss_margin`; the mean accuracy on corrupted images not
+    lower by more than `corruption_drop`, beyond chance (95 %).
     """
 
     accuracy_floor: Share

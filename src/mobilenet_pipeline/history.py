@@ -37,6 +37,11 @@ class Event:
     accuracy: float
     at: str
 
+    @property
+    def makes_champion(self) -> bool:
+        """Whether it made `version` champion."""
+        return self.what in ("promoted", "rolled back", "found")
+
 
 def append(
     recipe: Recipe,
@@ -84,7 +89,7 @@ def read(recipe: Recipe, workspace: Path = Path(".")) -> list[Event]:
 
 def champions(recipe: Recipe, workspace: Path = Path(".")) -> list[Event]:
     """The events that made a version champion, the oldest first."""
-    return [event for event in read(recipe, workspace) if event.what in ("promoted", "rolled back", "found")]
+    return [event for event in read(recipe, workspace) if event.makes_champion]
 
 
 def person() -> str:

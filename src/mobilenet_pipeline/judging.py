@@ -1,7 +1,7 @@
 """Candidates to versions and verdict: against each other and the champion, or as it was decided before."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilenet_pipeline import card, corruptions, evaluation, gate, images, layout, ledger, provenance, split
+from mobilenet_pipeline import card, evaluation, gate, images, layout, ledger, provenance, split
 from mobilenet_pipeline.checks import Predictions
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
@@ -57,7 +57,11 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     if against is not None and against.preprocessing in (None, preprocessing):
         champion, measured_again = _champion_predictions(recipe, against, digest, workspace)
     reads = ledger.count_reads(digest, workspace)
-    verdict = gate.decide(predictions, champion, recipe.gate, preprocessing, reads)
+    timings = {}
+    if against and champion and recipe.gate.as_good_and_lighter:
+        others = [name for name, version in versions.items() if version.version != against.version]
+        timings = _timings(recipe, against, others, workspace)
+    verdict = gate.decide(predictions, champion, recipe.gate, preprocessing, reads, timings)
     winner = versions[verdict.winner] if verdict.promote and verdict.winner else against
     runner_up = _runner_up(verdict, versions, winner, *(_servable(v, preprocessing) for v in (against, challenger)))
     document = verdict.to_dict() | {
@@ -143,9 +147,8 @@ def _champion_predictions(
         folder = registry.fetch(champion, Path(scratch))
         metadata = provenance.read_json(folder / "metadata.json")
         document, preprocessing = metadata.get("evaluation") or {}, metadata.get("preprocessing")
-        known = document.get("corruptions", {}).keys()
-        if champion.data_digest == digest and [*known] == corruptions.names():
-            path = folder / "predictions.npz"
+        path = folder / "predictions.npz"
+        if champion.data_digest == digest and evaluation.is_complete(path, document):
             return evaluation.load_predictions(path, document, preprocessing, champion.version), False
         if metadata["class_names"] != recipe.data.class_names:
             raise JudgingError(
@@ -158,6 +161,19 @@ def _champion_predictions(
         ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
         document, arrays = evaluation.evaluate(folder / "model.tflite", data, held_out)
         return evaluation.predictions_of(arrays, document, preprocessing, champion.version), True
+
+
+def _timings(
+    recipe: Recipe, champion: "Version", names: Sequence[str], workspace: Path
+) -> dict[str, tuple[float, float]]:
+    """The candidates' artefacts, each timed in turn with the champion's: what was noted of the champion when it was
+    evaluated is of another time, and maybe of another machine."""
+    from mobilenet_pipeline import registry
+
+    with tempfile.TemporaryDirectory() as scratch:
+        theirs = registry.fetch(champion, Path(scratch)) / "model.tflite"
+        folders = {name: layout.model_folder(recipe, name, workspace) for name in names}
+        return {name: evaluation.time_in_turn(folder / "model.tflite", theirs) for name, folder in folders.items()}
 
 
 def _runner_up(

@@ -45,7 +45,7 @@ SERVICE = (
 )
 # All that a serving process needs; BentoML adds itself, in the version that builds. With uvloop and httptools, which
 # uvicorn takes where they are there, a request takes less time to be read and answered.
-PACKAGES = ("ai-edge-litert", "httptools", "numpy", "pillow", "uvloop")
+PACKAGES = ("ai-edge-litert", "httptools", "numpy", "orjson", "pillow", "uvloop")
 NAME_RULE = r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?"
 
 

@@ -51,6 +51,17 @@ def lower_bound(found: Pair, level: float) -> float:
     return difference - NormalDist().inv_cdf(1 - level) * math.sqrt(gained + lost - (gained - lost) ** 2 / rows) / rows
 
 
+def mean_lower_bound(differences: np.ndarray, level: float) -> float:
+    """The lower bound of the mean of paired differences (n,) that holds but with the probability `level`.
+
+    By the central limit theorem, for hundreds of images; minus infinity for fewer than two.
+    """
+    if differences.size < 2:
+        return -math.inf
+    error = float(differences.std(ddof=1)) / math.sqrt(differences.size)
+    return float(differences.mean()) - NormalDist().inv_cdf(1 - level) * error
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values corrected for that there are several, in their order (Holm 1979)."""
     corrected, largest = [0.0] * len(p_values), 0.0

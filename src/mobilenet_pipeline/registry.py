@@ -168,7 +168,9 @@ def record_verdict(version: Version, verdict: Mapping[str, Any], card: str, orig
     promoted = verdict["promote"] and verdict["winner"] == version.candidate
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
     tracking.log_file(version.run_id, card.encode(), "card.md")
-    short = card if len(card) <= DESCRIPTION else f"{card[: DESCRIPTION - 60]}…\n\nThe rest is in the run's card.md."
+    # The page has a heading of its own, and in a list of versions the description's first words are shown as they are.
+    text = card.removeprefix("# ")
+    short = text if len(text) <= DESCRIPTION else f"{text[: DESCRIPTION - 60]}…\n\nThe rest is in the run's card.md."
     client.update_model_version(version.name, version.version, description=short)
     known = {key: value for key, value in origin.items() if value and key in TAGS}
     tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
@@ -215,7 +217,7 @@ def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[st
         run_id = tracking.restore_run(recipe, candidate, files.training, files.history, files.dataset)
         run = client.get_run(run_id)
     try:
-        client.create_registered_model(recipe.registered_model, description=f"MobileNet on {recipe.data.source}.")
+        client.create_registered_model(recipe.registered_model, description=_of_all_versions(recipe))
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
@@ -242,10 +244,21 @@ def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[st
     return _version(entry)
 
 
+def _of_all_versions(recipe: Recipe) -> str:
+    return (
+        f"MobileNets on {recipe.data.source}, from recipe `{recipe.name}`.\n\n"
+        "- `champion` is what the service answers with, `challenger` what /compare sets beside it, `previous` the "
+        "champion before.\n"
+        "- A version's description is its model card, its tag `verdict` what the gate said.\n"
+        "- Who made which version champion, when and why: "
+        f"`mobilenet-pipeline history --recipe {recipe.name}`.\n"
+    )
+
+
 def _description(recipe: Recipe, candidate: str, files: CandidateFiles) -> str:
     test, training = files.metrics["test"], files.training
     return (
-        f"**{candidate}** MobileNet of recipe `{recipe.name}`, started from {training.get('weights')}.\n\n"
+        f"Not judged yet: {candidate} MobileNet of recipe `{recipe.name}`, started from {training.get('weights')}.\n\n"
         f"- test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} on {test['rows']:,} images\n"
         f"- data `{files.data_digest}`\n"
         f"- {training.get('parameters', 0):,} parameters, {training.get('multiply_adds', 0):,} multiply-adds\n"

@@ -27,6 +27,7 @@ class Evidence:
     histories: dict[str, dict[str, list[float]]]
     predictions: dict[str, dict[str, np.ndarray]]
     champions: list[tuple[str, str, float]]
+    decisions: list[history.Event]
     has_data_docs: bool
     missing: list[str]
 
@@ -60,16 +61,18 @@ def gather(recipe: config.Recipe, workspace: Path) -> Evidence:
     }
     histories = {name: optional.columns(folder / "history.csv") for name, folder in folders.items()}
     predictions = {name: optional.predictions(folder / "predictions.npz") for name, folder in folders.items()}
+    verdict, events = optional.json(reports / "verdict.json"), history.read(recipe, workspace)
     return Evidence(
         dataset=optional.json(data / "dataset.json"),
         images=optional.array(data / "images.npy"),
         labels=optional.array(data / "labels.npy"),
         validation=optional.json(reports / "validation.json"),
-        verdict=optional.json(reports / "verdict.json"),
+        verdict=verdict,
         candidates=candidates,
         histories={name: columns for name, columns in histories.items() if columns},
         predictions={name: arrays for name, arrays in predictions.items() if arrays},
-        champions=[(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)],
+        champions=[(event.version, event.at[:10], event.accuracy) for event in events if event.makes_champion],
+        decisions=_decisions(verdict, events),
         has_data_docs=(workspace / reports / "data_docs" / "index.html").exists(),
         missing=optional.missing,
     )
@@ -133,6 +136,12 @@ def _draw_mistakes(images: np.ndarray, told: dict[str, np.ndarray], class_names:
     # Only the images that are shown are read from the memory-mapped file.
     shown = figures.most_confident_mistakes(labels, probabilities)
     return figures.worst_mistakes(images[rows[shown]], labels[shown], probabilities[shown], class_names)
+
+
+def _decisions(verdict: dict[str, Any] | None, events: list[history.Event]) -> list[history.Event]:
+    """What people decided after the verdict, the oldest first."""
+    since = (verdict or {}).get("judged_at")
+    return [each for each in events if since and each.at >= since and each.what not in ("promoted", "found")]
 
 
 def _is_stale(evidence: Evidence) -> bool:

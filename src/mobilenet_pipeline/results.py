@@ -49,6 +49,15 @@ def write_results(
     return path
 
 
+def put_champion(recipe: Recipe, champion: str | None, workspace: Path = Path(".")) -> None:
+    """Say in the recipe's results which version is champion now; all else stays what it was when the run measured it.
+
+    Raises ProvenanceError where there are no results.
+    """
+    path = results_path(recipe, workspace)
+    layout.write_json(path, provenance.read_json(path) | {"champion": champion})
+
+
 def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:
     """A candidate's figures. Accuracies are shares, losses cross-entropies per image, counts for one image."""
     test, validation = metrics["test"], metrics["validation"]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mobilenet_pipeline import history, judging, promotion
+from mobilenet_pipeline import history, judging, layout, promotion
 from mobilenet_pipeline.config import Recipe
 
 if TYPE_CHECKING:
@@ -92,6 +92,25 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     registry.set_tag(target, "withdrawn", "")  # who named a version that was taken out knows
     promotion.settle(recipe, "rolled back", target, why, who, workspace)
     return f"Version {target.version} of {name} is champion again, version {champion.version} is taken out."
+
+
+def publish(recipe: Recipe, workspace: Path = HERE) -> str | None:
+    """Write results.json and the report anew, so that they show what was decided.
+
+    Gives a sentence where they cannot be written: the decision stands all the same.
+    """
+    from mobilenet_pipeline import report, results
+
+    try:
+        missing = report.gather(recipe, workspace).missing
+        if missing:
+            raise FileNotFoundError(f"not in this workspace: {', '.join(missing)}")
+        results.put_champion(recipe, promotion.aliases(recipe)["champion"], workspace)
+        report.write_report(recipe, workspace)
+    except Exception as error:  # whatever it is must not look as if the decision had failed
+        page = layout.report_folder(recipe) / "index.html"
+        return f"{page} does not show this yet ({error}); `mobilenet-pipeline run --recipe {recipe.name}` writes it."
+    return None
 
 
 def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[str, dict]:

@@ -21,6 +21,31 @@ class Link:
     holds: bool | None
 
 
+class AnswerError(ValueError):
+    """What should be an answer of the API is none, or of another model."""
+
+
+def version_in(answer: str, recipe: Recipe, source: str) -> str:
+    """The number of the version that gave an answer of /predict, from its JSON; `source` is where that was read.
+
+    Raises AnswerError naming `source` and the remedy.
+    """
+    remedy = "save what /predict answers: curl -F image=@photo.jpg http://127.0.0.1:3000/predict"
+    try:
+        told = json.loads(answer)
+    except ValueError:
+        raise AnswerError(f"{source} is not JSON; {remedy}") from None
+    name, number = (told.get(key) if isinstance(told, dict) else None for key in ("model_name", "model_version"))
+    if not isinstance(name, str) or not isinstance(number, str):
+        raise AnswerError(f"{source} has no model_name and model_version; {remedy}")
+    if name != recipe.registered_model:
+        raise AnswerError(
+            f"{source} is of {name}, recipe {recipe.name} has {recipe.registered_model}; give the recipe of that model "
+            "with --recipe"
+        )
+    return number
+
+
 def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     """Walk from the registered version to run, commit, data, validation and verdict.
 

@@ -242,7 +242,9 @@ def _probe(uri: str) -> None:
 
 
 def _open_database(uri: str, path: Path) -> None:
-    """Make or migrate the database while no other process of the pipeline does."""
+    """Make or migrate the database while no other process of the pipeline does; one that is ready is only looked at."""
+    if _is_ready(path):
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f"{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # freed when the file closes, also by the death of the process
@@ -277,6 +279,17 @@ def _revision(path: Path) -> str | None:
             return None
         row = database.execute("SELECT version_num FROM alembic_version").fetchone()
     return str(row[0]) if row else None
+
+
+def _is_ready(path: Path) -> bool:
+    """Whether the installed MLflow can use the database as it is: MLflow makes the first experiment last."""
+    try:
+        if _revision(path) != _newest_revision():
+            return False
+        with closing(sqlite3.connect(path)) as database:
+            return database.execute("SELECT 1 FROM experiments").fetchone() is not None
+    except sqlite3.Error:  # told by whoever opens it
+        return False
 
 
 def _migrate(uri: str, path: Path) -> None:

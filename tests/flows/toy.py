@@ -64,7 +64,11 @@ def evaluate(recipe: str, candidate: str) -> None:
     probabilities[np.arange(ROWS), answers] = 0.91
     test = {"probabilities": probabilities, "labels": labels, "rows": np.arange(ROWS)}
     held_out = {f"validation_{key}": value for key, value in test.items()}
-    np.savez(f"models/{recipe}/{candidate}/predictions.npz", **test, **held_out, data_digest=np.array(DIGEST))
+    # Under one corruption: the first half of the images are right.
+    robust = np.packbits([np.arange(ROWS) < ROWS // 2], axis=0)
+    corrupted = {"corrupted_right": robust, "corrupted_rows": np.arange(ROWS)}
+    arrays = test | held_out | corrupted | {"data_digest": np.array(DIGEST)}
+    np.savez(f"models/{recipe}/{candidate}/predictions.npz", **arrays)
     scores = {"rows": ROWS, "loss": 0.3, "accuracy": right / ROWS, "top3_accuracy": 0.99, "calibration_error": 0.02}
     confusion = np.diag(np.full(10, ROWS // 10)).tolist()
     shares = dict.fromkeys(NAMES, right / ROWS)

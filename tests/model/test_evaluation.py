@@ -1,6 +1,8 @@
 import csv
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -111,10 +113,61 @@ def test_corrupted_images_are_answered_worse_than_the_others(result: Result) -> 
     assert document["corruptions"]["brightness 3"] < document["test"]["accuracy"]
 
 
+def test_right_and_wrong_are_kept_for_every_corrupted_image(result: Result) -> None:
+    document, arrays = result
+    found = evaluation.predictions_of(arrays, document, "p1", None).facts.corrupted
+    assert {name: right.mean() for name, right in found.items()} == pytest.approx(document["corruptions"])
+    assert {right.shape for right in found.values()} == {(len(TEST_ROWS),)}
+
+
+def test_right_and_wrong_take_a_bit_each(result: Result) -> None:
+    assert result[1]["corrupted_right"].nbytes == 2 * len(TEST_ROWS)  # 15 corruptions
+
+
+def test_an_evaluation_of_today_holds_all_that_the_gate_needs(result: Result, tmp_path: Path) -> None:
+    evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
+    assert evaluation.is_complete(tmp_path / "predictions.npz", result[0])
+
+
+@pytest.mark.parametrize("lacking", ["corrupted_right", "corrupted_rows"])
+def test_an_evaluation_of_an_earlier_version_does_not(result: Result, tmp_path: Path, lacking: str) -> None:
+    np.savez(tmp_path / "predictions.npz", **{key: value for key, value in result[1].items() if key != lacking})
+    assert not evaluation.is_complete(tmp_path / "predictions.npz", result[0])
+
+
+def test_an_evaluation_on_other_corrupted_images_does_not(
+    result: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation.save_predictions(tmp_path / "predictions.npz", result[1])
+    monkeypatch.setattr(evaluation, "CORRUPTED", 50)
+    assert not evaluation.is_complete(tmp_path / "predictions.npz", result[0])
+
+
 def test_the_artefact_is_weighed_and_timed(result: Result, artefact: Path) -> None:
     found = result[0]["artefact"]
     assert found["bytes"] == artefact.stat().st_size
     assert 0 < found["p50_ms"] <= found["p99_ms"] < 1000
+
+
+def test_two_artefacts_that_are_timed_in_turn_take_about_the_same_where_they_are_the_same(artefact: Path) -> None:
+    ours, theirs = evaluation.time_in_turn(artefact, artefact)
+    assert 0.5 < ours / theirs < 2
+
+
+def test_the_slower_of_two_artefacts_is_the_one_that_works_more(
+    artefact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict = evaluation.Artefact.predict
+
+    def twice(self: evaluation.Artefact, photos: np.ndarray) -> np.ndarray:
+        if self.path.name == "slow.tflite":
+            time.sleep(0.002)
+        return predict(self, photos)
+
+    monkeypatch.setattr(evaluation.Artefact, "predict", twice)
+    slow = shutil.copyfile(artefact, artefact.with_name("slow.tflite"))
+    ours, theirs = evaluation.time_in_turn(slow, artefact)
+    assert ours > theirs + 1
 
 
 def test_the_same_predictions_give_the_same_file(result: Result, tmp_path: Path) -> None:

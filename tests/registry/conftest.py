@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ import numpy as np
 import pytest
 from alembic import command
 from bentos import Packaging
+from kept import Kept
+from mlflow.store.db import utils
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
-from sqlalchemy import create_engine
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import Engine
 
 import mobilenet_pipeline
 from mobilenet_pipeline import corruptions, judging, promotion, provenance, tracking
@@ -26,6 +30,16 @@ from mobilenet_pipeline.config import Recipe, load_recipe
 ROWS = 200
 DIGEST = "d" * 64
 ROOT = Path(__file__).resolve().parents[2]
+
+
+# The same for every store, and reading MLflow's migrations takes 0.1 s a store.
+utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)
+
+
+@event.listens_for(Engine, "connect")
+def without_waiting(connection: Any, record: Any) -> None:
+    """These databases need not outlive a power failure: SQLite does not wait for the disk."""
+    connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture(scope="session")
@@ -92,7 +106,9 @@ def make(store: Path, recipe: Recipe, dataset: dict[str, Any]) -> Callable[..., 
         folder.mkdir(parents=True, exist_ok=True)
         artefact = artefact or f"{candidate} {right} {digest}".encode()
         (folder / "model.tflite").write_bytes(artefact)
-        put(folder / "export.json", {"sha256": hashlib.sha256(artefact).hexdigest(), "bytes": len(artefact)})
+        parity = {"rows": ROWS, "argmax_differences": 0, "max_probability_difference": 0.0}
+        sha256 = hashlib.sha256(artefact).hexdigest()
+        put(folder / "export.json", {"sha256": sha256, "bytes": len(artefact), "parity": parity})
         put(folder / "training.json", training(run_id, digest))
         with (folder / "history.csv").open("w", newline="") as file:
             rows = csv.writer(file)
@@ -145,7 +161,10 @@ def predictions(right: int, digest: str) -> dict[str, np.ndarray]:
     probabilities = np.full((ROWS, 10), (1 - sharp) / 9, np.float32)
     probabilities[np.arange(ROWS), answers] = sharp
     test = {"probabilities": probabilities, "labels": labels, "rows": np.arange(ROWS)}
-    return test | {f"validation_{key}": value for key, value in test.items()} | {"data_digest": np.array(digest)}
+    held_out = {f"validation_{key}": value for key, value in test.items()}
+    robust = np.packbits([np.arange(ROWS) < right] * len(corruptions.names()), axis=0)
+    corrupted = {"corrupted_right": robust, "corrupted_rows": np.arange(ROWS)}
+    return test | held_out | corrupted | {"data_digest": np.array(digest)}
 
 
 @pytest.fixture
@@ -155,6 +174,30 @@ def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
     monkeypatch.setattr(mobilenet_pipeline, "packaging", recorder, raising=False)
     monkeypatch.setitem(sys.modules, "mobilenet_pipeline.packaging", recorder)
     return recorder
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Kept:
+    """The workspaces that several tests begin with."""
+    return Kept(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def runs(
+    make: Callable[..., None], run: Callable[[], str], store: Path, packaging: Packaging, kept: Kept
+) -> Callable[..., None]:
+    """`runs((181, 183), (182, 195))` leaves the workspace as after a run of each such pair, scratch and pretrained."""
+
+    def fill(*pairs: tuple[int, int]) -> None:
+        def work() -> None:
+            for scratch, pretrained in pairs:
+                make("scratch", right=scratch)
+                make("pretrained", right=pretrained)
+                run()
+
+        kept.fill("-".join(f"{scratch}.{pretrained}" for scratch, pretrained in pairs), store, packaging, work)
+
+    return fill
 
 
 @pytest.fixture

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import evaluation, history, images, judging, ledger, promotion, registry, split
+from mobilenet_pipeline import config, evaluation, history, images, judging, ledger, promotion, registry, split
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
+Runs = Callable[..., None]
 
 
 class Killed(BaseException):
@@ -53,12 +54,8 @@ def test_judging_draws_the_figures_of_both_candidates(
         ]
 
 
-def test_the_verdict_is_on_disk_with_versions_artefacts_and_what_it_leaves(
-    make: Make, recipe: Recipe, run: Callable[[], str]
-) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+def test_the_verdict_is_on_disk_with_versions_artefacts_and_what_it_leaves(recipe: Recipe, runs: Runs) -> None:
+    runs((185, 195))
     verdict = json.loads(Path("reports/digits/verdict.json").read_text())
     export = json.loads(Path("models/digits/scratch/export.json").read_text())
     assert (verdict["versions"], verdict["artefacts"]["scratch"]) == (
@@ -68,20 +65,16 @@ def test_the_verdict_is_on_disk_with_versions_artefacts_and_what_it_leaves(
     assert verdict["leaves"] == {"champion": "2", "challenger": "1"}
 
 
-def test_a_second_run_has_nothing_to_do(make: Make, packaging: Packaging, run: Callable[[], str]) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+def test_a_second_run_has_nothing_to_do(packaging: Packaging, run: Callable[[], str], runs: Runs) -> None:
+    runs((185, 195))
     assert run() == "nothing to do"
     assert len(packaging.bentos) == 1
 
 
 def test_candidates_that_are_not_better_leave_the_champion(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((185, 195))
     make("scratch", right=194)
     assert "is the champion (version 2) itself" in run()
     assert served(recipe, packaging) == ("2", "3", "2")
@@ -89,20 +82,18 @@ def test_candidates_that_are_not_better_leave_the_champion(
 
 
 def test_a_better_candidate_takes_over_from_the_champion(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     make("scratch", right=197)
     assert "scratch is promoted" in run()
     assert served(recipe, packaging) == ("3", "2", "3")
 
 
-def test_a_rejected_pair_is_not_built_again(make: Make, packaging: Packaging, run: Callable[[], str]) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+def test_a_rejected_pair_is_not_built_again(
+    make: Make, packaging: Packaging, run: Callable[[], str], runs: Runs
+) -> None:
+    runs((185, 195))
     make("scratch", right=100)
     assert "not promoted" in run()
     assert (len(packaging.bentos), run()) == (1, "nothing to do")
@@ -135,10 +126,9 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
     packaging: Packaging,
     run: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
+    runs: Runs,
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     make("scratch", right=197)
     with monkeypatch.context() as patch:
         kill_before(point, patch, packaging)
@@ -212,11 +202,9 @@ def test_a_run_killed_while_judging_is_completed_by_the_next(
 
 
 def test_a_bento_that_does_not_answer_is_taken_away_and_the_champion_stays(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     make("scratch", right=197)
     packaging.broken = True
     with pytest.raises(RuntimeError, match="does not answer"):
@@ -231,10 +219,9 @@ def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
     packaging: Packaging,
     run: Callable[[], str],
     monkeypatch: pytest.MonkeyPatch,
+    runs: Runs,
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     make("scratch", right=197)
     monkeypatch.setattr(packaging, "check", lambda tag, milliseconds: (_ for _ in ()).throw(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
@@ -244,11 +231,9 @@ def test_an_interrupt_while_the_bento_is_tried_takes_it_away_too(
 
 
 def test_a_live_bento_that_does_not_answer_when_it_is_tried_again_is_not_taken_away(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     registry.set_alias(recipe.registered_model, "challenger", None)
     packaging.broken = True
     with pytest.raises(RuntimeError, match="does not answer"):
@@ -257,11 +242,9 @@ def test_a_live_bento_that_does_not_answer_when_it_is_tried_again_is_not_taken_a
 
 
 def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    make: Make, recipe: Recipe, packaging: Packaging, runs: Runs
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     make("scratch", right=197)
     judgement = judging.judge(recipe)
     registry.set_alias(recipe.registered_model, "champion", "1")
@@ -271,11 +254,14 @@ def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
 
 
 def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+    make: Make,
+    recipe: Recipe,
+    packaging: Packaging,
+    run: Callable[[], str],
+    monkeypatch: pytest.MonkeyPatch,
+    runs: Runs,
 ) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=185)
-    run()
+    runs((181, 185))
     for candidate, right in (("scratch", 182), ("pretrained", 190)):
         make(candidate, right=right, digest="e" * 64)
     labels = (np.arange(200) % 10).astype(np.uint8)
@@ -299,23 +285,66 @@ def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(
     assert (document["test_reads"], ledger.count_reads("e" * 64)) == (1, 1)
 
 
-def test_a_changed_limit_is_judged_again(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+def test_a_champion_that_was_measured_by_an_earlier_version_of_this_project_is_measured_again(
+    make: Make, recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch, runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((181, 185))
+    make("scratch", right=197)
+    data = images.Dataset(np.zeros((1, 32, 32, 3)), np.zeros(1, np.uint8), np.ones(1, bool), "d" * 64, [], 0)
+    document = json.loads(Path("metrics/digits/pretrained.json").read_text())
+    monkeypatch.setattr(images, "open_dataset", lambda folder: data)
+    monkeypatch.setattr(split, "training_rows", lambda *_: (np.arange(0), np.arange(0)))
+    monkeypatch.setattr(
+        evaluation, "evaluate", lambda *_: (document, dict(np.load("models/digits/pretrained/predictions.npz")))
+    )
+    monkeypatch.setattr(evaluation, "is_complete", lambda *_: False)
+    assert judging.judge(recipe).document["champion_measured_again"]
+
+
+def lighter(recipe: Recipe) -> Recipe:
+    """The recipe that lets one as good and lighter take over."""
+    rule = config.Lighter(margin=0.1, saving=0.2)
+    return recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"as_good_and_lighter": rule})})
+
+
+def test_where_lighter_counts_candidates_and_champion_are_timed_side_by_side(
+    make: Make, recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    runs((185, 195))
+    make("scratch", right=194)
+    timed: list[tuple[bytes, bytes]] = []
+
+    def time_in_turn(candidate: Path, champion: Path) -> tuple[float, float]:
+        timed.append((candidate.read_bytes()[:11], champion.read_bytes()[:14]))
+        return 0.5, 1.0
+
+    monkeypatch.setattr(evaluation, "time_in_turn", time_in_turn)
+    document = judging.judge(lighter(recipe)).document
+    assert timed == [(b"scratch 194", b"pretrained 195")]  # pretrained is the champion itself
+    said = {check["candidate"]: check["sentence"] for check in document["checks"] if "lighter" in check["name"]}
+    assert "an image takes it 0.500 ms and the champion (version 2) 1.000 ms" in said["scratch"]
+
+
+def test_where_lighter_does_not_count_nothing_is_timed(
+    make: Make, recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    runs((185, 195))
+    make("scratch", right=194)
+    monkeypatch.setattr(evaluation, "time_in_turn", lambda *_: pytest.fail("timed"))
+    assert judging.judge(recipe).document["champion"]["version"] == "2"
+
+
+def test_a_changed_limit_is_judged_again(recipe: Recipe, packaging: Packaging, runs: Runs) -> None:
+    runs((185, 195))
     stricter = recipe.model_copy(update={"gate": recipe.gate.model_copy(update={"accuracy_floor": 0.99})})
     assert judging.recall(recipe)
     assert judging.recall(stricter) is None
 
 
 def test_a_bento_that_someone_deleted_is_built_again(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((185, 195))
     packaging.bentos.clear()
     assert promotion.consistent(recipe) == (
         "Version 2 of digits-mobilenet is champion, but no Bento with it is served; "
@@ -326,11 +355,9 @@ def test_a_bento_that_someone_deleted_is_built_again(
 
 
 def test_a_deleted_store_is_judged_again(
-    store: Path, migrated: Path, make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    store: Path, migrated: Path, recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((185, 195))
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
     assert judging.recall(recipe) is None
     run()
@@ -338,11 +365,9 @@ def test_a_deleted_store_is_judged_again(
 
 
 def test_another_store_whose_versions_have_the_same_numbers_gets_a_bento_of_its_own(
-    store: Path, migrated: Path, make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    store: Path, migrated: Path, make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((185, 195))
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
     make("scratch", right=186)
     make("pretrained", right=196)
@@ -354,11 +379,9 @@ def test_another_store_whose_versions_have_the_same_numbers_gets_a_bento_of_its_
 
 
 def test_a_service_whose_code_changed_is_built_again(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
+    recipe: Recipe, packaging: Packaging, run: Callable[[], str], runs: Runs
 ) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+    runs((185, 195))
     packaging.bentos = [replace(packaging.bentos[0], is_current=False)]
     assert "an earlier version of the service's code" in str(promotion.consistent(recipe))
     assert "pretrained is promoted" in run()
@@ -377,12 +400,8 @@ def test_a_dethroned_champion_that_beats_the_other_candidate_becomes_challenger(
     assert served(recipe, packaging) == ("3", "2", "3")
 
 
-def test_an_alias_that_someone_moved_is_told(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
-) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+def test_an_alias_that_someone_moved_is_told(recipe: Recipe, packaging: Packaging, runs: Runs) -> None:
+    runs((185, 195))
     registry.set_alias(recipe.registered_model, "champion", "1")
     told = "serves version 2 as champion, but in the registry version 1 of digits-mobilenet is champion"
     assert told in str(promotion.consistent(recipe))
@@ -393,12 +412,8 @@ def test_an_alias_that_someone_moved_is_told(
     assert "serves version 1 as challenger, but in the registry no version" in str(promotion.consistent(recipe))
 
 
-def test_status_tells_what_is_served_and_why(
-    make: Make, recipe: Recipe, packaging: Packaging, run: Callable[[], str]
-) -> None:
-    make("scratch", right=185)
-    make("pretrained", right=195)
-    run()
+def test_status_tells_what_is_served_and_why(recipe: Recipe, packaging: Packaging, runs: Runs) -> None:
+    runs((185, 195))
     status = promotion.status(recipe)
     assert (status["champion"].version, status["challenger"].version) == ("2", "1")
     assert (status["bento"], status["verdict"]["winner"], status["drift"]) == ("digits-mobilenet:1", "pretrained", None)

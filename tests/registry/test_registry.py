@@ -98,6 +98,7 @@ def test_the_version_says_what_it_is_in_its_description(
     make("scratch", right=190)
     version = registry.register(recipe, "scratch")
     entry = client.get_model_version(version.name, version.version)
+    assert entry.description.startswith("Not judged yet: ")
     assert "test accuracy 95.00%, loss 0.3000 on 200 images" in entry.description
     assert entry.tags["artefact_sha256"] == version.sha256
 
@@ -223,7 +224,7 @@ def test_a_verdict_is_written_to_the_version_and_its_run(
     assert registry.versions(version.name) == [dataclasses.replace(version, verdict="promoted")]
     assert client.get_model_version(version.name, "1").tags["verdict_reason"] == "It is the first."
     assert {"card.md", "verdict.json"} <= {file.path for file in client.list_artifacts(version.run_id)}
-    assert client.get_model_version(version.name, "1").description == "# Card"
+    assert client.get_model_version(version.name, "1").description == "Card"
 
 
 def test_what_is_fetched_says_how_the_gate_judged_it(

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import history, judging, layout, promotion, provenance, registry, review, trace
-from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline import cli, history, judging, layout, promotion, provenance, registry, results, review, trace
+from mobilenet_pipeline.config import CANDIDATES, Recipe
 
 Make = Callable[..., None]
+Runs = Callable[..., None]
 Run = Callable[[], str]
 
 
@@ -21,14 +23,23 @@ def manual(recipe: Recipe) -> Recipe:
 
 
 @pytest.fixture
-def champions(make: Make, run: Run) -> None:
+def champions(runs: Callable[..., None]) -> None:
     """Version 2 was promoted, then version 4."""
-    make("scratch", right=181)
-    make("pretrained", right=183)
-    run()
-    make("scratch", right=182)
-    make("pretrained", right=195)
-    run()
+    runs((181, 183), (182, 195))
+
+
+@pytest.fixture
+def complete(champions: None, recipe: Recipe) -> None:
+    """With the files that the report is made of."""
+    data = layout.data_folder(recipe)
+    np.save(data / "images.npy", np.zeros((200, 32, 32, 3), np.uint8))
+    np.save(data / "labels.npy", (np.arange(200) % 10).astype(np.uint8))
+    for candidate in CANDIDATES:
+        columns = "epoch,train_loss,train_accuracy,validation_loss,validation_accuracy"
+        layout.model_folder(recipe, candidate).joinpath("history.csv").write_text(f"{columns}\n1,2,0.5,2,0.5\n")
+    validation = {"success": True, "rows": 200, "expectations": []}
+    layout.write_json(layout.report_folder(recipe) / "validation.json", validation)
+    layout.write_json(results.results_path(recipe), {"champion": "4", "date": "that of the run"})
 
 
 def champion(recipe: Recipe) -> str | None:
@@ -47,7 +58,7 @@ def test_every_promotion_is_on_record_with_who_was_champion_before(recipe: Recip
 
 def test_a_version_s_description_is_its_card(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
     card = client.get_model_version(recipe.registered_model, "4").description
-    assert card.startswith("# digits-mobilenet, version 4: pretrained, promoted")
+    assert card.startswith("Promoted: pretrained, version 4 of digits-mobilenet\n")
     for part in ("97.50% of 200 images (95%: ", "## Accuracy per class", "✓ **size**", "## Limits of use", "artefact"):
         assert part in card
 
@@ -145,6 +156,44 @@ def test_a_rollback_can_be_said_twice(recipe: Recipe, champions: None, packaging
     assert (len(packaging.bentos), len(events(recipe))) == (built, 3)
 
 
+def test_a_decision_is_published_in_results_and_report(recipe: Recipe, complete: None) -> None:
+    review.rollback(recipe, None, "slow", "ann")
+    assert review.publish(recipe) is None
+    found = provenance.read_json(results.results_path(recipe))
+    assert found == {"champion": "2", "date": "that of the run"}
+    page = (layout.report_folder(recipe) / "index.html").read_text(encoding="utf-8")
+    assert ">Version 2 is champion again</h1>" in page
+
+
+def test_a_decision_whose_report_cannot_be_made_says_what_lacks_and_leaves_the_earlier_one(
+    recipe: Recipe, complete: None
+) -> None:
+    page = layout.report_folder(recipe) / "index.html"
+    page.write_text("earlier")
+    layout.model_folder(recipe, "scratch").joinpath("history.csv").unlink()
+    assert review.publish(recipe) == (
+        "reports/digits/index.html does not show this yet (not in this workspace: models/digits/scratch/history.csv); "
+        "`mobilenet-pipeline run --recipe digits` writes it."
+    )
+    assert page.read_text() == "earlier"
+
+
+def test_a_decision_without_results_to_publish_it_in_says_so(recipe: Recipe, complete: None) -> None:
+    results.results_path(recipe).unlink()
+    assert "does not show this yet (reports/digits/results.json does not exist" in str(review.publish(recipe))
+
+
+def test_the_decision_s_command_publishes_it(
+    recipe: Recipe, complete: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(review, "publish", lambda recipe: f"the report of {recipe.name} lacks a file.")
+    assert cli.main(["reject", "1", "--reason", "odd"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Version 1 of digits-mobilenet is rejected; no run will promote it.",
+        "the report of digits lacks a file.",
+    ]
+
+
 def test_a_second_rollback_does_not_return_to_what_the_first_took_out(recipe: Recipe, champions: None) -> None:
     review.rollback(recipe, None, "slow", "ann")
     with pytest.raises(review.ReviewError, match=r"version 4, which was rolled back by ann: slow; name a version"):
@@ -235,10 +284,8 @@ def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_there_is_nothing_to_roll_back_to_after_the_first_promotion(make: Make, recipe: Recipe, run: Run) -> None:
-    make("scratch", right=181)
-    make("pretrained", right=195)
-    run()
+def test_there_is_nothing_to_roll_back_to_after_the_first_promotion(recipe: Recipe, runs: Runs) -> None:
+    runs((181, 195))
     with pytest.raises(review.ReviewError, match="has had no champion before version 2"):
         review.rollback(recipe, None, "slow", "ann")
 
@@ -250,7 +297,7 @@ def test_an_unknown_version_is_refused_with_those_there_are(recipe: Recipe, cham
 
 def test_a_review_shows_the_champion_s_card_and_its_verdict(recipe: Recipe, champions: None) -> None:
     card, verdict = review.show(recipe, None)
-    assert "version 4" in card
+    assert card.startswith("# Promoted: pretrained, version 4")
     assert verdict["versions"] == {"scratch": "3", "pretrained": "4"}
 
 

@@ -1,5 +1,6 @@
 """MLflow runs, in a real SQLite store."""
 
+import fcntl
 import http.server
 import multiprocessing
 import os
@@ -32,6 +33,13 @@ def run_of(client: mlflow.MlflowClient, recipe: Recipe) -> Any:
 def test_the_default_store_is_a_database_in_the_current_directory(store: Path) -> None:
     assert tracking.use_store() == f"sqlite:///{store}/mlflow.db"
     assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_store_that_is_ready_is_opened_while_another_process_holds_its_lock(store: Path) -> None:
+    tracking.use_store()
+    with (store / "mlflow.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert tracking.use_store() == f"sqlite:///{store}/mlflow.db"
 
 
 def test_two_trainings_that_start_at_once_both_get_a_new_store(workspace: Path) -> None:

@@ -1,5 +1,6 @@
 """The command line: what it says, and its exit code."""
 
+import io
 import os
 import signal
 import socket
@@ -157,6 +158,61 @@ def test_the_history_is_shown_newest_first(workspace: Path, capsys: pytest.Captu
     newest, oldest = capsys.readouterr().out.splitlines()
     assert newest.endswith("version 1 rolled back by ann, champion 2 → 1: slow")
     assert oldest.endswith("version 2 promoted by the gate, champion none → 2: It is the first.")
+
+
+def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The versions that are traced from now on; every link of theirs holds."""
+    numbers: list[str] = []
+
+    def walk(recipe: config.Recipe, number: str) -> list[trace.Link]:
+        numbers.append(number)
+        return [trace.Link("version", number, True)]
+
+    monkeypatch.setattr(trace, "trace", walk)
+    return numbers
+
+
+ANSWER = '{"predicted_class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
+
+
+def test_an_answer_that_was_saved_is_traced_to_its_version(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    numbers = traced(monkeypatch)
+    (workspace / "answer.json").write_text(ANSWER)
+    assert cli.main(["trace", "--answer", "answer.json"]) == 0
+    assert numbers == ["7"]
+
+
+def test_an_answer_from_standard_input_is_traced_to_its_version(workspace: Path, monkeypatch: pytest.MonkeyPatch):
+    numbers = traced(monkeypatch)
+    monkeypatch.setattr("sys.stdin", io.StringIO(ANSWER))
+    assert cli.main(["trace", "--answer", "-"]) == 0
+    assert numbers == ["7"]
+
+
+def test_what_standard_input_has_is_called_so_in_errors(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert cli.main(["trace", "--answer", "-"]) == 1
+    assert capsys.readouterr().err.startswith("error: standard input is not JSON; save what /predict answers")
+
+
+def test_an_answer_that_cannot_be_read_is_named_with_the_remedy(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    assert cli.main(["trace", "--answer", "nosuch.json"]) == 1
+    assert "error: nosuch.json cannot be read (No such file or directory); give the path" in capsys.readouterr().err
+
+
+def test_a_photo_in_place_of_an_answer_is_no_json(workspace: Path, capsys: pytest.CaptureFixture[str]):
+    (workspace / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
+    assert cli.main(["trace", "--answer", "photo.png"]) == 1
+    assert "error: photo.png is not JSON; save what /predict answers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["7", "--answer", "answer.json"]])
+def test_either_a_version_or_an_answer_is_traced(given: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["trace", *given])
+    assert "--answer" in capsys.readouterr().err
 
 
 def test_a_link_that_does_not_hold_is_an_error(

@@ -36,6 +36,17 @@ def test_the_lower_bound_is_missed_in_about_the_share_of_draws_that_is_asked_for
     assert missed / 2000 == pytest.approx(0.05, abs=0.015)
 
 
+def test_the_mean_s_bound_is_missed_in_about_the_share_of_draws_that_is_asked_for():
+    rng = np.random.default_rng(0)
+    drawn = rng.choice([-1.0, -0.2, 0.0, 0.2, 1.0], (2000, 360), p=[0.01, 0.1, 0.77, 0.1, 0.02])
+    missed = sum(paired.mean_lower_bound(differences, 0.05) > 0.01 for differences in drawn)
+    assert missed / 2000 == pytest.approx(0.05, abs=0.015)
+
+
+def test_of_one_difference_nothing_is_known():
+    assert paired.mean_lower_bound(np.array([0.5]), 0.05) == -np.inf
+
+
 def test_holm_multiplies_the_smallest_most_and_keeps_the_order():
     assert paired.holm([0.04, 0.01, 0.03]) == pytest.approx([0.06, 0.03, 0.06])
 

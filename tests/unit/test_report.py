@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mobilenet_pipeline import config, evaluation, gate, metrics, report
+from mobilenet_pipeline import config, evaluation, gate, history, metrics, report
 
 PARAMS = Path(__file__).parents[2] / "params.yaml"
 ODD = '<script>alert("cat")</script>'
@@ -66,6 +66,8 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
     probabilities = (np.eye(10)[answer] * 0.9 + 0.01).astype(np.float32)
     arrays = {"probabilities": probabilities, "labels": labels, "rows": np.arange(ROWS)}
     arrays |= {f"validation_{key}": value for key, value in arrays.items()}
+    robust = np.packbits([np.arange(ROWS) < ROWS // 2], axis=0)
+    arrays |= {"corrupted_right": robust, "corrupted_rows": np.arange(ROWS)}
     folder = workspace / "models/digits" / name
     evaluation.save_predictions(folder / "predictions.npz", {**arrays, "data_digest": np.array(DIGEST)})
     found = dict(metrics.evaluate(probabilities, labels, NAMES))
@@ -131,6 +133,60 @@ def test_the_page_opens_with_the_verdict(recipe: config.Recipe, workspace: Path)
     html = page(recipe, workspace)
     assert ">pretrained is promoted</h1>" in html
     assert "no champion to keep" in html
+
+
+JUDGED = {
+    "waits_for_approval": True,
+    "judged_at": "2026-01-01T00:00:00+00:00",
+    "versions": {"scratch": "1", "pretrained": "2"},
+}
+
+
+def decided(recipe: config.Recipe, workspace: Path, *events: tuple[history.What, str]) -> str:
+    """The page after a verdict that waits for approval and these events."""
+    path = workspace / "reports/digits/verdict.json"
+    write(path, json.loads(path.read_text()) | JUDGED)
+    for what, version in events:
+        history.append(recipe, what, version, "it is slow", None, None, "r", 0.9, "ann", workspace)
+    return page(recipe, workspace)
+
+
+def test_what_waits_for_approval_is_the_headline(recipe: config.Recipe, workspace: Path) -> None:
+    html = decided(recipe, workspace)
+    assert ">pretrained passed the gate and needs an approval</h1>" in html
+    assert "Since this verdict" not in html
+
+
+def test_after_the_approval_the_page_opens_with_the_promotion_and_who_approved(
+    recipe: config.Recipe, workspace: Path
+) -> None:
+    html = decided(recipe, workspace, ("approved", "2"), ("promoted", "2"))
+    assert ">pretrained is promoted</h1>" in html
+    assert "version 2 was approved by ann" in html
+
+
+def test_after_a_rejection_the_page_opens_with_it_and_gives_the_reason(recipe: config.Recipe, workspace: Path) -> None:
+    html = decided(recipe, workspace, ("rejected", "2"))
+    assert ">pretrained passed the gate and was rejected</h1>" in html
+    assert re.search(r"version 2 was rejected by ann on \d{4}-\d\d-\d\d: it is slow", html)
+
+
+def test_a_rejection_of_the_other_candidate_leaves_the_headline(recipe: config.Recipe, workspace: Path) -> None:
+    html = decided(recipe, workspace, ("rejected", "1"))
+    assert ">pretrained passed the gate and needs an approval</h1>" in html
+    assert "version 1 was rejected by ann" in html
+
+
+def test_after_a_rollback_the_page_opens_with_who_is_champion_again(recipe: config.Recipe, workspace: Path) -> None:
+    html = decided(recipe, workspace, ("promoted", "2"), ("rolled back", "1"), ("rejected", "3"))
+    assert ">Version 1 is champion again</h1>" in html
+
+
+def test_a_decision_before_the_verdict_is_not_told(recipe: config.Recipe, workspace: Path) -> None:
+    decided(recipe, workspace, ("rolled back", "1"))
+    path = workspace / "reports/digits/verdict.json"
+    write(path, json.loads(path.read_text()) | {"judged_at": "9999-01-01T00:00:00+00:00"})
+    assert "champion again" not in page(recipe, workspace)
 
 
 def test_the_page_shows_each_candidate_s_figures(recipe: config.Recipe, workspace: Path) -> None:
