@@ -29,7 +29,7 @@ ui: $(READY)  ## the MLflow and Prefect pages
 	@$(BIN)/mobilenet-pipeline ui
 
 test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
