@@ -54,7 +54,7 @@ bench-gate: $(READY)  ## how often the gate is right about made-up models, and h
 	@$(BIN)/python benchmarks/bench_gate.py
 
 bench-serve: $(READY)  ## requests a second of RECIPE's service beside three other BentoML services
-	@$(BIN)/python benchmarks/bench_serve.py --recipe $(RECIPE)
+	@$(BIN)/python benchmarks/bench_serve.py --recipe $(RECIPE) && $(BIN)/python benchmarks/page.py
 
 study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
 	@$(BIN)/python benchmarks/study.py $(STUDY)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from load import FORM, RAW, Round, form, load, png, post, request
 from services import BASELINES, BenchError, baseline, ours, say
 from tqdm import tqdm
@@ -42,6 +43,7 @@ BATCHES, THREADS = (1, 8, 16, 32, 64, 128), (1, 2)
 SINGLES = 500
 """Test images that are also sent one by one, as PNG files."""
 STARTS = 3
+CROWD = 128
 
 
 FAULTS = (
@@ -70,6 +72,7 @@ class Bench:
     made_up: bool
     seconds: float
     clients: list[int]
+    soak: int
     failures: list[str] = field(default_factory=list)
 
     @property
@@ -84,6 +87,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="digits", help="a section of params.yaml (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="for each service and number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at a time (default: 1 8 32)")
+    parser.add_argument("--soak", type=int, default=0, metavar="N", help="also watch its memory over so many requests")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     chosen = parser.parse_args()
     environment.prepare()
@@ -123,20 +127,25 @@ def prepare(chosen: argparse.Namespace) -> Bench:
         dataset = images.open_dataset(layout.data_folder(recipe))
         pixels = np.ascontiguousarray(dataset.images[dataset.is_test])
     clients = sorted({*chosen.clients, REFERENCE})
-    return Bench(bento.tag, folder, metadata, trained / "model.keras", pixels, made_up, chosen.seconds, clients)
+    return Bench(
+        bento.tag, folder, metadata, trained / "model.keras", pixels, made_up, chosen.seconds, clients, chosen.soak
+    )
 
 
 def measure(bench: Bench) -> dict[str, Any]:
     """All raw figures and the ratios. What went wrong is added to `bench.failures`."""
-    with tempfile.TemporaryDirectory() as scratch, ours(bench.tag) as (port, _):
+    with tempfile.TemporaryDirectory() as scratch, ours(bench.tag) as (port, _, process):
         requests = one_by_one(bench, port, Path(scratch))
         batches = in_batches(bench, port)
         equal = equal_answers(bench, port) if batches and not bench.made_up else None
+        crowd = crowded(bench, port)
+        memory = watch_memory(bench, port, process) if bench.soak else None
     starts = []
     for _ in tqdm(range(STARTS), "cold starts"):
-        with ours(bench.tag) as (_, seconds):
+        with ours(bench.tag) as (_, seconds, _):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
+    figures |= {"crowded": crowd, "memory": memory}
     what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
     return {"ratios": ratios(figures), **what, **figures}
 
@@ -168,7 +177,7 @@ def keep(chosen: argparse.Namespace, figures: dict[str, Any]) -> None:
     document[chosen.recipe] = {
         **figures,
         "command": f"python benchmarks/bench_serve.py --recipe {chosen.recipe} --seconds {chosen.seconds:g} "
-        f"--clients {clients}",
+        f"--clients {clients}{f' --soak {chosen.soak}' if chosen.soak else ''}",
         "commit": provenance.git_commit(Path("."))[0],
         "machine": provenance.describe_machine(),
         "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
@@ -195,6 +204,37 @@ def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, An
             note(bench, f"{name} with {count} clients", done)
             add(found.setdefault(name, {}).setdefault(str(count), {}), done.figures())
     return found
+
+
+def crowded(bench: Bench, port: int) -> dict[str, Any]:
+    """What comes of many more clients than may wait, who ask again at once when they are sent away."""
+    asked = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])]))
+    done = load(port, asked, CROWD, bench.seconds)
+    refused = done.failures.pop("status 503", 0)
+    note(bench, f"ours with {CROWD} clients", done)
+    return {"clients": CROWD, "refused": refused, "answered": len(done.milliseconds), **done.figures()}
+
+
+def watch_memory(bench: Bench, port: int, process: psutil.Process) -> dict[str, Any]:
+    """MiB that the service's processes hold, after each tenth of the requests and before the first."""
+    asked = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])]))
+    held, count = [resident(process)], 0
+    with tqdm(total=bench.soak, desc="memory") as bar:
+        while count < bench.soak:
+            done = load(port, asked, REFERENCE, 1)
+            note(bench, "the long run", done)
+            if not done.milliseconds:
+                break
+            count += len(done.milliseconds)
+            bar.update(len(done.milliseconds))
+            if count >= len(held) * bench.soak / 10:
+                held.append(resident(process))
+    return {"requests": count, "mib": held}
+
+
+def resident(process: psutil.Process) -> float:
+    """MiB of memory that the process and its children hold."""
+    return round(sum(each.memory_info().rss for each in process.children(recursive=True)) / 2**20, 1)
 
 
 def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:

@@ -1,12 +1,13 @@
-"""Put the figures of training.json and studies.jsonl into docs/results/training.md, and draw the learning curves.
+"""Put the figures of training.json, studies.jsonl and serving.json into the pages of docs/results; draw the curves.
 
-The page's prose is written by hand; what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced.
+The pages' prose is written by hand; what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 
@@ -25,9 +26,10 @@ BARS = (
 
 
 def main() -> None:
-    """Bring the page up to date."""
-    page = RESULTS / "training.md"
-    page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
+    """Bring the pages up to date."""
+    for name in ("training.md", "serving.md"):
+        page = RESULTS / name
+        page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     if curves := sorted((RESULTS / "curves").glob("*.csv")):
         draw(curves, PICTURE)
 
@@ -40,6 +42,8 @@ def filled(page: str, results: Path) -> str:
     }
     if (results / "training.json").exists():
         tables["rows"] = accuracy_table(json.loads((results / "training.json").read_text(encoding="utf-8")))
+    if (results / "serving.json").exists():
+        tables |= serving_tables(json.loads((results / "serving.json").read_text(encoding="utf-8")))
 
     def put(found: re.Match) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], NOTHING)}\n<!-- /{found[1]} -->"
@@ -79,6 +83,27 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
             f"| {row['seeds']} | {limit} | {row['commit'][:7]} |"
         )
     return "\n".join(lines)
+
+
+def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
+    """What the service reaches beside others: the ratios, then what they are made of."""
+    names = list(next(iter(recipes.values()))["ratios"])
+    ratios = ["| | " + " | ".join(f"`{recipe}`" for recipe in recipes) + " |", "| --- |" + " --- |" * len(recipes)]
+    ratios += [
+        f"| {name} | " + " | ".join(str(one["ratios"][name]) for one in recipes.values()) + " |" for name in names
+    ]
+    requests = ["| recipe | service | clients | requests/s | p50 ms | p95 ms | p99 ms |", "| --- |" + " --- |" * 6]
+    batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
+    for recipe, found in recipes.items():
+        for service, by_clients in found["requests"].items():
+            for clients, figures in by_clients.items():
+                cells = [f"{median(figures[key]):.4g}" for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")]
+                requests.append(f"| `{recipe}` | {service} | {clients} | {' | '.join(cells)} |")
+        own = found["batches"]["in_process_images_per_second"]
+        for size in dict.fromkeys(key.partition(" ")[0] for key in own):
+            cells = [f"{median(own[f'{size} images, {threads} threads']):.4g}" for threads in (1, 2)]
+            batches.append(f"| `{recipe}` | {size} | {' | '.join(cells)} |")
+    return {"ratios": "\n".join(ratios), "requests": "\n".join(requests), "batches": "\n".join(batches)}
 
 
 def draw(curves: Sequence[Path], picture: Path) -> None:

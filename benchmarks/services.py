@@ -29,12 +29,12 @@ class BenchError(Exception):
 
 
 @contextmanager
-def ours(tag: str) -> Iterator[tuple[int, float]]:
-    """Serve the live Bento until the block ends; its port, and the seconds that it took to be ready."""
+def ours(tag: str) -> Iterator[tuple[int, float, psutil.Process]]:
+    """Serve the live Bento until the block ends; its port, the seconds that it took to be ready, its first process."""
     port = free_port()
     try:
-        with running("ours", packaging.serve_command(tag, HOST, port), port, dict(os.environ)) as seconds:
-            yield port, seconds
+        with running("ours", packaging.serve_command(tag, HOST, port), port, dict(os.environ)) as (seconds, process):
+            yield port, seconds, process
     finally:
         shutil.rmtree(packaging.home() / "servers" / str(port), ignore_errors=True)
 
@@ -61,8 +61,10 @@ def baseline(name: str, keras: Path, class_names: list[str], scratch: Path) -> I
 
 
 @contextmanager
-def running(name: str, command: list[str], port: int, variables: dict[str, str]) -> Iterator[float]:
-    """Run a service until the block ends; the seconds from its start to the first 200 of /readyz.
+def running(
+    name: str, command: list[str], port: int, variables: dict[str, str]
+) -> Iterator[tuple[float, psutil.Process]]:
+    """Run a service until the block ends; the seconds from its start to the first 200 of /readyz, its first process.
 
     Raises BenchError with the end of its log where it does not get there.
     """
@@ -77,7 +79,7 @@ def running(name: str, command: list[str], port: int, variables: dict[str, str])
             tail = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
             raise BenchError("\n".join([f"{name} {error}; the end of its log:", *tail])) from None
         say(f"{name} is ready after {seconds:.1f} s")
-        yield seconds
+        yield seconds, psutil.Process(child.pid)
 
 
 def wait_until_ready(child: pipeline.Leashed, port: int) -> float:
