@@ -78,7 +78,9 @@ class FrontDoor:
 
     def __init__(self, app: ASGIApp, key: str | None = None) -> None:
         self.app = app
-        self.token = f"Bearer {key}".encode() if key else None
+        if key is not None and not key.strip():
+            raise ValueError("SERVING_API_KEY is empty: set it to the key, or not at all")
+        self.key = key.strip().encode() if key else None
         self.held = 0
         MultiPartParser.spool_max_size = LIMIT  # no upload goes to the disk
 
@@ -105,6 +107,7 @@ class FrontDoor:
             if scope["method"] in POSTS:
                 body, held = await self._body(scope, receive)
                 scope[UPLOAD] = await _batch_in(scope, body) if scope["path"] == BATCH_PATH else await _one(scope, body)
+                del body  # a form's files are copies
                 receive = _replay(b"")
             await self.app(scope, receive, counted)
         except Refusal as refusal:
@@ -120,9 +123,10 @@ class FrontDoor:
         path, method = scope["path"], scope["method"]
         static = path.startswith(STATIC) and ".." not in path
         allowed = READS if static else PATHS.get(path)
-        if self.token and path not in OPEN:
-            given = Headers(scope=scope).get("authorization", "").encode()
-            if not hmac.compare_digest(given, self.token):
+        if self.key and path not in OPEN:
+            given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+            scheme, _, key = given.partition(b" ")
+            if not hmac.compare_digest(key.strip(), self.key) or scheme.lower() != b"bearer":
                 sentence = "This service wants a key: send the header 'Authorization: Bearer KEY'."
                 raise Refusal(401, "unauthorized", sentence, "authorization", {"WWW-Authenticate": "Bearer"})
         if allowed is None:
@@ -137,23 +141,31 @@ class FrontDoor:
         headers = Headers(scope=scope)
         _check_kind(scope["path"], _kind(headers))  # before a byte of it is read
         declared = headers.get("content-length", "0")
-        size = int(declared) if declared.isdecimal() else 0
-        if size > LIMIT:
+        if declared.isdecimal() and int(declared) > LIMIT:
             raise _too_large()
-        # A body that does not say how long it is may become as long as it is allowed to.
-        reserved = size if "content-length" in headers else LIMIT
-        if self.held + reserved > HELD:
-            raise overloaded("Too many uploads at a time")
-        self.held += reserved
+        parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(READ_SECONDS):
-                return await _read_bounded(receive), reserved
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refusal(400, "cut_off", "The upload ended before its announced length.")
+                    part = message.get("body", b"")
+                    if self.held + len(part) > HELD:
+                        raise overloaded("Too many uploads at a time")
+                    parts.append(part)
+                    size += len(part)
+                    self.held += len(part)
+                    if size > LIMIT:  # a body sent in chunks announces no length
+                        raise _too_large()
+                    more = message.get("more_body", False)
         except BaseException as error:
-            self.held -= reserved
+            self.held -= size
             if isinstance(error, TimeoutError):
                 sentence = f"The upload had not arrived after {READ_SECONDS} s; send a smaller image."
                 raise Refusal(408, "too_slow", sentence, None, {"Connection": "close"}) from None
             raise
+        return (parts[0] if len(parts) == 1 else b"".join(parts)), size
 
 
 def _kind(headers: Headers) -> str:
@@ -205,20 +217,6 @@ def _check_count(count: int) -> None:
         raise Refusal(413, "too_many_images", sentence, FIELDS)
 
 
-async def _read_bounded(receive: Receive) -> bytes:
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise Refusal(400, "cut_off", "The upload ended before its announced length.")
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > LIMIT:  # a body sent in chunks announces no length
-            raise _too_large()
-        more = message.get("more_body", False)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
 async def _file_in_form(scope: Scope, body: bytes) -> bytes:
     found = await _fields(scope, body, 1)
     values = [value for name, value in found if name == FIELD]
@@ -230,11 +228,13 @@ async def _file_in_form(scope: Scope, body: bytes) -> bytes:
 
 
 async def _files_in_form(scope: Scope, body: bytes) -> list[bytes]:
-    found = await _fields(scope, body, BATCH)
-    files = [value for name, value in found if name == FIELDS and isinstance(value, bytes)]
-    if not files:
-        sentence = f"The form has no file in a field '{FIELDS}' ({_names(found)}). {_MANY}"
+    found = await _fields(scope, body, BATCH + 1)
+    values = [value for name, value in found if name == FIELDS]
+    files = [value for value in values if isinstance(value, bytes)]
+    if not files or len(files) < len(values):
+        sentence = f"The form must have files in fields '{FIELDS}', and no text ({_names(found)}). {_MANY}"
         raise Refusal(400, "missing_image", sentence, FIELDS)
+    _check_count(len(files))
     return files
 
 

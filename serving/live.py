@@ -29,11 +29,11 @@ class Live:
         own: Path = ROLES_FILE,
         load: Callable[[Path], Roles] = load_served,
     ) -> None:
-        self.pointer, self.own, self.load = pointer, own, load
+        self.pointer, self.load = pointer, load
         self.roles = load(own)
+        self.tags, self.code = own.read_bytes(), _code(own.parent)
         self.refused: dict[str, str] | None = None
-        self.roles_file = own
-        self.seen = ""
+        self.seen: tuple[str, int] | None = None
 
     def follow(self) -> None:
         """Look at the file now and then, until the process ends."""
@@ -46,31 +46,31 @@ class Live:
             self.look()
 
     def look(self) -> None:
-        """Take over what the file names, if that is something new."""
+        """Take over what the file names, if it was written anew."""
+        assert self.pointer is not None
         try:
-            tag = self.pointer.read_text(encoding="utf-8").strip() if self.pointer else self.seen
-        except OSError:  # no Bento is live, or the disk is away: what is served stays
+            found = self.pointer.read_text(encoding="utf-8").strip(), self.pointer.stat().st_mtime_ns
+        except (OSError, ValueError):  # no Bento is live, or the disk is away: what is served stays
             return
-        if tag == self.seen:
+        if found == self.seen:
             return
-        self.seen = tag
+        self.seen, tag = found, found[0]
         try:
-            self._take_over(tag)
+            self._take_over(self.pointer.parent.parent, tag)
             self.refused = None
         except Exception as error:  # a damaged Bento raises whatever its damage leads to; the old one goes on
             LOG.exception("%s is refused, the models from before go on", tag)
             self.refused = {"bento": tag, "reason": str(error)}
 
-    def _take_over(self, tag: str) -> None:
-        assert self.pointer is not None
-        name, _, version = tag.partition(":")
-        source = self.pointer.parent.parent / "bentos" / name / version / "src"
+    def _take_over(self, home: Path, tag: str) -> None:
+        source = home / "bentos" / tag.replace(":", "/") / "src"
         roles_file = source / ROLES_FILE.name
-        if roles_file.read_bytes() == self.roles_file.read_bytes() and not self.refused:
+        tags = roles_file.read_bytes()
+        if tags == self.tags:
             return
-        if _code(source) != _code(self.own.parent):
+        if _code(source) != self.code:
             raise ValueError(f"{tag} has another version of the service's code: start the service again")
-        self.roles, self.roles_file = self.load(roles_file), roles_file
+        self.roles, self.tags = self.load(roles_file), tags
         LOG.info("%s is served from now on", tag)
 
 

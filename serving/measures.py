@@ -10,8 +10,8 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @lru_cache
-def _metrics() -> dict[str, Any]:
-    """Made at first use, because Prometheus's client must not be imported before BentoML has set it up."""
+def prepare() -> dict[str, Any]:
+    """Make what is counted: once, before any thread counts, and not before BentoML has set Prometheus's client up."""
     import prometheus_client as made
 
     return {
@@ -39,7 +39,7 @@ def _metrics() -> dict[str, Any]:
 @lru_cache(512)
 def _of(name: str, *labels: str) -> Any:
     """One series; looking it up by its labels takes longer than counting."""
-    return _metrics()[name].labels(*labels)
+    return prepare()[name].labels(*labels)
 
 
 def count_request(endpoint: str, code: int, version: str, seconds: float) -> None:
@@ -57,7 +57,7 @@ def count_answers(endpoint: str, version: str, classes: list[str]) -> None:
 
 def count_unrecorded(answers: int) -> None:
     """Answers that the record has lost."""
-    _metrics()["unrecorded"].inc(answers)
+    prepare()["unrecorded"].inc(answers)
 
 
 def page() -> bytes:

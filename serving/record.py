@@ -21,8 +21,8 @@ import orjson
 
 from serving import measures
 
-WAITING = 1000
-"""Lines that wait to be written; more are lost."""
+WAITING = 100
+"""Requests whose lines wait to be written; those of more are lost. A batch of 256 images takes a megabyte."""
 FILE_BYTES, FILES = 10 * 2**20, 5
 
 

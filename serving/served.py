@@ -16,6 +16,9 @@ ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
 CORES = int(os.environ.get("SERVING_CORES") or len(os.sched_getaffinity(0)))
 """Processors that the service may keep busy; a container's limit has to be told."""
+WORKERS = int(os.environ.get("SERVING_WORKERS") or max(1, CORES // 2))
+THREADS = max(1, CORES // WORKERS)
+"""Of each worker, that decode and compute."""
 
 
 class Served:
@@ -36,7 +39,7 @@ class Served:
         # For one small image a second thread costs more than it brings. Batches have a model of their own, because a
         # model that is asked for another number of images sets its memory up anew.
         self.single = Artefact(path, threads=1)
-        self.batch = Artefact(path, threads=CORES)
+        self.batch = Artefact(path, threads=THREADS)
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}

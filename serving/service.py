@@ -33,7 +33,7 @@ from serving.front_door import BATCH_PATH, FIELDS, UPLOAD, FrontDoor, Refusal, o
 from serving.live import Live
 from serving.measures import VERSION_HEADER
 from serving.record import Answer, Record
-from serving.served import CORES, Served
+from serving.served import THREADS, WORKERS, Served
 
 DESCRIPTION = """Tells what is on an image.
 
@@ -118,7 +118,7 @@ def behind_front_door(service: Any) -> Any:
     description=DESCRIPTION,
     http={"host": "127.0.0.1"},
     # A worker keeps two cores busy: a thread that speaks HTTP, and those that decode and compute.
-    workers=int(os.environ.get("SERVING_WORKERS") or max(1, CORES // 2)),
+    workers=WORKERS,
     traffic={"timeout": 60},
     # The front door counts, with the model's version; spans that nobody collects and a line a request take as long as
     # the model does.
@@ -133,12 +133,13 @@ class Classifier:
     """The service: in every worker one copy of each model."""
 
     def __init__(self) -> None:
+        measures.prepare()
         pointer, record = os.environ.get("SERVING_LIVE"), os.environ.get("SERVING_RECORD")
         self.live = Live(Path(pointer) if pointer else None)
         name = f"answers-{bentoml.server_context.worker_index or 1}.jsonl"
         self.record = Record(Path(record) / name if record else None, os.environ.get("SERVING_KEEP_IMAGES") == "1")
         # Decoding a photograph takes a tenth of a second: that long nobody else would be answered.
-        self.threads = ThreadPoolExecutor(CORES, thread_name_prefix="answer")
+        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
         self.inside = 0
         # Threads take turns every 5 ms by default, which is longer than most answers take.
         sys.setswitchinterval(0.0005)

@@ -52,12 +52,11 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
             if document["identity"] != json.loads(json.dumps(dict(identity))):
                 return None
             arrays = {name: archive[name] for name in archive.files if name != "document"}
+        totals = float(document["totals"][0]), float(document["totals"][1])
+        step, length, costs = int(document["step"]), int(document["length"]), Costs(**document["costs"])
+        return State(step, length, costs, arrays, totals, document["history"], float(document["cpu_seconds"]))
     except FileNotFoundError:
         return None
     except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for a damaged file
         print(f"{path} cannot be read ({error}); the training starts afresh", flush=True)
         return None
-    totals = float(document["totals"][0]), float(document["totals"][1])
-    step, length = int(document["step"]), int(document["length"])
-    costs = Costs(**document["costs"])
-    return State(step, length, costs, arrays, totals, document["history"], float(document["cpu_seconds"]))

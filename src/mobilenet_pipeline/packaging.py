@@ -152,11 +152,10 @@ def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, follow: b
         if not (own / name).is_symlink():
             (own / name).symlink_to(Path("../..") / name)
     name = tag.partition(":")[0]
-    follows = {"SERVING_LIVE": _pointer(name), "SERVING_RECORD": home() / "answers" / name}
-    variables = {
-        "BENTOML_HOME": own,
-        **({key: os.environ.get(key, value) for key, value in follows.items()} if follow else {}),
-    }
+    variables: dict[str, Path | str] = {"BENTOML_HOME": own}
+    if follow:
+        record = Path(os.environ.get("SERVING_RECORD") or home() / "answers" / name).resolve()
+        variables |= {"SERVING_LIVE": _pointer(name), "SERVING_RECORD": record / str(port)}
     start = [shutil.which("env") or "/usr/bin/env", *(f"{key}={value}" for key, value in variables.items())]
     return [*start, sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
 
@@ -170,8 +169,10 @@ def check(tag: str, milliseconds: float) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    # A key, a record or another Bento that is live are for those who serve; a trial knows nothing of them.
+    trial = ["env", *(part for name in os.environ if name.startswith("SERVING_") for part in ("-u", name))]
     order = {
-        "command": serve_command(tag, port=port),
+        "command": [*trial, *serve_command(tag, port=port)],
         "port": port,
         "champion": str(_folders(tag)["champion"]),
         "milliseconds": milliseconds,

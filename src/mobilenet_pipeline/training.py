@@ -333,6 +333,8 @@ class _Loop:
     def _plan_again(self) -> None:
         """Change the length, so that the budget is kept where steps take more time than was measured, or less."""
         (step, spent), self.before = self.before, (self.step, self.cpu_seconds)
+        if self.step - step < self.per_epoch:  # resumed in between: that little says nothing of how fast it goes
+            return
         slowness = (self.cpu_seconds - spent) / self.costs.between(step, self.step, self.length, self.per_epoch)
         self._last_until(budget.affordable(self.costs, self.per_epoch, self.seconds_left, self.step, slowness))
 

@@ -62,7 +62,13 @@ def test_a_body_that_is_no_batch_is_refused(service: Service, size: int, status:
 
 def test_more_files_than_a_request_may_have_are_refused(service: Service) -> None:
     answer = service.ask("POST", "/predict_batch", files=[("images", b"x")] * 257)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "malformed_form")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_many_images")
+
+
+def test_a_text_among_the_files_is_refused_so_that_no_answer_is_out_of_place(service: Service, encode: Encode) -> None:
+    form = {"data": {"images": "photo.png"}, "files": [("images", encode()), ("images", encode())]}
+    answer = service.ask("POST", "/predict_batch", **form)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "missing_image")
 
 
 def test_files_with_too_many_pixels_together_are_refused_from_there_on(service: Service, encode: Encode) -> None:
