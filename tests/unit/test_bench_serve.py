@@ -109,7 +109,7 @@ def test_an_answer_that_is_missing_is_not_equal():
 def test_figures_of_other_recipes_stay(tmp_path: Path):
     results = tmp_path / "serving.json"
     for recipe in ("digits", "cifar10"):
-        chosen = argparse.Namespace(recipe=recipe, results=results, seconds=5.0, clients=[1, 8])
+        chosen = argparse.Namespace(recipe=recipe, results=results, seconds=5.0, clients=[1, 8], soak=0)
         bench_serve.keep(chosen, {"ratios": recipe})
     kept = json.loads(results.read_text(encoding="utf-8"))
     assert {name: found["ratios"] for name, found in kept.items()} == {"digits": "digits", "cifar10": "cifar10"}
