@@ -190,9 +190,9 @@ def test_a_name_that_bentoml_would_change_is_refused(empty_store: Path, recipe: 
 def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that_serves(
     service: Service, store: Path, recipe: Recipe
 ) -> None:
-    before = service.ask("GET", "/metrics").text.count("request_total{")
+    before = service.ask("GET", "/metrics").text.count("requests_total{")
     packaging.check(service.tag, 1000)
-    assert service.ask("GET", "/metrics").text.count("request_total{") >= before > 0
+    assert service.ask("GET", "/metrics").text.count("requests_total{") >= before > 0
     assert [path.name for path in (store / "servers").iterdir()] == [service.address.rpartition(":")[2]]
 
 
