@@ -154,7 +154,7 @@ def browser() -> "Iterator[Browser]":
     api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
     path = next(filter(None, map(shutil.which, CHROMIUM)), None)
     if path is None:
-        pytest.skip(f"no Chromium is installed (looked for {', '.join(CHROMIUM)})")
+        pytest.skip(reason=f"no Chromium is installed (looked for {', '.join(CHROMIUM)})")
     with api.sync_playwright() as playwright:
         # Without its sandbox, which does not start for root; it sees this page only.
         chromium = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
