@@ -212,6 +212,15 @@ def test_a_training_that_takes_more_time_than_was_measured_is_cut_short_to_keep_
     assert result.cpu_seconds < candidate.cpu_minutes * 60
 
 
+def test_an_epoch_that_was_resumed_in_between_says_nothing_of_what_epochs_cost(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHUNK", 2)
+    monkeypatch.setattr(training, "plan", lambda *_: (8, budget.Costs([1.0], 0.0)))  # of four steps an epoch
+    candidate = SMALL.model_copy(update={"epochs": None, "cpu_minutes": 1000.0})  # more would be affordable
+    with pytest.raises(training.Interrupted):
+        trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: True)
+    assert trained(candidate, saved=tmp_path / "checkpoint.npz").epochs == 2
+
+
 def test_an_epoch_that_is_cut_short_ends_with_the_training(monkeypatch):
     monkeypatch.setattr(training, "plan", lambda *_: (6, budget.Costs([1.0], 0.0)))  # of four steps an epoch
     history = trained(SMALL.model_copy(update={"learning_rate": 0.0})).history

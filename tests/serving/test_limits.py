@@ -13,6 +13,8 @@ import httpx
 import pytest
 from running_service import Service
 
+from serving.front_door import FrontDoor
+
 Encode = Callable[..., bytes]
 
 
@@ -30,6 +32,12 @@ def test_without_the_key_nothing_but_health_and_the_page_is_answered(
         right = {"Authorization": "Bearer secret"}
         assert service.ask("POST", "/predict", files=image, headers=right).status_code == 200
         assert [service.ask("GET", path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_is_refused_and_lets_nobody_in(key: str) -> None:
+    with pytest.raises(ValueError, match="SERVING_API_KEY is empty"):
+        FrontDoor(app=None, key=key)
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/"), ("GET", "/schema.json")])

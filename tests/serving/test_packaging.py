@@ -208,6 +208,11 @@ def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that
     assert [path.name for path in (store / "servers").iterdir()] == [service.address.rpartition(":")[2]]
 
 
+def test_a_key_for_those_who_ask_does_not_keep_the_check_out(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVING_API_KEY", "secret")
+    packaging.check(service.tag, 1000)
+
+
 def test_a_bento_that_does_not_start_fails_the_check_with_its_log(own_store: Path, recipe: Recipe) -> None:
     champion = packaging.served_models(recipe)["champion"]
     assert champion is not None
