@@ -208,7 +208,9 @@ def test_a_bento_that_answers_like_its_artefact_passes_the_check_beside_one_that
     assert [path.name for path in (store / "servers").iterdir()] == [service.address.rpartition(":")[2]]
 
 
-def test_a_key_for_those_who_ask_does_not_keep_the_check_out(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_for_those_who_ask_does_not_keep_the_check_out(
+    service: Service, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SERVING_API_KEY", "secret")
     packaging.check(service.tag, 1000)
 
