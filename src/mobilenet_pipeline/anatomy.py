@@ -23,6 +23,8 @@ STRIDES = {
     "stem-block12": (1, 1, 2, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1),
     "stem-block2": (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 2, 1),
     "block2-block4": (2, 1, 1, 1, 1, 1, 2, 1, 1, 1, 1, 1, 2, 1),
+    # Stem, first and last: 32 pixels end as 8×8.
+    "stem-block2-block12": (1, 1, 1, 1, 2, 1, 2, 1, 1, 1, 1, 1, 1, 1),
 }
 
 

@@ -96,6 +96,7 @@ def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluati
             f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {knobs.seed}",
             "on": f"{machine.get('cpu', 'unknown')}, {training.get('replicas', 1)} replicas",
             "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
+            "served in": recipe.serving.precision,
             "validation accuracy": f"{evaluation['validation']['accuracy']:.2%}",
         }
     )

@@ -71,7 +71,7 @@ class Candidate(Section):
 
     weights: Literal["none", "imagenet", "bundled"]
     alpha: Width
-    strides: Literal["stock", "stem-1", "stem-block12", "stem-block2", "block2-block4"]
+    strides: Literal["stock", "stem-1", "stem-block12", "stem-block2", "block2-block4", "stem-block2-block12"]
     input_sizes: Annotated[list[Positive], Field(min_length=1)]
     pixel_range: Literal["unit", "signed"]
     epochs: Positive | None
@@ -139,6 +139,15 @@ class Gate(Section):
     corruption_drop: Share
 
 
+ServedPrecision = Literal["float32", "int8"]
+
+
+class Serving(Section):
+    """What the artefact computes in: int8 is smaller and faster, and less accurate, which the gate judges."""
+
+    precision: ServedPrecision
+
+
 class Recipe(Section):
     """Everything one pipeline run needs to know; `name` is its key in `params.yaml`.
 
@@ -151,6 +160,7 @@ class Recipe(Section):
     data: Data
     split: Split
     candidates: Candidates
+    serving: Serving
     gate: Gate
 
     def candidate(self, name: str) -> Candidate:

@@ -228,6 +228,7 @@ def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[st
         "data_digest": files.data_digest,
         "artefact_sha256": files.sha256,
         "test_accuracy": repr(float(test["accuracy"])),
+        "precision": recipe.serving.precision,
         "run_id": run.info.run_id,
     }
     if files.training.get("preprocessing"):

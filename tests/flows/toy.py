@@ -52,7 +52,12 @@ def export(recipe: str, candidate: str) -> None:
     Path(f"{folder}/model.tflite").write_bytes(artefact)
     put(
         f"{folder}/export.json",
-        {"sha256": hashlib.sha256(artefact).hexdigest(), "bytes": len(artefact), "parity": parity},
+        {
+            "sha256": hashlib.sha256(artefact).hexdigest(),
+            "bytes": len(artefact),
+            "precision": "float32",
+            "parity": parity,
+        },
     )
 
 

@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from mobilenet_pipeline import export
+from mobilenet_pipeline import config, export, mobilenet
+from mobilenet_pipeline.artefact import Artefact
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
@@ -28,7 +29,8 @@ def test_size_and_digest_are_those_of_the_file(exported):
     import hashlib
 
     _, path, facts = exported
-    assert facts == {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "bytes": path.stat().st_size}
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert facts == {"sha256": digest, "bytes": path.stat().st_size, "precision": "float32"}
 
 
 def test_an_artefact_of_another_model_is_refused(exported):
@@ -43,3 +45,52 @@ def test_a_model_that_answers_nan_is_refused(exported):
     model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     with pytest.raises(export.ParityError, match="nan"):
         export.check_parity(model, path, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A MobileNet with the weights that come with the package: a fresh one's answers hardly depend on the image."""
+    keras.utils.set_random_seed(0)
+    candidate = config.load_recipe("digits").candidate("pretrained")
+    model = mobilenet.build(candidate, 10)
+    mobilenet.load_pretrained(model, candidate)
+    return model
+
+
+@pytest.fixture(scope="module")
+def quantised(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "model.tflite"
+    return path, export.export(network, path, "int8", IMAGES)
+
+
+def test_an_int8_artefact_takes_and_gives_what_a_float32_one_does(quantised):
+    path, facts = quantised
+    shares = Artefact(path).predict(IMAGES)
+    assert (facts["precision"], shares.dtype, shares.shape) == ("int8", np.float32, (len(IMAGES), 10))
+
+
+def test_an_int8_artefact_is_less_than_half_as_large(network, quantised, tmp_path):
+    whole = export.export(network, tmp_path / "model.tflite")
+    assert quantised[1]["bytes"] < whole["bytes"] / 2
+
+
+def test_an_int8_artefact_answers_nearly_like_its_model(network, quantised):
+    found = export.compare(network, quantised[0], IMAGES)
+    assert 0 < found["max_probability_difference"] < 0.1
+
+
+def test_the_probabilities_of_an_int8_artefact_are_not_rounded_to_one_in_256(quantised):
+    shares = Artefact(quantised[0]).predict(IMAGES)
+    assert np.abs(shares * 256 - np.round(shares * 256)).max() > 0.1
+
+
+def test_an_int8_artefact_does_not_pass_for_a_float32_one(network, quantised):
+    with pytest.raises(export.ParityError, match="does not answer like its model"):
+        export.check_parity(network, quantised[0], IMAGES)
+
+
+def test_int8_without_images_to_calibrate_with_is_refused_and_leaves_the_file(network, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"before")
+    with pytest.raises(ValueError, match="images to calibrate"):
+        export.export(network, tmp_path / "model.tflite", "int8")
+    assert (tmp_path / "model.tflite").read_bytes() == b"before"

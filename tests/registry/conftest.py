@@ -108,7 +108,9 @@ def make(store: Path, recipe: Recipe, dataset: dict[str, Any]) -> Callable[..., 
         (folder / "model.tflite").write_bytes(artefact)
         parity = {"rows": ROWS, "argmax_differences": 0, "max_probability_difference": 0.0}
         sha256 = hashlib.sha256(artefact).hexdigest()
-        put(folder / "export.json", {"sha256": sha256, "bytes": len(artefact), "parity": parity})
+        put(
+            folder / "export.json", {"sha256": sha256, "bytes": len(artefact), "precision": "float32", "parity": parity}
+        )
         put(folder / "training.json", training(run_id, digest))
         with (folder / "history.csv").open("w", newline="") as file:
             rows = csv.writer(file)

@@ -83,7 +83,7 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
         {"data_digest": DIGEST, "test": split, "validation": split, **details, "class_names": NAMES, **facts},
     )
     parity = {"rows": ROWS, "argmax_differences": 0, "max_probability_difference": 1e-6}
-    write(folder / "export.json", {"sha256": "ab", "bytes": 1234567, "parity": parity})
+    write(folder / "export.json", {"sha256": "ab", "bytes": 1234567, "precision": "float32", "parity": parity})
     write(folder / "training.json", {"run_id": f"run-of-{name}", "parameters": 219562, "cpu_minutes": 1.25})
     with (folder / "history.csv").open("w", newline="") as file:
         columns = ["epoch", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy"]
