@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from load import FORM, RAW, Round, form, load, png, post, request
+from load import FORM, RAW, REFUSED, Round, arrivals, form, load, png, post, request
 from services import BASELINES, BenchError, baseline, ours, say
 from tqdm import tqdm
 
@@ -43,7 +43,11 @@ BATCHES, THREADS = (1, 8, 16, 32, 64, 128), (1, 2)
 SINGLES = 500
 """Test images that are also sent one by one, as PNG files."""
 STARTS = 3
-CROWD = 128
+OVERLOAD = (0.5, 1, 2)
+"""Times what the service has been seen to answer."""
+WARM_SECONDS = 65
+"""BentoML keeps a timer a request for `traffic.timeout`, 60 seconds: only then does its memory stop growing."""
+TENTHS = 10
 
 
 FAULTS = (
@@ -87,7 +91,9 @@ def main() -> int:
     parser.add_argument("--recipe", default="digits", help="a section of params.yaml (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=5, help="for each service and number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at a time (default: 1 8 32)")
-    parser.add_argument("--soak", type=int, default=0, metavar="N", help="also watch its memory over so many requests")
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="N", help="also watch its memory over so many requests (50000 tell)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     chosen = parser.parse_args()
     environment.prepare()
@@ -138,14 +144,15 @@ def measure(bench: Bench) -> dict[str, Any]:
         requests = one_by_one(bench, port, Path(scratch))
         batches = in_batches(bench, port)
         equal = equal_answers(bench, port) if batches and not bench.made_up else None
-        crowd = crowded(bench, port)
-        memory = watch_memory(bench, port, process) if bench.soak else None
+        capacity = statistics.median(requests["ours"][str(REFERENCE)]["requests_per_second"])
+        crowd = overload(bench, port, capacity)
+        memory = watch_memory(bench, port, process, capacity) if bench.soak else None
     starts = []
     for _ in tqdm(range(STARTS), "cold starts"):
         with ours(bench.tag) as (_, seconds, _):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
-    figures |= {"crowded": crowd, "memory": memory}
+    figures |= {"overload": crowd, "memory": memory}
     what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
     return {"ratios": ratios(figures), **what, **figures}
 
@@ -206,30 +213,55 @@ def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, An
     return found
 
 
-def crowded(bench: Bench, port: int) -> dict[str, Any]:
-    """What comes of many more clients than may wait, who ask again at once when they are sent away."""
+def overload(bench: Bench, port: int, capacity: float) -> list[dict[str, float]]:
+    """What comes of requests that do not wait for answers, at multiples of what the service answers 8 clients."""
+    if not capacity:  # noted where it was measured
+        return []
     asked = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])]))
-    done = load(port, asked, CROWD, bench.seconds)
-    refused = done.failures.pop("status 503", 0)
-    note(bench, f"ours with {CROWD} clients", done)
-    return {"clients": CROWD, "refused": refused, "answered": len(done.milliseconds), **done.figures()}
+    rates = []
+    for times in tqdm(OVERLOAD, "overload"):
+        done = arrivals(port, asked, times * capacity, bench.seconds)
+        offered = len(done.milliseconds) + done.failures.total()
+        refused = done.failures.pop(REFUSED, 0)
+        note(bench, f"ours at {times:g} times its capacity", done)
+        found = done.figures()
+        rates.append(
+            {
+                "times_capacity": times,
+                "offered_per_second": round(offered / bench.seconds, 1),
+                "accepted_per_second": round(found["requests_per_second"], 1),
+                "refused_share": round(refused / offered, 4),
+                "p50_ms": round(found["p50_ms"], 2),
+                "p99_ms": round(found["p99_ms"], 2),
+            }
+        )
+    return rates
 
 
-def watch_memory(bench: Bench, port: int, process: psutil.Process) -> dict[str, Any]:
-    """MiB that the service's processes hold, after each tenth of the requests and before the first."""
-    asked = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])]))
-    held, count = [resident(process)], 0
-    with tqdm(total=bench.soak, desc="memory") as bar:
-        while count < bench.soak:
-            done = load(port, asked, REFERENCE, 1)
-            note(bench, "the long run", done)
-            if not done.milliseconds:
-                break
-            count += len(done.milliseconds)
-            bar.update(len(done.milliseconds))
-            if count >= len(held) * bench.soak / 10:
-                held.append(resident(process))
-    return {"requests": count, "mib": held}
+def watch_memory(bench: Bench, port: int, process: psutil.Process, capacity: float) -> dict[str, Any] | None:
+    """MiB that the service's processes hold once warm and after each tenth of the requests.
+
+    `late_growth_mib`, what the last half of them added, tells a leak from a plateau. They come at half the capacity,
+    evenly, because what the timers hold goes with the rate.
+    """
+    if not capacity:  # noted where it was measured
+        return None
+    asked, rate = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])])), capacity / 2
+    say(f"warming up for {WARM_SECONDS} s")
+    rounds, held = [arrivals(port, asked, rate, WARM_SECONDS)], [resident(process)]
+    for _ in tqdm(range(TENTHS), "memory"):
+        rounds.append(arrivals(port, asked, rate, bench.soak / TENTHS / rate))
+        held.append(resident(process))
+    refused = [done.failures.pop(REFUSED, 0) for done in rounds]  # where the machine stalled
+    for done in rounds:
+        note(bench, "the long run", done)
+    return {
+        "requests": sum(len(done.milliseconds) for done in rounds[1:]),
+        "refused": sum(refused[1:]),
+        "per_second": round(rate, 1),
+        "mib": held,
+        "late_growth_mib": round(held[-1] - held[TENTHS // 2], 1),
+    }
 
 
 def resident(process: psutil.Process) -> float:

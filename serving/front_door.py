@@ -24,6 +24,8 @@ LIMIT = 10 * 2**20
 """Bytes of a request body; a 24-megapixel photograph is usually smaller."""
 HELD = 128 * 2**20
 """Bytes of all bodies that are in memory at a time."""
+WAITING = 32
+"""Requests that are worked on or wait for it; who comes then is sent away, so that nobody waits long."""
 BATCH = 256
 """Images in one request."""
 READ_SECONDS = 15
@@ -81,7 +83,7 @@ class FrontDoor:
         if key is not None and not key.strip():
             raise ValueError("SERVING_API_KEY is empty: set it to the key, or not at all")
         self.key = key.strip().encode() if key else None
-        self.held = 0
+        self.held = self.working = 0
         MultiPartParser.spool_max_size = LIMIT  # no upload goes to the disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -101,11 +103,14 @@ class FrontDoor:
                 version = next((value.decode() for name, value in message["headers"] if name == VERSION_HEADER), "")
             await send(message)
 
-        held = 0
+        held = working = 0
         try:
             self._admit(scope)
             if scope["method"] in POSTS:
+                self._check_room()  # reading and parsing for nothing would take time from those who have a place
                 body, held = await self._body(scope, receive)
+                self._check_room()  # a slow upload has held none
+                self.working += (working := 1)
                 scope[UPLOAD] = await _batch_in(scope, body) if scope["path"] == BATCH_PATH else await _one(scope, body)
                 del body  # a form's files are copies
                 receive = _replay(b"")
@@ -115,6 +120,7 @@ class FrontDoor:
             await refusal.response()(scope, receive, counted)
         finally:
             self.held -= held
+            self.working -= working
             path = scope["path"] if scope["path"] in PATHS else "other"
             measures.count_request(path, status, version, time.perf_counter() - started)
 
@@ -135,6 +141,11 @@ class FrontDoor:
         if method not in allowed:
             sentence = f"{path} is asked with {allowed[0]}."
             raise Refusal(405, "wrong_method", sentence, None, {"Allow": ", ".join(allowed)})
+
+    def _check_room(self) -> None:
+        """Raises Refusal where too many are worked on or wait for it."""
+        if self.working >= WAITING:
+            raise overloaded("Too many requests are waiting")
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, int]:
         """The body, and what it adds to the bytes that are held. Raises Refusal."""

@@ -29,7 +29,7 @@ from mobilenet_pipeline import preprocess
 from mobilenet_pipeline.artefact import IMAGE_SHAPE
 from serving import measures, openapi
 from serving.answers import Comparison, Prediction, Predictions, Upload, Uploads
-from serving.front_door import BATCH_PATH, FIELDS, UPLOAD, FrontDoor, Refusal, overloaded
+from serving.front_door import BATCH_PATH, FIELDS, UPLOAD, FrontDoor, Refusal
 from serving.live import Live
 from serving.measures import VERSION_HEADER
 from serving.record import Answer, Record
@@ -41,8 +41,6 @@ Send an image file to `/predict` for the champion's answer, many to `/predict_ba
 challenger side by side; `GET /model` says which versions these are. A refused request gets
 `{"error": {"code", "message", "field"}}`.
 """
-WAITING = 32
-"""Requests that are worked on or wait for it; who comes then is sent away, so that nobody waits long."""
 BATCH_PIXELS = 100_000_000
 """What the files of one batch may have together: as much as four of the largest photographs."""
 POLICY = (
@@ -140,7 +138,6 @@ class Classifier:
         self.record = Record(Path(record) / name if record else None, os.environ.get("SERVING_KEEP_IMAGES") == "1")
         # Decoding a photograph takes a tenth of a second: that long nobody else would be answered.
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
-        self.inside = 0
         # Threads take turns every 5 ms by default, which is longer than most answers take.
         sys.setswitchinterval(0.0005)
         _see_no_image()
@@ -173,16 +170,11 @@ class Classifier:
             return refusal.response()
 
     async def work(self, how: Callable[[Any], T], upload: Any) -> T:
-        """Do it in a thread. Raises Refusal where too many wait, or the upload is no image."""
-        if self.inside >= WAITING:
-            raise overloaded("Too many requests are waiting")
-        self.inside += 1
+        """Do it in a thread. Raises Refusal where the upload is no image."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self.threads, how, upload)
         except preprocess.ImageError as error:
             raise Refusal(422, error.code, str(error)) from None
-        finally:
-            self.inside -= 1
 
     def _predict(self, data: bytes) -> Response:
         champion, pixels = self._champion(), preprocess.decode(data)[None]

@@ -1,5 +1,6 @@
 """Who may ask, how much at a time, and what is kept of it."""
 
+import asyncio
 import json
 import re
 import socket
@@ -13,7 +14,7 @@ import httpx
 import pytest
 from running_service import Service
 
-from serving.front_door import FrontDoor
+from serving.front_door import WAITING, FrontDoor
 
 Encode = Callable[..., bytes]
 
@@ -75,6 +76,41 @@ def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_back(se
     refused = next(answer for answer in answers if answer.status_code == 503)
     assert refused.headers["retry-after"] == "1"
     assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_who_is_sent_away_costs_no_reading_of_the_body() -> None:
+    read: list[int] = []
+    working = asyncio.Event()
+
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        await working.wait()
+
+    async def ask(door: FrontDoor) -> int:
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            read.append(1)
+            return {"type": "http.request", "body": b"image"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        headers = [(b"content-type", b"image/png")]
+        await door({"type": "http", "method": "POST", "path": "/predict", "headers": headers}, receive, send)
+        return statuses[0] if statuses else 200
+
+    async def crowd() -> list[int]:
+        door = FrontDoor(work)
+        begun = [asyncio.create_task(ask(door)) for _ in range(WAITING)]
+        await asyncio.sleep(0)
+        late = await ask(door)
+        working.set()
+        await asyncio.gather(*begun)
+        return [late, await ask(door)]
+
+    assert asyncio.run(crowd()) == [503, 200]
+    assert len(read) == WAITING + 1
 
 
 def test_an_upload_that_takes_too_long_is_cut_off(service: Service) -> None:
