@@ -8,10 +8,10 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate bench-serve study accuracy weights help
+.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
 
 help:  ## this list
-	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 demo: $(READY)  ## the whole pipeline on real handwritten digits, from images to a promoted model
 	@$(BIN)/mobilenet-pipeline run --recipe digits
@@ -55,6 +55,9 @@ bench-gate: $(READY)  ## how often the gate is right about made-up models, and h
 
 bench-serve: $(READY)  ## requests a second of RECIPE's service beside three other BentoML services
 	@$(BIN)/python benchmarks/bench_serve.py --recipe $(RECIPE) && $(BIN)/python benchmarks/page.py
+
+bench-runtimes: $(READY)  ## LiteRT beside ONNX Runtime, SavedModel and Keras, with the model of RECIPE's CANDIDATE
+	@$(BIN)/python benchmarks/bench_runtimes.py $(RECIPE) $(CANDIDATE) && $(BIN)/python benchmarks/page.py
 
 study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
 	@$(BIN)/python benchmarks/study.py $(STUDY)

@@ -1,4 +1,4 @@
-"""Put the figures of training.json, studies.jsonl and serving.json into the pages of docs/results; draw the curves.
+"""Put the figures that the other programs keep in docs/results into the pages there; draw the curves.
 
 The pages' prose is written by hand; what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced.
 """
@@ -23,6 +23,13 @@ BARS = (
     ("scratch", 60, 0.910, 0.920),
     ("scratch", 180, 0.930, 0.940),
 )
+RUNTIMES = {
+    "litert_float32": "LiteRT",
+    "litert_int8": "LiteRT, int8",
+    "onnxruntime": "ONNX Runtime",
+    "savedmodel": "SavedModel",
+    "keras": "`keras.Model.predict`",
+}
 
 
 def main() -> None:
@@ -44,6 +51,8 @@ def filled(page: str, results: Path) -> str:
         tables["rows"] = accuracy_table(json.loads((results / "training.json").read_text(encoding="utf-8")))
     if (results / "serving.json").exists():
         tables |= serving_tables(json.loads((results / "serving.json").read_text(encoding="utf-8")))
+    if (results / "runtimes.json").exists():
+        tables["runtimes"] = runtimes_table(json.loads((results / "runtimes.json").read_text(encoding="utf-8")))
 
     def put(found: re.Match) -> str:
         return f"<!-- {found[1]} -->\n{tables.get(found[1], NOTHING)}\n<!-- /{found[1]} -->"
@@ -93,6 +102,10 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
         f"| {name} | " + " | ".join(str(one["ratios"][name]) for one in recipes.values()) + " |" for name in names
     ]
     requests = ["| recipe | service | clients | requests/s | p50 ms | p95 ms | p99 ms |", "| --- |" + " --- |" * 6]
+    overload = [
+        "| recipe | times capacity | offered/s | accepted/s | refused | p50 ms | p99 ms |",
+        "| --- |" + " --- |" * 6,
+    ]
     batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
     for recipe, found in recipes.items():
         for service, by_clients in found["requests"].items():
@@ -103,7 +116,33 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
         for size in dict.fromkeys(key.partition(" ")[0] for key in own):
             cells = [f"{median(own[f'{size} images, {threads} threads']):.4g}" for threads in (1, 2)]
             batches.append(f"| `{recipe}` | {size} | {' | '.join(cells)} |")
-    return {"ratios": "\n".join(ratios), "requests": "\n".join(requests), "batches": "\n".join(batches)}
+        for row in found.get("overload", ()):
+            cells = [f"{row[key]:.4g}" for key in ("times_capacity", "offered_per_second", "accepted_per_second")]
+            cells += [f"{row['refused_share']:.1%}", *(f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms"))]
+            overload.append(f"| `{recipe}` | {' | '.join(cells)} |")
+    tables = {"ratios": ratios, "requests": requests, "batches": batches}
+    if len(overload) > 2:
+        tables["overload"] = overload
+    return {name: "\n".join(lines) for name, lines in tables.items()}
+
+
+def runtimes_table(models: Mapping[str, Mapping]) -> str:
+    """A row a model and runtime: medians over the turns; a dash where it cannot be told how many threads to take."""
+    lines = [
+        "| model | runtime | MB | one image, ms | p99 ms | images/s, 1 thread | images/s, 2 threads "
+        "| largest difference | other classes | validation accuracy |",
+        "| --- |" + " --- |" * 9,
+    ]
+    for model, found in models.items():
+        for name, figures in found["runtimes"].items():
+            rates = figures["images_per_second"]
+            cells = [f"{median(figures[key]):.3g}" for key in ("one_image_ms", "one_image_p99_ms")]
+            cells += [f"{median(rates[threads]):.4g}" if threads in rates else "–" for threads in ("1", "2")]
+            lines.append(
+                f"| `{model}` | {RUNTIMES[name]} | {figures['bytes'] / 1e6:.2f} | {' | '.join(cells)} "
+                f"| {figures['largest_difference']:.1e} | {figures['other_classes']} | {figures['accuracy']:.2%} |"
+            )
+    return "\n".join(lines)
 
 
 def draw(curves: Sequence[Path], picture: Path) -> None:

@@ -1,0 +1,422 @@
+"""What could serve a trained model inside the service's process, side by side: how fast, how large, how exact.
+
+LiteRT in float32 and int8, ONNX Runtime, a TensorFlow SavedModel and keras.Model.predict answer the same images in one
+process, by turns, so that a stall of the machine hits them alike. The ONNX graph is built here, as good as it can be:
+images become channels-first while they are bytes, batch normalisation is folded into the convolutions, and padding is
+the convolutions' own. LiteRT files are exported anew, whatever precision the recipe serves. The validation images are
+what answers are compared on; the test images are not read. Keeps the figures in docs/results/runtimes.json.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mobilenet_pipeline import environment
+
+environment.prepare()
+
+import keras  # noqa: E402
+import numpy as np  # noqa: E402
+import onnx  # noqa: E402
+import onnxruntime  # noqa: E402
+import tensorflow as tf  # noqa: E402
+from onnx import helper, numpy_helper  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from mobilenet_pipeline import config, export, images, layout, provenance, split  # noqa: E402
+from mobilenet_pipeline.artefact import Artefact  # noqa: E402
+from mobilenet_pipeline.stages.export import CALIBRATION  # noqa: E402
+
+RESULTS = Path("docs/results/runtimes.json")
+PACKAGES = ("ai-edge-litert", "onnx", "onnxruntime", "tensorflow", "keras", "numpy")
+LITERT, INT8, ONNX, SAVED, KERAS = "litert_float32", "litert_int8", "onnxruntime", "savedmodel", "keras"
+TURNS, BATCH = 5, 64
+COMPARED = 1_000
+"""Validation images that probabilities are compared on; accuracy is of all of them."""
+OPSET, IR_VERSION = 18, 8
+"""The oldest that have all that the graph needs: any ONNX Runtime of the last years reads it."""
+NO_PADDING = ((0, 0), (0, 0))
+"""(before, after) of height and width."""
+
+Answer = Callable[[np.ndarray], np.ndarray]
+"""Images uint8 (n, 32, 32, 3) to probabilities float32 (n, classes)."""
+
+
+class UnsupportedError(ValueError):
+    """A layer that the ONNX graph has nothing for; the message begins with its name."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A model ready to answer: its bytes on disk, and how to ask it by the number of threads it computes with.
+
+    TensorFlow has one number of threads for the whole process, here 1.
+    """
+
+    size: int
+    answers: Mapping[int, Answer]
+
+
+def main() -> int:
+    """Measure, print and keep the figures. Exit status 1 where float32 answers differ from Keras's: nothing is kept."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("recipe", help="a section of params.yaml")
+    parser.add_argument("candidate", choices=config.CANDIDATES)
+    parser.add_argument("--model", type=Path, help="default: models/RECIPE/CANDIDATE/model.keras")
+    parser.add_argument("--seconds", type=float, default=1, help="for each figure and turn (default: %(default)g)")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
+    chosen = parser.parse_args()
+    tf.config.set_visible_devices([], "GPU")
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    try:
+        recipe = config.load_recipe(chosen.recipe)
+        path = provenance.existing(chosen.model or layout.model_folder(recipe, chosen.candidate) / "model.keras")
+        data = images.open_dataset(layout.data_folder(recipe))
+        figures = measure(path, recipe, data, chosen.seconds)
+    except (UnsupportedError, images.DatasetError, provenance.ProvenanceError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    unlike = [
+        f"{name} answers unlike the model: probabilities differ by up to {found['largest_difference']:.1e}"
+        for name, found in figures["runtimes"].items()
+        if name != INT8 and not found["largest_difference"] <= export.TOLERANCE
+    ]
+    for line in unlike:
+        print(f"error: {line}", file=sys.stderr)
+    if not unlike:
+        keep(chosen, figures)
+    if provenance.describe_machine()["cores"] < 2:
+        print("this process has one core: the figures of 2 threads mean nothing", file=sys.stderr)
+    print(json.dumps(figures["ratios"]))
+    return 1 if unlike else 0
+
+
+def measure(path: Path, recipe: config.Recipe, data: images.Dataset, seconds: float) -> dict[str, Any]:
+    """All figures of the Keras model in `path`, and the ratios."""
+    kept, held_out = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
+    pixels, labels = np.asarray(data.images[held_out]), data.labels[held_out]
+    with tempfile.TemporaryDirectory() as scratch:
+        runtimes = load(path, np.asarray(data.images[kept[:CALIBRATION]]), Path(scratch))
+        exact = exactness(runtimes, pixels, labels)  # and warms all up
+        times = speeds(runtimes, pixels, seconds)
+    found = {name: {"bytes": runtimes[name].size, **times[name], **exact[name]} for name in runtimes}
+    return {
+        "ratios": ratios(found),
+        "runtimes": found,
+        "model_sha256": provenance.sha256_of(path),
+        "validation_images": len(pixels),
+        "compared_images": min(COMPARED, len(pixels)),
+    }
+
+
+def load(path: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Runtime]:
+    """The Keras model in `path` in every runtime; their files go into `scratch`."""
+    model = keras.models.load_model(path, compile=False)
+    files = {name: scratch / f"{name}.tflite" for name in (LITERT, INT8)}
+    export.export(model, files[LITERT])
+    export.export(model, files[INT8], precision="int8", calibration=calibration)
+    graph = onnx_graph(model).SerializeToString()
+    model.export(scratch / SAVED, format="tf_saved_model", verbose=False)
+    signature = tf.saved_model.load(scratch / SAVED).signatures["serving_default"]
+    return {
+        **{
+            name: Runtime(file.stat().st_size, {threads: Artefact(file, threads).predict for threads in (1, 2)})
+            for name, file in files.items()
+        },
+        ONNX: Runtime(len(graph), {threads: partial(ask_onnx, onnx_session(graph, threads)) for threads in (1, 2)}),
+        SAVED: Runtime(
+            sum(file.stat().st_size for file in (scratch / SAVED).rglob("*") if file.is_file()),
+            {1: partial(ask_signature, signature)},
+        ),
+        KERAS: Runtime(path.stat().st_size, {1: partial(model.predict, batch_size=BATCH, verbose=0)}),
+    }
+
+
+def onnx_session(graph: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """ONNX Runtime with the graph, on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def ask_onnx(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.ndarray:
+    """The probabilities that ONNX Runtime gives."""
+    return session.run(None, {session.get_inputs()[0].name: pixels})[0]
+
+
+def ask_signature(signature: Any, pixels: np.ndarray) -> np.ndarray:
+    """The probabilities that a SavedModel's signature gives."""
+    (name,) = signature.structured_input_signature[1]
+    return next(iter(signature(**{name: tf.constant(pixels)}).values())).numpy()
+
+
+def exactness(runtimes: Mapping[str, Runtime], pixels: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
+    """How far each is from Keras on the first images, and its accuracy on all of them."""
+    given = {}
+    for name, runtime in runtimes.items():
+        answer = runtime.answers[max(runtime.answers)]
+        parts = tqdm(range(0, len(pixels), BATCH), f"{name} on validation")
+        given[name] = np.concatenate([answer(pixels[start : start + BATCH]) for start in parts])
+    reference = given[KERAS][:COMPARED]
+    return {
+        name: {
+            "largest_difference": float(np.abs(found[:COMPARED] - reference).max()),
+            "other_classes": int(np.sum(found[:COMPARED].argmax(-1) != reference.argmax(-1))),
+            "accuracy": float(np.mean(found.argmax(-1) == labels)),
+        }
+        for name, found in given.items()
+    }
+
+
+def speeds(runtimes: Mapping[str, Runtime], pixels: np.ndarray, seconds: float) -> dict[str, dict[str, Any]]:
+    """Times of each, a number a turn."""
+    found: dict[str, dict[str, Any]] = {
+        name: {
+            "one_image_ms": [],
+            "one_image_p99_ms": [],
+            "images_per_second": {str(threads): [] for threads in runtime.answers},
+        }
+        for name, runtime in runtimes.items()
+    }
+    for turn, name in tqdm([(turn, name) for turn in range(TURNS) for name in runtimes], "turns"):
+        taken = milliseconds(runtimes[name].answers[1], pixels[turn : turn + 1], seconds)
+        found[name]["one_image_ms"].append(round(float(np.median(taken)), 4))
+        found[name]["one_image_p99_ms"].append(round(float(np.percentile(taken, 99, method="inverted_cdf")), 4))
+        for threads, answer in runtimes[name].answers.items():
+            taken = milliseconds(answer, np.resize(pixels, (BATCH, *images.IMAGE_SHAPE)), seconds)
+            rate = BATCH * len(taken) / sum(taken) * 1000
+            found[name]["images_per_second"][str(threads)].append(round(rate, 1))
+    return found
+
+
+def milliseconds(answer: Answer, pixels: np.ndarray, seconds: float) -> list[float]:
+    """What each of the answers took that it gave for so long."""
+    answer(pixels)  # allocates for the new batch size
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        answer(pixels)
+        taken.append((time.perf_counter() - started) * 1000)
+    return taken
+
+
+def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The figures that this ends with, of medians over the turns: above 1, the first named has more of it."""
+    one = {name: statistics.median(figures["one_image_ms"]) for name, figures in found.items()}
+    batch = {name: statistics.median(figures["images_per_second"]["1"]) for name, figures in found.items()}
+    short = {ONNX: "onnx", SAVED: "savedmodel", KERAS: "keras", INT8: "int8"}
+    return {
+        **{f"{short[name]}_to_litert_one_image_ms": round(one[name] / one[LITERT], 3) for name in short},
+        **{f"{short[name]}_to_litert_batch{BATCH}_rate": round(batch[name] / batch[LITERT], 3) for name in short},
+        "int8_to_litert_bytes": round(found[INT8]["bytes"] / found[LITERT]["bytes"], 3),
+        "int8_accuracy_points": round((found[INT8]["accuracy"] - found[KERAS]["accuracy"]) * 100, 2),
+    }
+
+
+def keep(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> None:
+    """Write the model's figures and where they come from; other models' stay."""
+    document = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
+    document[f"{chosen.recipe}/{chosen.candidate}"] = {
+        **figures,
+        "command": f"python benchmarks/bench_runtimes.py {chosen.recipe} {chosen.candidate} "
+        f"--seconds {chosen.seconds:g}{f' --model {chosen.model}' if chosen.model else ''}",
+        "commit": provenance.git_commit(Path("."))[0],
+        "machine": provenance.describe_machine(),
+        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    layout.write_json(chosen.results, document)
+
+
+class Graph:
+    """An ONNX graph that grows at its end, a node taking what the last one gives. Inside, images are channels-first."""
+
+    def __init__(self, start: str) -> None:
+        self.last = start
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: dict[str, np.ndarray] = {}
+        self.padding = NO_PADDING
+        """What the next convolution has to add."""
+
+    def add(self, kind: str, *weights: np.ndarray, **attributes: Any) -> None:
+        """A node of this kind; empty arrays stand for inputs that it does without."""
+        names = [self.last]
+        for each in weights:
+            names.append(f"weight_{len(self.weights)}" if each.size else "")
+            if each.size:
+                self.weights[names[-1]] = each
+        self.last = f"value_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, names, [self.last], **attributes))
+
+
+def onnx_graph(model: keras.Model) -> onnx.ModelProto:
+    """The Keras model as ONNX, with the same input and output.
+
+    Raises UnsupportedError with the name of a layer that there is nothing for, or that is not in line with the others.
+    """
+    first, *rest = model.operations
+    graph, before = Graph(first.name), first
+    graph.add("Transpose", perm=(0, 3, 1, 2))
+    calls = {layer["name"]: layer["inbound_nodes"] for layer in model.get_config()["layers"]}
+    for layer in rest:
+        kind = type(layer).__name__
+        if kind not in WRITERS:
+            raise UnsupportedError(f"{layer.name} is a {kind}: the ONNX graph has nothing for it")
+        if graph.padding != NO_PADDING and "Conv" not in kind:
+            raise UnsupportedError(f"{before.name} is not followed by a convolution, which would have to pad")
+        if len(calls[layer.name]) != 1 or layer.input is not before.output:
+            raise UnsupportedError(f"{layer.name} does not take what {before.name} gives, and nothing else")
+        WRITERS[kind](graph, layer, calls[layer.name][0]["args"])
+        before = layer
+    if graph.padding != NO_PADDING:
+        raise UnsupportedError(f"{before.name} is not followed by a convolution, which would have to pad")
+    if model.output is not before.output:
+        raise UnsupportedError(f"{before.name} comes last, but is not what the model gives")
+    size, classes = first.batch_shape[1:], model.output.shape[-1]
+    taken, given = (helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)) for tensor in (first.output, model.output))
+    made = helper.make_graph(
+        graph.nodes,
+        "mobilenet",
+        [helper.make_tensor_value_info(first.name, taken, ["n", *size])],
+        [helper.make_tensor_value_info(graph.last, given, ["n", classes])],
+        [numpy_helper.from_array(array, name) for name, array in graph.weights.items()],
+    )
+    found = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(found, full_check=True)
+    return found
+
+
+def must(layer: Any, **wanted: Any) -> None:
+    """Raise UnsupportedError where an attribute of the layer is another one than the graph can have."""
+    for name, value in wanted.items():
+        found = getattr(layer, name)
+        if found != value:
+            raise UnsupportedError(f"{layer.name} has {name} {found}, the ONNX graph can only have {value}")
+
+
+def cast(graph: Graph, layer: Any, _: list) -> None:
+    """Bytes to numbers."""
+    graph.add("Cast", to=helper.np_dtype_to_tensor_dtype(np.dtype(layer.dtype)))
+
+
+def arithmetic(graph: Graph, layer: Any, arguments: list) -> None:
+    """Scale and offset."""
+    numbers = [each for each in arguments if isinstance(each, float | int)]
+    if len(numbers) != 1:
+        raise UnsupportedError(f"{layer.name} is not with a number, the ONNX graph can have nothing else")
+    graph.add({"Multiply": "Mul", "Add": "Add"}[type(layer).__name__], np.array(numbers, np.float32))
+
+
+def resize(graph: Graph, layer: Any, _: list) -> None:
+    """As TensorFlow resizes: the corners of the outer pixels stay where they are, not their centres."""
+    must(layer, interpolation="bilinear", antialias=False, data_format="channels_last")
+    must(layer, crop_to_aspect_ratio=False, pad_to_aspect_ratio=False)
+    nothing, size = np.empty(0, np.float32), np.array(layer.size, np.int64)
+    attributes = {"coordinate_transformation_mode": "half_pixel", "mode": "linear"}
+    graph.add("Resize", nothing, nothing, size, axes=[2, 3], **attributes)
+
+
+def zero_padding(graph: Graph, layer: Any, _: list) -> None:
+    """Is left to the next convolution."""
+    must(layer, data_format="channels_last")
+    graph.padding = tuple(tuple(sides) for sides in layer.padding)
+
+
+def convolution(graph: Graph, layer: Any, _: list) -> None:
+    """A whole convolution, or one a channel."""
+    must(layer, data_format="channels_last", dilation_rate=(1, 1), activation=keras.activations.linear)
+    before, after = zip(*graph.padding, strict=True)
+    if layer.padding == "same":
+        sizes = [size + sum(sides) for size, sides in zip(layer.input.shape[1:3], graph.padding, strict=True)]
+        missing = [
+            max((-(-size // stride) - 1) * stride + kernel - size, 0)
+            for size, stride, kernel in zip(sizes, layer.strides, layer.kernel_size, strict=True)
+        ]
+        # What is odd is put at the end, which is where PyTorch and TensorFlow differ.
+        before = tuple(have + more // 2 for have, more in zip(before, missing, strict=True))
+        after = tuple(have + more - more // 2 for have, more in zip(after, missing, strict=True))
+    kernel = np.asarray(layer.kernel)
+    if type(layer).__name__ == "DepthwiseConv2D":
+        groups = kernel.shape[2]
+        kernel = kernel.transpose(2, 3, 0, 1).reshape(-1, 1, *layer.kernel_size)
+    else:
+        groups, kernel = layer.groups, kernel.transpose(3, 2, 0, 1)
+    bias = np.asarray(layer.bias) if layer.use_bias else np.zeros(len(kernel), np.float32)
+    attributes = {"kernel_shape": layer.kernel_size, "strides": layer.strides, "pads": (*before, *after)}
+    graph.add("Conv", np.ascontiguousarray(kernel), bias, group=groups, **attributes)
+    graph.padding = NO_PADDING
+
+
+def batch_normalisation(graph: Graph, layer: Any, _: list) -> None:
+    """Is made part of the convolution before it."""
+    must(layer, axis=-1)
+    if not graph.nodes or graph.nodes[-1].op_type != "Conv":
+        raise UnsupportedError(f"{layer.name} does not come after a convolution, which it would become part of")
+    kernel, bias = graph.nodes[-1].input[1:]
+    factor = 1 / np.sqrt(np.asarray(layer.moving_variance, np.float64) + layer.epsilon)
+    factor = factor * np.asarray(layer.gamma) if layer.scale else factor
+    moved = (graph.weights[bias] - np.asarray(layer.moving_mean)) * factor
+    moved = moved + np.asarray(layer.beta) if layer.center else moved
+    graph.weights[kernel] = (graph.weights[kernel] * factor[:, None, None, None]).astype(np.float32)
+    graph.weights[bias] = moved.astype(np.float32)
+
+
+def relu(graph: Graph, layer: Any, _: list) -> None:
+    """Zero to the layer's maximum, if it has one."""
+    must(layer, negative_slope=0, threshold=0)
+    if layer.max_value is None:
+        graph.add("Relu")
+    else:
+        graph.add("Clip", np.array(0, np.float32), np.array(layer.max_value, np.float32))
+
+
+def pool(graph: Graph, layer: Any, _: list) -> None:
+    """The average of the whole map."""
+    must(layer, data_format="channels_last", keepdims=False)
+    graph.add("GlobalAveragePool")
+    graph.add("Flatten")
+
+
+def dense(graph: Graph, layer: Any, _: list) -> None:
+    """The head."""
+    must(layer, activation=keras.activations.linear)
+    bias = np.asarray(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
+    graph.add("Gemm", np.asarray(layer.kernel), bias)
+
+
+def softmax(graph: Graph, layer: Any, _: list) -> None:
+    """Logits to probabilities."""
+    must(layer, axis=-1)
+    graph.add("Softmax", axis=-1)
+
+
+WRITERS: dict[str, Callable[[Graph, Any, list], None]] = {
+    "Cast": cast,
+    "Multiply": arithmetic,
+    "Add": arithmetic,
+    "Resize": resize,
+    "ZeroPadding2D": zero_padding,
+    "Conv2D": convolution,
+    "DepthwiseConv2D": convolution,
+    "BatchNormalization": batch_normalisation,
+    "ReLU": relu,
+    "GlobalAveragePooling2D": pool,
+    "Dense": dense,
+    "Softmax": softmax,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
