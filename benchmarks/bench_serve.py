@@ -10,6 +10,7 @@ is no reading of the test images that the gate would have to know of. Keeps the 
 import argparse
 import http.client
 import importlib.metadata
+import io
 import json
 import math
 import signal
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -25,12 +27,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orjson
 import psutil
 from load import FORM, RAW, REFUSED, Round, arrivals, form, load, png, post, request
+from PIL import Image
 from services import BASELINES, BenchError, baseline, ours, say
 from tqdm import tqdm
 
-from mobilenet_pipeline import config, environment, images, layout, packaging, provenance
+from mobilenet_pipeline import config, environment, images, layout, packaging, preprocess, provenance
 from mobilenet_pipeline.artefact import Artefact
 
 RESULTS = Path("docs/results/serving.json")
@@ -43,6 +47,8 @@ BATCHES, THREADS = (1, 8, 16, 32, 64, 128), (1, 2)
 SINGLES = 500
 """Test images that are also sent one by one, as PNG files."""
 STARTS = 3
+PHOTO = 3000, 4000
+"""Height and width of the photograph that is decoded."""
 OVERLOAD = (0.5, 1, 2)
 """Times what the service has been seen to answer."""
 WARM_SECONDS = 65
@@ -152,7 +158,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         with ours(bench.tag) as (_, seconds, _):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
-    figures |= {"overload": crowd, "memory": memory}
+    figures |= {"parts_ms": in_parts(bench), "overload": crowd, "memory": memory}
     what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
     return {"ratios": ratios(figures), **what, **figures}
 
@@ -300,6 +306,34 @@ def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:
         "http_images_per_second": http_rates,
         "in_process_images_per_second": own_rates,
     }
+
+
+def in_parts(bench: Bench) -> dict[str, float]:
+    """Milliseconds of what the service does for an answer, each alone, on one thread of this process."""
+    artefact, names = Artefact(bench.artefact, threads=1), bench.metadata["class_names"]
+    small, one = png(bench.pixels[0]), bench.pixels[:1]
+    photo = io.BytesIO()
+    Image.fromarray(np.resize(bench.pixels, (*PHOTO, 3))).save(photo, "JPEG")
+    shares = artefact.predict(one)[0]
+    document = {"class": names[0], "confidence": shares[0], "probabilities": dict(zip(names, shares, strict=True))}
+    parts: dict[str, Callable[[], object]] = {
+        "decode PNG, 32×32": lambda: preprocess.decode(small),
+        f"decode JPEG, {PHOTO[1]}×{PHOTO[0]}": lambda: preprocess.decode(photo.getvalue()),
+        "compute": lambda: artefact.predict(one),
+        "write JSON": lambda: orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY),
+    }
+    return {name: round(milliseconds(part, bench.seconds / TURNS), 4) for name, part in parts.items()}
+
+
+def milliseconds(part: Callable[[], object], seconds: float) -> float:
+    """The median of what it takes, done again and again for so long."""
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        started = time.perf_counter()
+        part()
+        taken.append((time.perf_counter() - started) * 1000)
+    return statistics.median(taken)
 
 
 def rate(artefact: Artefact, pixels: np.ndarray, seconds: float) -> float:

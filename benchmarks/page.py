@@ -106,6 +106,7 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
         "| recipe | times capacity | offered/s | accepted/s | refused | p50 ms | p99 ms |",
         "| --- |" + " --- |" * 6,
     ]
+    parts = ["| recipe | part | ms |", "| --- |" + " --- |" * 2]
     batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
     for recipe, found in recipes.items():
         for service, by_clients in found["requests"].items():
@@ -116,14 +117,13 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
         for size in dict.fromkeys(key.partition(" ")[0] for key in own):
             cells = [f"{median(own[f'{size} images, {threads} threads']):.4g}" for threads in (1, 2)]
             batches.append(f"| `{recipe}` | {size} | {' | '.join(cells)} |")
+        parts += [f"| `{recipe}` | {name} | {taken:.3g} |" for name, taken in found.get("parts_ms", {}).items()]
         for row in found.get("overload", ()):
             cells = [f"{row[key]:.4g}" for key in ("times_capacity", "offered_per_second", "accepted_per_second")]
             cells += [f"{row['refused_share']:.1%}", *(f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms"))]
             overload.append(f"| `{recipe}` | {' | '.join(cells)} |")
-    tables = {"ratios": ratios, "requests": requests, "batches": batches}
-    if len(overload) > 2:
-        tables["overload"] = overload
-    return {name: "\n".join(lines) for name, lines in tables.items()}
+    tables = {"ratios": ratios, "requests": requests, "batches": batches, "parts": parts, "overload": overload}
+    return {name: "\n".join(lines) for name, lines in tables.items() if len(lines) > 2}
 
 
 def runtimes_table(models: Mapping[str, Mapping]) -> str:
