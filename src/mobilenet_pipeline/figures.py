@@ -123,9 +123,9 @@ def worst_mistakes(
         top, left = np.array(divmod(position, columns)) * pitch
         axes.imshow(images[row], interpolation="nearest", extent=(left, left + side, top + side, top))
         middle, answer = left + side / 2, f"{plain(class_names[predicted[row]])} {confidence[row]:.0%}"
-        axes.text(middle, top + side * 1.04, answer, ha="center", va="top", fontsize=13, color=BAD)
+        axes.text(middle, top + side * 1.04, answer, ha="center", va="top", fontsize=11, color=BAD)
         actual = f"is {plain(class_names[labels[row]])}"
-        axes.text(middle, top + side * 1.26, actual, ha="center", va="top", fontsize=13, color=INK)
+        axes.text(middle, top + side * 1.26, actual, ha="center", va="top", fontsize=11, color=INK)
     axes.set_axis_off()
     if len(worst):
         end = pitch * (-(-len(worst) // columns), columns)

@@ -84,7 +84,7 @@ def confusion_difference(first: Sequence, second: Sequence, title: str, class_na
 
 def champions(champions: Sequence[tuple[str, str, float]]) -> bytes:
     """Draw the accuracy of one champion after another: (version, when, share)."""
-    figure, (axes,) = canvas(6.4, 3.2)
+    figure, (axes,) = canvas(11, 3.6)
     places, shares = np.arange(len(champions)), [share for _, _, share in champions]
     axes.step(places, shares, where="mid", color=FAINT)
     axes.plot(places, shares, "o", color=GOOD)
