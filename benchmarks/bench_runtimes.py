@@ -13,7 +13,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ import onnx  # noqa: E402
 import onnxruntime  # noqa: E402
 import tensorflow as tf  # noqa: E402
 from onnx import helper, numpy_helper  # noqa: E402
+from timing import milliseconds  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from mobilenet_pipeline import config, export, images, layout, provenance, split  # noqa: E402
@@ -190,26 +190,20 @@ def speeds(runtimes: Mapping[str, Runtime], pixels: np.ndarray, seconds: float) 
         for name, runtime in runtimes.items()
     }
     for turn, name in tqdm([(turn, name) for turn in range(TURNS) for name in runtimes], "turns"):
-        taken = milliseconds(runtimes[name].answers[1], pixels[turn : turn + 1], seconds)
+        taken = repeated(runtimes[name].answers[1], pixels[turn : turn + 1], seconds)
         found[name]["one_image_ms"].append(round(float(np.median(taken)), 4))
         found[name]["one_image_p99_ms"].append(round(float(np.percentile(taken, 99, method="inverted_cdf")), 4))
         for threads, answer in runtimes[name].answers.items():
-            taken = milliseconds(answer, np.resize(pixels, (BATCH, *images.IMAGE_SHAPE)), seconds)
+            taken = repeated(answer, np.resize(pixels, (BATCH, *images.IMAGE_SHAPE)), seconds)
             rate = BATCH * len(taken) / sum(taken) * 1000
             found[name]["images_per_second"][str(threads)].append(round(rate, 1))
     return found
 
 
-def milliseconds(answer: Answer, pixels: np.ndarray, seconds: float) -> list[float]:
-    """What each of the answers took that it gave for so long."""
-    answer(pixels)  # allocates for the new batch size
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while not taken or time.perf_counter() < end:
-        started = time.perf_counter()
-        answer(pixels)
-        taken.append((time.perf_counter() - started) * 1000)
-    return taken
+def repeated(answer: Answer, pixels: np.ndarray, seconds: float) -> list[float]:
+    """Milliseconds of each of the answers that it gave for so long, once it has what a batch of this size needs."""
+    answer(pixels)
+    return milliseconds(partial(answer, pixels), seconds)
 
 
 def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

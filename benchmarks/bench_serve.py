@@ -32,6 +32,7 @@ import psutil
 from load import FORM, RAW, REFUSED, Round, arrivals, form, load, png, post, request
 from PIL import Image
 from services import BASELINES, BenchError, baseline, ours, say
+from timing import milliseconds
 from tqdm import tqdm
 
 from mobilenet_pipeline import config, environment, images, layout, packaging, preprocess, provenance
@@ -322,18 +323,9 @@ def in_parts(bench: Bench) -> dict[str, float]:
         "compute": lambda: artefact.predict(one),
         "write JSON": lambda: orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY),
     }
-    return {name: round(milliseconds(part, bench.seconds / TURNS), 4) for name, part in parts.items()}
-
-
-def milliseconds(part: Callable[[], object], seconds: float) -> float:
-    """The median of what it takes, done again and again for so long."""
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while not taken or time.perf_counter() < end:
-        started = time.perf_counter()
-        part()
-        taken.append((time.perf_counter() - started) * 1000)
-    return statistics.median(taken)
+    return {
+        name: round(statistics.median(milliseconds(part, bench.seconds / TURNS)), 4) for name, part in parts.items()
+    }
 
 
 def rate(artefact: Artefact, pixels: np.ndarray, seconds: float) -> float:

@@ -224,7 +224,7 @@ def arrivals(port: int, asked: bytes, per_second: float, seconds: float) -> Roun
     """Send so many requests a second for so long, evenly, whether there are answers or not; waits for the last."""
     planned, sent = max(1, round(per_second * seconds)), 0
     with selectors.DefaultSelector() as selector, closing(Arrivals(port, asked, selector)) as coming:
-        coming.open(min(KEPT, planned))
+        coming.open(min(KEPT, CONNECTIONS, planned))
         started = now = time.perf_counter()
         while (sent < planned or coming.busy) and now < started + seconds + ANSWER_SECONDS:
             while sent < planned and (due := started + sent / per_second) <= now:
