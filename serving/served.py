@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import queue
 from pathlib import Path
 from typing import Any
 
@@ -36,20 +37,22 @@ class Served:
                 f"this Bento decodes images otherwise than the training of version {self.metadata['version']} did: "
                 "build it with the code and the version of Pillow that trained it, or train anew"
             )
-        # For one small image a second thread costs more than it brings. Batches have a model of their own, because a
-        # model that is asked for another number of images sets its memory up anew.
-        self.single = Artefact(path, threads=1)
+        # For one small image a second thread costs more than it brings: each core computes one of its own. Batches have
+        # a model of their own, because a model that is asked for another number of images sets its memory up anew.
+        self.singles: queue.SimpleQueue[Artefact] = queue.SimpleQueue()
         self.batch = Artefact(path, threads=THREADS)
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
-        # All that is done for the first time takes longer; who is told "ready" is answered as fast as everybody.
-        self.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
+        for _ in range(THREADS):
+            single = Artefact(path, threads=1)
+            # What is done for the first time takes longer; who is told "ready" is answered as fast as everybody.
+            single.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
+            self.singles.put(single)
 
     def predict(self, pixels: np.ndarray) -> list[dict[str, Any]]:
         """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3)."""
-        artefact = self.single if len(pixels) == 1 else self.batch
-        shares = artefact.predict(pixels)
+        shares = self._alone(pixels) if len(pixels) == 1 else self.batch.predict(pixels)
         best = shares.argmax(axis=1).tolist()
         return [
             {
@@ -60,6 +63,13 @@ class Served:
             }
             for index, row in zip(best, shares, strict=True)
         ]
+
+    def _alone(self, image: np.ndarray) -> np.ndarray:
+        single = self.singles.get()
+        try:
+            return single.predict(image)
+        finally:
+            self.singles.put(single)
 
     def description(self) -> dict[str, Any]:
         """Where the model comes from, how good it is on the test images, and the verdict that promoted it."""

@@ -1,0 +1,41 @@
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mobilenet_pipeline.artefact import Artefact
+from serving import served
+
+IMAGE = np.zeros((1, 32, 32, 3), np.uint8)
+
+
+def test_images_of_two_requests_are_computed_side_by_side(
+    versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "THREADS", 2)
+    model = served.Served(versions[0])
+    met, at_work, compute = threading.Barrier(2), [], Artefact.predict
+
+    def meet(artefact: Artefact, images: np.ndarray) -> np.ndarray:
+        at_work.append(artefact)
+        met.wait(10)
+        return compute(artefact, images)
+
+    monkeypatch.setattr(Artefact, "predict", meet)
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(model.predict, [IMAGE, IMAGE])
+    assert first == second
+    assert at_work[0] is not at_work[1]
+
+
+def test_an_image_that_cannot_be_computed_leaves_the_model_for_the_next(
+    versions: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(served, "THREADS", 1)
+    model = served.Served(versions[0])
+    with pytest.raises(ValueError, match="uint8"):
+        model.predict(IMAGE.astype(np.float32))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(model.predict, IMAGE).result(timeout=10)
