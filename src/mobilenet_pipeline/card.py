@@ -85,7 +85,7 @@ def _classes(evaluation: Mapping[str, Any]) -> str:
 
 def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluation: Mapping[str, Any]) -> str:
     knobs = recipe.candidate(candidate)
-    machine = training.get("machine") or {}
+    machine, replicas = training.get("machine") or {}, training.get("replicas", 1)
     return _list(
         {
             "architecture": f"MobileNet v1, α {knobs.alpha:g}, strides {knobs.strides}, {knobs.input_size} px",
@@ -94,7 +94,7 @@ def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluati
             "multiply-adds": f"{training.get('multiply_adds', 0):,} an image",
             "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', 0):g} epochs, "
             f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {knobs.seed}",
-            "on": f"{machine.get('cpu', 'unknown')}, {training.get('replicas', 1)} replicas",
+            "on": machine.get("cpu", "unknown") + (f", {replicas} replicas" if replicas > 1 else ""),
             "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
             "served in": recipe.serving.precision,
             "validation accuracy": f"{evaluation['validation']['accuracy']:.2%}",

@@ -71,9 +71,19 @@ def write_json(path: Path, document: Mapping[str, Any] | Sequence[Any]) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a record, in one write that is on the disk when this returns."""
+    """Add a line to a record, which is on the disk when this returns.
+
+    Raises OSError where it cannot be written; the record is then as it was.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(f"{line}\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        data = f"{line}\n".encode()
+        try:
+            # A full disk takes the beginning of a line, and refuses the next write.
+            while data:
+                data = data[file.write(data) :]
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(before)
+            raise

@@ -30,7 +30,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
     if not winner or winner.version != number:
         raise ReviewError(
             f"version {number} of {recipe.registered_model} does not wait for approval: "
-            + (judgement.document["reason"] if judgement else "the gate has not judged it on what there is now")
+            + (judgement.document["reason"] if judgement else "the gate has not judged it on what there is now.")
             + f" `mobilenet-pipeline run --recipe {recipe.name}` judges anew."
         )
     assert judgement is not None

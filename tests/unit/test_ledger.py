@@ -1,3 +1,4 @@
+import resource
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def test_a_damaged_line_is_an_error_that_names_it(tmp_path):
     layout.append_line(layout.ledger_path(RECIPE, tmp_path), '{"at": "2026')
     with pytest.raises(ValueError, match=r"test_reads\.jsonl, line 2 is damaged"):
         ledger.count_reads("d1", tmp_path)
+
+
+def test_a_line_that_the_disk_has_no_room_for_leaves_the_record_whole(tmp_path):
+    path = tmp_path / "record.jsonl"
+    layout.append_line(path, "first")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 4, limits[1]))  # as if the disk were full
+        with pytest.raises(OSError, match="large"):
+            layout.append_line(path, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "first\n"
