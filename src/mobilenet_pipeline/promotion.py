@@ -35,12 +35,13 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -
 
     Gives the Bento's tag; None where there is nothing to serve: no champion, and no eligible candidate. Nothing is
     built where it is done already. Raises ChampionChanged where another run has changed the champion since the verdict,
-    and what `install` raises: what is served stays.
+    HistoryError where the record is damaged, and what `install` raises: what is served stays.
     """
     champion = judgement.champion
     if champion is None:
         return None
     _check_champion(recipe, judgement)
+    history.read(recipe, workspace)  # what cannot be put on record is not done
     if champion.approval == "approved":
         record_opinion(recipe, "approved", champion, "", "someone in the registry", workspace)
     tag = install(recipe, champion, judgement.challenger)

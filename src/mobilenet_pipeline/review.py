@@ -24,6 +24,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
     """
     from mobilenet_pipeline import registry
 
+    history.read(recipe, workspace)  # what cannot be put on record is not done
     version = registry.find(recipe.registered_model, number)
     judgement = judging.recall(recipe, workspace)
     winner = judgement and judgement.document["promote"] and judgement.champion
@@ -45,6 +46,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
     """Take a version out, so that no run promotes it; gives a sentence. Raises ReviewError for the champion."""
     from mobilenet_pipeline import registry
 
+    history.read(recipe, workspace)  # what cannot be put on record is not done
     version = registry.find(recipe.registered_model, number)
     champion = registry.with_alias(recipe.registered_model, "champion")
     if champion and champion.version == number:
@@ -69,6 +71,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     """
     from mobilenet_pipeline import registry
 
+    history.read(recipe, workspace)  # what cannot be put on record is not done
     name = recipe.registered_model
     champion = registry.with_alias(name, "champion")
     if champion is None:

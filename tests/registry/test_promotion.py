@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from bentos import Packaging
 
-from mobilenet_pipeline import config, evaluation, history, images, judging, ledger, promotion, registry, split
+from mobilenet_pipeline import config, evaluation, history, images, judging, layout, ledger, promotion, registry, split
 from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
@@ -239,6 +239,19 @@ def test_a_live_bento_that_does_not_answer_when_it_is_tried_again_is_not_taken_a
     with pytest.raises(RuntimeError, match="does not answer"):
         run()
     assert packaging.live(recipe) is not None
+
+
+def test_a_promotion_that_cannot_be_put_on_record_is_not_carried_out(
+    recipe: Recipe, packaging: Packaging, runs: Runs
+) -> None:
+    runs((181, 183))
+    with layout.history_path(recipe).open("a") as record:
+        record.write('{"what": "prom')
+    with pytest.raises(history.HistoryError, match="line 2 is damaged"):
+        runs((182, 195))
+    live = packaging.live(recipe)
+    assert live is not None
+    assert (promotion.aliases(recipe)["champion"], live.versions["champion"]) == ("2", "2")
 
 
 def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(

@@ -245,6 +245,19 @@ def test_a_rollback_that_fails_leaves_a_rejected_version_rejected(
     assert registry.find(recipe.registered_model, "1").withdrawn == "rejected by ann: odd"
 
 
+@pytest.mark.parametrize("decide", [review.rollback, review.reject])
+def test_a_decision_that_cannot_be_put_on_record_is_not_carried_out(
+    recipe: Recipe, champions: None, packaging: Packaging, decide: Callable[..., str]
+) -> None:
+    record = layout.history_path(recipe)
+    kept, served = record.read_text(), packaging.live(recipe)
+    record.write_text(f'{kept}{{"what": "rol')
+    with pytest.raises(history.HistoryError, match="line 3 is damaged"):
+        decide(recipe, "1", "odd", "ann")
+    assert (champion(recipe), packaging.live(recipe)) == ("4", served)
+    assert [registry.find(recipe.registered_model, number).withdrawn for number in ("1", "4")] == [None, None]
+
+
 def test_a_rejected_challenger_is_served_no_longer(recipe: Recipe, champions: None, packaging: Packaging) -> None:
     challenger = registry.with_alias(recipe.registered_model, "challenger")
     assert challenger is not None
