@@ -1,6 +1,7 @@
 """The MLflow model registry: candidates become versions, aliases say which ones are served."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -169,13 +170,24 @@ def record_verdict(version: Version, verdict: Mapping[str, Any], card: str, orig
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
     tracking.log_file(version.run_id, card.encode(), "card.md")
     # The page has a heading of its own, and in a list of versions the description's first words are shown as they are.
-    text = card.removeprefix("# ")
-    short = text if len(text) <= DESCRIPTION else f"{text[: DESCRIPTION - 60]}…\n\nThe rest is in the run's card.md."
-    client.update_model_version(version.name, version.version, description=short)
+    client.update_model_version(version.name, version.version, description=_short(card.removeprefix("# ")))
     known = {key: value for key, value in origin.items() if value and key in TAGS}
     tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
     for key, value in (known | tags).items():
         client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def announce(version: Version, sentence: str) -> None:
+    """Let the version's description begin with what was decided of it, in place of what was decided before."""
+    tracking.use_store()
+    client = MlflowClient()
+    card = re.sub(r"\A> .*\n\n", "", client.get_model_version(version.name, version.version).description or "")
+    quoted = " ".join(sentence.split())  # one line, whatever a person has written
+    client.update_model_version(version.name, version.version, description=_short(f"> {quoted}\n\n{card}"))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= DESCRIPTION else f"{text[: DESCRIPTION - 60]}…\n\nThe rest is in the run's card.md."
 
 
 def find(name: str, number: str) -> Version:

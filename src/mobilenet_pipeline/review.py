@@ -58,6 +58,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
         registry.set_tag(version, "approval", "rejected")
         registry.set_tag(version, "withdrawn", f"rejected by {who}: {why}")
     promotion.record_opinion(recipe, "rejected", version, why, who, workspace)
+    registry.announce(version, f"Taken out: rejected by {who}: {why}")
     challenger = registry.with_alias(recipe.registered_model, "challenger")
     if champion and challenger and challenger.version == number:
         promotion.install(recipe, champion, None)
@@ -84,6 +85,8 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         promotion.install(recipe, target, keeps)
         registry.set_tag(target, "withdrawn", "")
         promotion.settle(recipe, "rolled back", target, why, who, workspace)
+        if not done:
+            registry.announce(target, f"Champion again: rolled back by {who}: {why}")
         return f"Version {target.version} of {name} is champion{' already' if done else ''}."
     # First: from here on no run promotes what was taken back.
     registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
@@ -94,6 +97,8 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         raise
     registry.set_tag(target, "withdrawn", "")  # who named a version that was taken out knows
     promotion.settle(recipe, "rolled back", target, why, who, workspace)
+    registry.announce(champion, f"Taken out: rolled back by {who}: {why}")
+    registry.announce(target, f"Champion again: rolled back by {who}: {why}")
     return f"Version {target.version} of {name} is champion again, version {champion.version} is taken out."
 
 

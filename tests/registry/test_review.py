@@ -149,6 +149,24 @@ def test_what_was_rolled_back_is_not_promoted_by_the_next_run(recipe: Recipe, ch
     assert champion(recipe) == "2"
 
 
+def test_the_descriptions_begin_with_what_a_person_decided_last(
+    recipe: Recipe, champions: None, client: mlflow.MlflowClient
+) -> None:
+    def first_line(number: str) -> str:
+        return str(client.get_model_version(recipe.registered_model, number).description).splitlines()[0]
+
+    review.reject(recipe, "1", "odd", "ann")
+    review.rollback(recipe, None, "slow", "ann")
+    assert first_line("1") == "> Taken out: rejected by ann: odd"
+    assert first_line("2") == "> Champion again: rolled back by ann: slow"
+    assert first_line("4") == "> Taken out: rolled back by ann: slow"
+    review.rollback(recipe, "4", "it was the network", "ann")
+    assert first_line("4") == "> Champion again: rolled back by ann: it was the network"
+    description = client.get_model_version(recipe.registered_model, "4").description
+    assert "Promoted: " in description
+    assert description.count("> ") == 1
+
+
 def test_a_rollback_can_be_said_twice(recipe: Recipe, champions: None, packaging: Packaging) -> None:
     review.rollback(recipe, "2", "slow", "ann")
     built = len(packaging.bentos)
