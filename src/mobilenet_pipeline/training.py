@@ -202,7 +202,9 @@ def plan(
     else:
         length = per_epoch * candidate.epochs
     cpu = costs.between(0, length, length, per_epoch) + costs.last
-    say(f"{length / per_epoch:.3g} epochs will take about {cpu * wall / 60:.0f} minutes, {cpu / 60:.0f} of CPU time")
+    short = cpu * wall < 60
+    taken = "less than a minute" if short else f"about {cpu * wall / 60:.0f} minutes, {cpu / 60:.0f} of CPU time"
+    say(f"{length / per_epoch:.3g} epochs will take {taken}")
     return length, costs
 
 
