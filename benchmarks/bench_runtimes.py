@@ -8,14 +8,12 @@ what answers are compared on; the test images are not read. Keeps the figures in
 """
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from mobilenet_pipeline import environment
 
 environment.prepare()
 
+import keeping  # noqa: E402
 import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import onnx  # noqa: E402
@@ -220,18 +219,10 @@ def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def keep(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Write the model's figures and where they come from; other models' stay."""
-    document = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
-    document[f"{chosen.recipe}/{chosen.candidate}"] = {
-        **figures,
-        "command": f"python benchmarks/bench_runtimes.py {chosen.recipe} {chosen.candidate} "
-        f"--seconds {chosen.seconds:g}{f' --model {chosen.model}' if chosen.model else ''}",
-        "commit": provenance.git_commit(Path("."))[0],
-        "machine": provenance.describe_machine(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-    layout.write_json(chosen.results, document)
+    """Write the model's figures and where they come from."""
+    command = f"python benchmarks/bench_runtimes.py {chosen.recipe} {chosen.candidate} --seconds {chosen.seconds:g}"
+    command += f" --model {chosen.model}" if chosen.model else ""
+    keeping.keep(chosen.results, f"{chosen.recipe}/{chosen.candidate}", figures, command, PACKAGES)
 
 
 class Graph:

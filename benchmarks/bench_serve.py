@@ -9,7 +9,6 @@ is no reading of the test images that the gate would have to know of. Keeps the 
 
 import argparse
 import http.client
-import importlib.metadata
 import io
 import json
 import math
@@ -22,10 +21,10 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import keeping
 import numpy as np
 import orjson
 import psutil
@@ -185,19 +184,13 @@ def ratio(one: float, other: float) -> float | None:
 
 
 def keep(chosen: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Write the recipe's figures and where they come from; other recipes' stay."""
-    document = json.loads(chosen.results.read_text(encoding="utf-8")) if chosen.results.exists() else {}
+    """Write the recipe's figures and where they come from."""
     clients = " ".join(map(str, chosen.clients))
-    document[chosen.recipe] = {
-        **figures,
-        "command": f"python benchmarks/bench_serve.py --recipe {chosen.recipe} --seconds {chosen.seconds:g} "
-        f"--clients {clients}{f' --soak {chosen.soak}' if chosen.soak else ''}",
-        "commit": provenance.git_commit(Path("."))[0],
-        "machine": provenance.describe_machine(),
-        "packages": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-    layout.write_json(chosen.results, document)
+    command = (
+        f"python benchmarks/bench_serve.py --recipe {chosen.recipe} --seconds {chosen.seconds:g} --clients {clients}"
+    )
+    command += f" --soak {chosen.soak}" if chosen.soak else ""
+    keeping.keep(chosen.results, chosen.recipe, figures, command, PACKAGES)
 
 
 def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
         registry.set_tag(version, "approval", "approved")
     promotion.record_opinion(recipe, "approved", version, "", who, workspace)
     promotion.promote(recipe, judgement, workspace)
+    registry.announce(version, f"Approved by {who}")
     return f"Version {number} of {recipe.registered_model} is champion."
 
 
@@ -84,9 +85,9 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         done = promotion.on_record(recipe, target, workspace) and promotion.consistent(recipe) is None
         promotion.install(recipe, target, keeps)
         registry.set_tag(target, "withdrawn", "")
-        promotion.settle(recipe, "rolled back", target, why, who, workspace)
         if not done:
             registry.announce(target, f"Champion again: rolled back by {who}: {why}")
+        promotion.settle(recipe, "rolled back", target, why, who, workspace)
         return f"Version {target.version} of {name} is champion{' already' if done else ''}."
     # First: from here on no run promotes what was taken back.
     registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
@@ -96,9 +97,9 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         registry.set_tag(champion, "withdrawn", "")
         raise
     registry.set_tag(target, "withdrawn", "")  # who named a version that was taken out knows
-    promotion.settle(recipe, "rolled back", target, why, who, workspace)
     registry.announce(champion, f"Taken out: rolled back by {who}: {why}")
     registry.announce(target, f"Champion again: rolled back by {who}: {why}")
+    promotion.settle(recipe, "rolled back", target, why, who, workspace)
     return f"Version {target.version} of {name} is champion again, version {champion.version} is taken out."
 
 

@@ -106,6 +106,17 @@ def test_approving_twice_promotes_once(make: Make, manual: Recipe, packaging: Pa
     assert len(packaging.checked) == 1
 
 
+def test_an_approved_version_says_by_whom(
+    make: Make, manual: Recipe, packaging: Packaging, client: mlflow.MlflowClient
+) -> None:
+    make("scratch", right=181)
+    make("pretrained", right=183)
+    judging.judge(manual)
+    review.approve(manual, "2", "ann")
+    description = client.get_model_version(manual.registered_model, "2").description
+    assert str(description).startswith("> Approved by ann\n\nPassed the gate: ")
+
+
 def test_what_the_gate_did_not_pass_cannot_be_approved(make: Make, manual: Recipe, packaging: Packaging) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)
@@ -165,6 +176,15 @@ def test_the_descriptions_begin_with_what_a_person_decided_last(
     description = client.get_model_version(recipe.registered_model, "4").description
     assert "Promoted: " in description
     assert description.count("> ") == 1
+
+
+def test_a_rollback_that_was_killed_before_it_was_on_record_is_described_by_the_next(
+    recipe: Recipe, champions: None, client: mlflow.MlflowClient
+) -> None:
+    registry.set_alias(recipe.registered_model, "champion", "2")
+    review.rollback(recipe, "2", "slow", "ann")
+    description = client.get_model_version(recipe.registered_model, "2").description
+    assert str(description).startswith("> Champion again: rolled back by ann: slow\n")
 
 
 def test_a_rollback_can_be_said_twice(recipe: Recipe, champions: None, packaging: Packaging) -> None:

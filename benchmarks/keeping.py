@@ -1,0 +1,24 @@
+"""Where the benchmarks' figures are kept, and what is kept with them."""
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mobilenet_pipeline import layout, provenance
+
+
+def keep(path: Path, name: str, figures: Mapping[str, Any], command: str, packages: Iterable[str]) -> None:
+    """Write the figures of that name and where they come from; those of other names stay."""
+    document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    document[name] = {
+        **figures,
+        "command": command,
+        "commit": provenance.git_commit(Path("."))[0],
+        "machine": provenance.describe_machine(),
+        "packages": {package: importlib.metadata.version(package) for package in packages},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    layout.write_json(path, document)
