@@ -62,6 +62,8 @@ def test_muon_turns_a_pointwise_kernel_by_its_rate():
 
 def test_muon_leaves_all_other_variables_to_nesterov():
     (_, plain), (_, muon) = stepped(PLAIN), stepped(MUON)
-    differ = [path for path in plain if not np.array_equal(plain[path], muon[path])]
-    assert len(differ) == 13
-    assert all("conv_pw" in path and path.endswith("kernel") for path in differ)
+    # Not to the last bit: where in memory a variable lies decides which instructions round it.
+    differ = {path for path in plain if not np.allclose(plain[path], muon[path], rtol=1e-5, atol=1e-7)}
+    pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
+    assert len(pointwise) == 13
+    assert differ == pointwise
