@@ -30,11 +30,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="side of the input in pixels (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=12, help="per turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="of each (default: %(default)s)")
-    parser.add_argument("--precision", default="pointwise_bfloat16", help="of our layers (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", help="of our layers (default: %(default)s)")
     chosen = parser.parse_args()
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
-    candidate = recipe.candidates.pretrained.model_copy(update=changes | {"precision": chosen.precision, "cutout": 0})
+    changes |= {"precision": chosen.precision, "cutout": 0}
+    candidate = recipe.candidates.pretrained.model_copy(update=changes).on_processor(provenance.computes_in_bfloat16())
     rng = np.random.default_rng(0)
     count = candidate.batch_size * chosen.batches
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -64,9 +64,10 @@ class Candidate(Section):
     `warmup` is a share of all steps. `input_sizes` are the sides in pixels that images are resized to inside the
     model, each for an equal share of the steps; the last is that of the finished model. It trains for `epochs`, or for
     as many as fit into `cpu_minutes` of user and system time as measured when it starts, the last of them cut short.
-    `precision` is what the layers compute in while training: `pointwise_bfloat16` is for CPUs, `mixed_*` for GPUs. The
-    weights are float32 in all. `sync_norm` takes the moments of batch normalisation over all replicas. `shift` and
-    `cutout` are in pixels of the original image.
+    `precision` is what the layers compute in while training: `pointwise_bfloat16` is for CPUs that have instructions
+    for it, `auto` takes it there and float32 on others, `mixed_*` are for GPUs. The weights are float32 in all.
+    `sync_norm` takes the moments of batch normalisation over all replicas. `shift` and `cutout` are in pixels of the
+    original image.
     """
 
     weights: Literal["none", "imagenet", "bundled"]
@@ -77,7 +78,7 @@ class Candidate(Section):
     epochs: Positive | None
     cpu_minutes: Annotated[float, Field(gt=0)] | None
     batch_size: Positive
-    precision: Literal["float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
+    precision: Literal["auto", "float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     sync_norm: bool
     learning_rate: Annotated[float, Field(gt=0)]
     muon_rate: Annotated[float, Field(gt=0)] | None
@@ -94,6 +95,11 @@ class Candidate(Section):
     def input_size(self) -> int:
         """The side in pixels that the finished model resizes images to."""
         return self.input_sizes[-1]
+
+    def on_processor(self, bfloat16: bool) -> Self:
+        """The candidate with the precision that `auto` is on a processor with or without bfloat16."""
+        chosen = "pointwise_bfloat16" if bfloat16 else "float32"
+        return self.model_copy(update={"precision": chosen}) if self.precision == "auto" else self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -168,6 +174,11 @@ class Recipe(Section):
         if name not in CANDIDATES:
             raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(CANDIDATES)}")
         return getattr(self.candidates, name)
+
+    def on_processor(self, bfloat16: bool) -> Self:
+        """The recipe with both candidates' precision chosen."""
+        both = {name: self.candidate(name).on_processor(bfloat16) for name in CANDIDATES}
+        return self.model_copy(update={"candidates": Candidates(**both)})
 
 
 def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:

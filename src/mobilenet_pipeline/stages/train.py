@@ -27,15 +27,15 @@ def main(recipe: Recipe, name: str) -> None:
     A training that was cut short goes on where it was, from `checkpoint.npz` beside these files.
     """
     keras.config.disable_interactive_logging()  # its bars would fill the log
+    recipe = recipe.on_processor(provenance.computes_in_bfloat16())
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
     data = images.open_dataset(data_folder(recipe))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
     kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
     strategy = distribution.choose(int(os.environ.get("MOBILENET_PIPELINE_CPU_REPLICAS", "1")))
-    if candidate.precision == "pointwise_bfloat16" and not provenance.computes_in_bfloat16():
-        say("this processor has no bfloat16 instructions: precision: float32 should be faster on it")
-    say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {distribution.describe(strategy)}")
+    devices = distribution.describe(strategy)
+    say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {devices}, in {candidate.precision}")
 
     def fit(on_epoch: Callable[[training.Epoch, int], None]) -> training.Trained:
         with asked_to_end() as asked:
@@ -76,6 +76,7 @@ def main(recipe: Recipe, name: str) -> None:
         "weights": trained.origin,
         "replicas": strategy.num_replicas_in_sync,
         "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
+        "precision": candidate.precision,
         "epochs": round(trained.epochs, 3),
         "temperature": round(trained.temperature, 4),
         "preprocessing": provenance.preprocessing(),
