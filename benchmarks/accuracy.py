@@ -1,8 +1,8 @@
 """What a candidate of a recipe reaches on the test images, over one seed or several: `docs/results/training.json`.
 
-Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, at the commit that
-is checked out, so that the workspace may be edited meanwhile. Run again after an interruption, it goes on from the
-last epoch. A seed reads the test images once.
+Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, of the commit that
+is checked out and named after it, so that the workspace may be edited meanwhile. Run again after an interruption, it
+goes on from the last epoch. A seed reads the test images once.
 
 What is budgeted is CPU time, of which one thread for each operation spends least: TF_NUM_INTRAOP_THREADS is 1 unless it
 is set, and two candidates may be trained side by side.
@@ -48,7 +48,7 @@ def main() -> None:
 
 def reach(recipe: str, candidate: str, seed: int) -> dict:
     """Train, export and evaluate with this seed; gives the figures."""
-    clone = CLONES / f"{recipe}-{candidate}-{seed}"
+    clone = CLONES / f"{recipe}-{candidate}-{seed}-{str(provenance.git_commit(Path('.'))[0])[:7]}"
     paths = {
         "PYTHONPATH": str((clone / "src").resolve()),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -57,11 +57,11 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
     dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
-        params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
-        params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
-        (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-        # One cache for all: what the workspace or another clone has ingested or trained is not made again.
-        dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
+    params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
+    params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
+    (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    # One cache for all: what the workspace or another clone has ingested or trained is not made again.
+    dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
     dvc(["dvc", "repro", f"evaluate@{recipe}-{candidate}"])
     loaded = config.load_recipe(recipe, clone / "params.yaml")
     here, there = layout.ledger_path(loaded), layout.ledger_path(loaded, clone)

@@ -1,7 +1,8 @@
 """CPU time of a training step per 1,000 images, ours beside stock Keras on the same images, in turns, in one process.
 
 Stock Keras is `keras.applications.MobileNet`, trained by `fit` with Keras's own augmentation, resizing and scaling
-layers. Both have the same strides, width, input size, batch, optimiser and augmentation (flip, shift).
+layers. Both train every layer, with the same strides, width, input size, batch, optimiser and augmentation (flip,
+shift).
 """
 
 import argparse
@@ -19,7 +20,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from mobilenet_pipeline import config, dataset, mobilenet, provenance, steps  # noqa: E402
+from mobilenet_pipeline import config, dataset, mobilenet, processor, steps  # noqa: E402
 
 CLASSES = 10
 
@@ -34,8 +35,9 @@ def main() -> None:
     chosen = parser.parse_args()
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
-    changes |= {"precision": chosen.precision, "cutout": 0}
-    candidate = recipe.candidates.pretrained.model_copy(update=changes).on_processor(provenance.computes_in_bfloat16())
+    changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
+    candidate = config.Candidate.model_validate(recipe.candidates.pretrained.model_dump() | changes)
+    candidate = candidate.with_precision(bfloat16=processor.computes_in_bfloat16())
     rng = np.random.default_rng(0)
     count = candidate.batch_size * chosen.batches
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
@@ -51,7 +53,7 @@ def main() -> None:
                 seconds[name].append(cpu)
                 print(f"turn {turn} {name:<6} {cpu:6.2f} CPU s, {wall:6.2f} s per 1,000 images", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    machine = provenance.describe_machine()["cpu"]
+    machine = processor.model()
     print(f"median of {chosen.turns}: ours {medians['ours']:.2f}, Keras {medians['keras']:.2f} CPU s ({machine})")
     print(json.dumps({"cpu_ratio_to_keras": round(medians["ours"] / medians["keras"], 3), **medians}))
 

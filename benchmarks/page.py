@@ -61,7 +61,7 @@ def filled(page: str, results: Path) -> str:
 
 
 def study_table(rows: Sequence[Mapping]) -> str:
-    """A row a variant, in the order of the study, each beside the first."""
+    """A row a variant, in the order in which they were kept, each beside the first."""
     first = rows[0]["validation_accuracy"]
     lines = [
         "| changed | multiply-adds | epochs | CPU min | train accuracy | validation accuracy | against the first |",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from mobilenet_pipeline import config, provenance
+from mobilenet_pipeline import config, processor
 
 STUDIES = Path("benchmarks/studies.yaml")
 RESULTS = Path("docs/results/studies.jsonl")
@@ -35,7 +35,9 @@ def main() -> None:
         recipe = config.load_recipe(study["recipe"])
         for changes in study["rows"]:
             values = recipe.candidate(study["candidate"]).model_dump() | study.get("common", {}) | (changes or {})
-            candidate = config.Candidate.model_validate(values).on_processor(provenance.computes_in_bfloat16())
+            candidate = config.Candidate.model_validate(values).with_precision(
+                bfloat16=processor.computes_in_bfloat16()
+            )
             known = any(row["study"] == name and row["changes"] == (changes or {}) for row in rows())
             print(f"{name}: {changes}{' is done' if known else ''}", flush=True)
             if known or chosen.list:
@@ -64,7 +66,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
     import numpy as np
     import tensorflow as tf
 
-    from mobilenet_pipeline import anatomy, images, split, training
+    from mobilenet_pipeline import anatomy, images, provenance, split, training
     from mobilenet_pipeline.layout import data_folder
 
     keras.config.disable_interactive_logging()

@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 
 from mobilenet_pipeline import anatomy, distribution, images, layout, metrics, mobilenet, provenance, split, training  # noqa: E402
 from mobilenet_pipeline.config import load_recipe  # noqa: E402
-from mobilenet_pipeline.stages.train import cpu_seconds, progress  # noqa: E402
+from mobilenet_pipeline.stages.train import progress  # noqa: E402
 
 CHANGES = {"alpha": 0.25, "epochs": 24}
 
@@ -24,6 +24,7 @@ def main() -> None:
     """Train on the training split, look at the test set once, at the end."""
     recipe = load_recipe("cifar10")
     candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
+    candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     data = images.open_dataset(layout.data_folder(recipe))
     limits = recipe.split
     kept, held_out = split.training_rows(data.labels, data.is_test, limits.validation_share, limits.seed)
@@ -31,16 +32,13 @@ def main() -> None:
         name: training.Images(np.asarray(data.images[rows]), data.labels[rows])
         for name, rows in (("train", kept), ("validation", held_out), ("test", np.flatnonzero(data.is_test)))
     }
-    seconds = []
 
-    def on_epoch(row: training.Epoch) -> None:
-        seconds.append(row.seconds)
-        print(progress(row, candidate.epochs, sum(seconds)), flush=True)
+    def on_epoch(row: training.Epoch, epochs: int) -> None:
+        print(progress(row, epochs, candidate.input_sizes), flush=True)
 
     trained = training.train(
         candidate, parts["train"], parts["validation"], len(data.class_names), distribution.choose(), on_epoch
     )
-    cpu_minutes = cpu_seconds() / 60
     backbone = mobilenet.backbone(candidate.alpha, anatomy.STRIDES[candidate.strides])
     for layer in backbone.layers:
         if layer.weights:
@@ -62,7 +60,7 @@ def main() -> None:
         "validation_accuracy": trained.history[-1].validation_accuracy,
         "test_accuracy": scored["accuracy"],
         "test_loss": scored["loss"],
-        "cpu_minutes": round(cpu_minutes, 1),
+        "cpu_minutes": round(trained.cpu_seconds / 60, 1),
         "bytes": path.stat().st_size,
         "sha256": provenance.sha256_of(path),
     }

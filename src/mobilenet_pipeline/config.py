@@ -96,8 +96,8 @@ class Candidate(Section):
         """The side in pixels that the finished model resizes images to."""
         return self.input_sizes[-1]
 
-    def on_processor(self, bfloat16: bool) -> Self:
-        """The candidate with the precision that `auto` is on a processor with or without bfloat16."""
+    def with_precision(self, *, bfloat16: bool) -> Self:
+        """The candidate with the precision that `auto` is where the processor has bfloat16, or has not."""
         chosen = "pointwise_bfloat16" if bfloat16 else "float32"
         return self.model_copy(update={"precision": chosen}) if self.precision == "auto" else self
 
@@ -175,9 +175,9 @@ class Recipe(Section):
             raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(CANDIDATES)}")
         return getattr(self.candidates, name)
 
-    def on_processor(self, bfloat16: bool) -> Self:
-        """The recipe with both candidates' precision chosen."""
-        both = {name: self.candidate(name).on_processor(bfloat16) for name in CANDIDATES}
+    def with_precision(self, *, bfloat16: bool) -> Self:
+        """The recipe with the precision of both candidates chosen, too."""
+        both = {name: self.candidate(name).with_precision(bfloat16=bfloat16) for name in CANDIDATES}
         return self.model_copy(update={"candidates": Candidates(**both)})
 
 

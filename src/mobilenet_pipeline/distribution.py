@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 
 import tensorflow as tf
 
+from mobilenet_pipeline import processor
 from mobilenet_pipeline.dataset import Share
 
 
@@ -40,6 +41,14 @@ def workers() -> int:
             f"TF_CONFIG is {text!r}, which names no cluster ({error!r}); it looks like "
             '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
         ) from None
+
+
+def bfloat16_helps() -> bool:
+    """Whether `auto` precision is bfloat16 here: on a CPU with instructions for it.
+
+    Not with several workers, whose processors may differ: their copies of the weights would drift apart.
+    """
+    return workers() == 1 and not tf.config.list_physical_devices("GPU") and processor.computes_in_bfloat16()
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from mobilenet_pipeline import layout
+from mobilenet_pipeline import layout, processor
 from mobilenet_pipeline.config import Recipe
 
 # What the pipeline itself writes says nothing about the code that wrote it.
@@ -155,8 +155,8 @@ def describe_machine() -> dict[str, Any]:
     import psutil
 
     return {
-        "cpu": _processor(),
-        "bfloat16": computes_in_bfloat16(),
+        "cpu": processor.model(),
+        "bfloat16": processor.computes_in_bfloat16(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "os": platform.platform(terse=True),
@@ -189,20 +189,3 @@ def _git(workspace: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def computes_in_bfloat16() -> bool:
-    """Whether the processor says that it has instructions for it (avx512_bf16, amx_bf16, bf16); only Linux asks it."""
-    return any("bf16" in line for line in _cpuinfo())
-
-
-def _processor() -> str:
-    models = (line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name"))
-    return next(models, platform.processor() or platform.machine())
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []

@@ -174,6 +174,7 @@ def restore_run(
     `training` is training.json and `history` the rows of history.csv. The tag `training_run` keeps the original's id.
     """
     client = MlflowClient()
+    recipe = recipe.with_precision(bfloat16=training.get("precision") == "pointwise_bfloat16")
     tags = {**provenance.origin(recipe.name), "candidate": candidate, "data_digest": str(dataset["digest"])}
     for fact in ("git_commit", "git_dirty", "flow_run"):  # of here and now, which did not train this
         tags.pop(fact, None)

@@ -16,8 +16,11 @@ import tensorflow as tf
 from mobilenet_pipeline import budget, checkpoint, dataset, distribution, metrics, mobilenet, optimizer, steps
 from mobilenet_pipeline.config import Candidate
 
-CHUNK = 10
-"""Steps that run in the graph between two looks from Python."""
+CHUNK, CHUNK_SECONDS = 10, 2.0
+"""The most steps, and the most CPU time for them, between two looks from Python.
+
+Someone who asks the training to end waits that long, and does not wait for ever before killing it.
+"""
 
 TRIAL_STEPS, TRIAL_IMAGES = (2, 12), 500
 """Training steps and validation images of each input size that are timed before a training.
@@ -31,8 +34,8 @@ GLANCE = 2500
 All, every time, would take 6 to 9 % of a training on CPUs.
 """
 
-RESERVE = 0.02
-"""Share of `cpu_minutes` that is left for what was timed too short, and for saving the model."""
+RESERVE, RESERVE_SECONDS = 0.02, 2.0
+"""The share of `cpu_minutes`, and the least, that is left for what takes longer after the length was last corrected."""
 
 
 class DivergedError(ValueError):
@@ -69,8 +72,9 @@ class Trained:
     """The model, with Keras's own layers only, its learning curve, what its weights started from, and its cost.
 
     `epochs` are the passes over the training images, the last of which may have been cut short; `cpu_seconds` are user
-    and system time, with those of earlier processes that this training was resumed from. The logits are divided by
-    `temperature`, with which they had the lowest loss on the validation images; the learning curve is of before.
+    and system time, with those of earlier processes that this training was resumed from, as far as they were saved.
+    The logits are divided by `temperature`, with which they had the lowest loss on the validation images; the learning
+    curve is of before.
     """
 
     model: keras.Model
@@ -222,6 +226,11 @@ def _costs(loop: "_Loop", evaluate: Callable[[Images, int], object], validation:
     return budget.Costs([float(epoch[1]) for epoch in epochs], float(whole * validated[1])), wall / cpu
 
 
+def steps_at_once(seconds: float) -> int:
+    """How many steps of that many CPU seconds run in the graph between two looks from Python."""
+    return CHUNK if seconds * CHUNK <= CHUNK_SECONDS else max(1, int(CHUNK_SECONDS / seconds))
+
+
 def _first(images: Images, count: int) -> Images:
     return Images(images.pixels[:count], images.labels[:count])
 
@@ -298,8 +307,11 @@ class _Loop:
     @property
     def size(self) -> int:
         """The input size of the next step."""
-        sizes = self.candidate.input_sizes
-        return sizes[self.step * len(sizes) // self.length]
+        return self.candidate.input_sizes[self._phase]
+
+    @property
+    def _phase(self) -> int:
+        return self.step * len(self.candidate.input_sizes) // self.length
 
     @property
     def cpu_seconds(self) -> float:
@@ -308,11 +320,13 @@ class _Loop:
     @property
     def seconds_left(self) -> float:
         """CPU seconds of the budget, but for the reserve."""
-        return (self.candidate.cpu_minutes or 0) * 60 * (1 - RESERVE) - self.cpu_seconds
+        given = (self.candidate.cpu_minutes or 0) * 60
+        return given - max(given * RESERVE, RESERVE_SECONDS) - self.cpu_seconds
 
     def advance(self) -> None:
         """Take a few steps. Raises DivergedError."""
-        count = min(CHUNK, self.steps_of_epoch - self.step % self.per_epoch)
+        count = steps_at_once(self.costs.epochs[self._phase] / self.per_epoch)
+        count = min(count, self.steps_of_epoch - self.step % self.per_epoch)
         with distribution.peers_named():
             done, losses, hits = self.run(self.stream, tf.constant(count), self.size)
         self.step += int(done)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mobilenet_pipeline import provenance, results
+from mobilenet_pipeline import processor, provenance, results
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.provenance import ProvenanceError
 
@@ -39,7 +39,7 @@ def test_the_machine_is_described():
     ("line", "has"), [("flags\t\t: fpu avx512f avx512_bf16", True), ("flags\t\t: fpu avx2", False)]
 )
 def test_a_processor_with_bfloat16_is_told_from_one_without(monkeypatch, line, has):
-    monkeypatch.setattr(provenance, "_cpuinfo", lambda: ["model name\t: One", line])
+    monkeypatch.setattr(processor, "_cpuinfo", lambda: ["model name\t: One", line])
     assert provenance.describe_machine()["bfloat16"] is has
 
 

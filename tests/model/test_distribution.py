@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
-from mobilenet_pipeline import distribution
+from mobilenet_pipeline import distribution, processor
 
 PROGRAM = Path(__file__).with_name("distributed.py")
 pytestmark = pytest.mark.timeout(600)
@@ -119,6 +120,16 @@ def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_re
         for process in again:
             process.kill()
             process.wait()
+
+
+@pytest.mark.parametrize(("workers", "helps"), [(1, True), (2, False)])
+def test_several_workers_compute_in_float32_unless_told_otherwise(monkeypatch, workers, helps):
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU, on which bfloat16 is left to the recipe")
+    monkeypatch.setattr(processor, "computes_in_bfloat16", lambda: True)
+    hosts = [f"127.0.0.1:{port}" for port in range(2222, 2222 + workers)]
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": hosts}}))
+    assert distribution.bfloat16_helps() is helps
 
 
 def test_a_tf_config_that_names_no_cluster_is_shown_with_one_that_does(monkeypatch):

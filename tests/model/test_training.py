@@ -79,6 +79,11 @@ def test_fewer_images_than_a_batch_are_refused():
         trained(SMALL.model_copy(update={"batch_size": 65}))
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(0.01, 10), (0.5, 4), (3.4, 1)])
+def test_someone_who_asks_a_training_to_end_waits_two_seconds_or_one_step(seconds, steps):
+    assert training.steps_at_once(seconds) == steps
+
+
 def test_the_learning_rate_rises_to_its_peak_and_falls_to_zero():
     schedule = training.OneCycle()
     schedule.set(0.2, 0.25, 40)
@@ -174,11 +179,12 @@ def test_a_training_that_was_asked_to_end_goes_on_where_it_was_and_ends_with_the
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed.model.get_weights(), whole, strict=True))
 
 
-def test_the_state_of_another_training_is_not_taken_up(tmp_path):
+def test_the_state_of_another_training_is_not_taken_up_and_that_is_said(tmp_path, capsys):
     trained(saved=tmp_path / "checkpoint.npz")
     said: list[str] = []
     trained(SMALL.model_copy(update={"learning_rate": 0.04}), saved=tmp_path / "checkpoint.npz", say=said.append)
     assert not any("going on" in line for line in said)
+    assert "the training starts afresh" in capsys.readouterr().out
 
 
 def test_a_damaged_state_is_told_and_the_training_starts_afresh(tmp_path, capsys):
@@ -233,7 +239,7 @@ def test_input_sizes_are_taken_in_turn_and_validated_at_the_size_of_their_epoch(
     sizes: list[int] = []
     enlarge = mobilenet.enlarge
     monkeypatch.setattr(mobilenet, "enlarge", lambda x, c, size: sizes.append(size) or enlarge(x, c, size))
-    monkeypatch.setattr(training, "plan", lambda *_: (8, budget.Costs([1.0], 0.0)))
+    monkeypatch.setattr(training, "plan", lambda *_: (8, budget.Costs([1.0, 1.0], 0.0)))
     result = trained(SMALL.model_copy(update={"input_sizes": [32, 48]}))
     assert sizes == [32, 32, 48, 48, 48]  # a graph to train and one to validate at each, and the finished model
     assert result.model.get_layer("conv1").output.shape[1] == 24

@@ -25,12 +25,12 @@ def edited(tmp_path: Path, keys: str, value: object) -> Path:
 @pytest.mark.parametrize(("bfloat16", "precision"), [(True, "pointwise_bfloat16"), (False, "float32")])
 def test_auto_precision_is_bfloat16_where_the_processor_computes_in_it(bfloat16, precision):
     recipe = config.load_recipe("cifar10", ROOT / "params.yaml")
-    assert recipe.on_processor(bfloat16).candidate("scratch").precision == precision
+    assert recipe.with_precision(bfloat16=bfloat16).candidate("scratch").precision == precision
 
 
 def test_a_precision_that_is_given_stays_on_any_processor():
     recipe = config.load_recipe("digits", ROOT / "params.yaml")
-    assert recipe.on_processor(True) == recipe
+    assert recipe.with_precision(bfloat16=True) == recipe
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10", "seed"])

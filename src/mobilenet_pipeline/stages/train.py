@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,7 +28,7 @@ def main(recipe: Recipe, name: str) -> None:
     A training that was cut short goes on where it was, from `checkpoint.npz` beside these files.
     """
     keras.config.disable_interactive_logging()  # its bars would fill the log
-    recipe = recipe.on_processor(provenance.computes_in_bfloat16())
+    recipe = recipe.with_precision(bfloat16=distribution.bfloat16_helps())
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
     data = images.open_dataset(data_folder(recipe))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
@@ -100,13 +101,24 @@ def save(folder: Path, trained: training.Trained) -> None:
 
 @contextmanager
 def asked_to_end() -> Iterator[Callable[[], bool]]:
-    """Take SIGTERM as a request, so that the training ends when its state is saved; gives whether it came."""
+    """Take SIGTERM or Ctrl-C as a request, so that the training ends when its state is saved; gives whether one came.
+
+    A second one ends it at once.
+    """
     came: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
+
+    def note(number: int, frame: object) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield lambda: bool(came)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def progress(row: training.Epoch, epochs: int, sizes: Sequence[int]) -> str:
