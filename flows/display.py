@@ -129,14 +129,17 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
 def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
     """Both candidates' figures, what came of the run and why, and the next commands."""
     reports = layout.report_folder(recipe, workspace)
-    if results.results_path(recipe, workspace).exists():
-        console.print(candidate_table(provenance.read_json(results.results_path(recipe, workspace))))
+    path, champion = results.results_path(recipe, workspace), None
+    if path.exists():
+        document = provenance.read_json(path)
+        champion = document["champion"]
+        console.print(candidate_table(document))
     verdict = provenance.read_json(reports / "verdict.json") if (reports / "verdict.json").exists() else None
-    console.print(f"\n[bold]{sentence}[/]", highlight=False, soft_wrap=True)
+    console.print(f"\n[bold]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
     for line in reasons(verdict, sentence) if verdict else []:
-        console.print(f"  {line}", highlight=False, soft_wrap=True)
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print()
-    for what, command in next_commands(recipe, reports, verdict is not None and verdict["leaves"]["champion"]).items():
+    for what, command in next_commands(recipe, reports, champion is not None).items():
         console.print(f"  {what:<16} {command}", highlight=False, soft_wrap=True)
 
 

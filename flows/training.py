@@ -96,6 +96,7 @@ def carry_out(recipe: Recipe, judgement: "Judgement") -> "Judgement":
 
     for left in reversed(range(TRIES)):
         if promotion.waiting(recipe, judgement):
+            promotion.keep_serving(recipe)
             break
         try:
             promote(recipe, judgement)

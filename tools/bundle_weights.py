@@ -13,7 +13,18 @@ environment.prepare()
 
 import numpy as np  # noqa: E402
 
-from mobilenet_pipeline import anatomy, distribution, images, layout, metrics, mobilenet, provenance, split, training  # noqa: E402
+from mobilenet_pipeline import (  # noqa: E402
+    anatomy,
+    distribution,
+    images,
+    layout,
+    ledger,
+    metrics,
+    mobilenet,
+    provenance,
+    split,
+    training,
+)
 from mobilenet_pipeline.config import load_recipe  # noqa: E402
 from mobilenet_pipeline.stages.train import progress  # noqa: E402
 
@@ -46,6 +57,7 @@ def main() -> None:
     path = mobilenet.bundled_weights()
     path.parent.mkdir(exist_ok=True)
     backbone.save_weights(path)
+    ledger.record_read(recipe, "bundled weights", data.digest, provenance.sha256_of(path))
     scored = metrics.evaluate(
         trained.model.predict(parts["test"].pixels, batch_size=250, verbose=0), parts["test"].labels, data.class_names
     )

@@ -71,6 +71,7 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
         "versions": {name: version.version for name, version in versions.items()},
         "artefacts": {name: version.sha256 for name, version in versions.items()},
         "preprocessing": preprocessing,
+        "against": number_of(against),
         "champion_measured_again": measured_again,
         "waits_for_approval": verdict.promote and recipe.promotion == "manual",
         "leaves": {"champion": number_of(winner), "challenger": number_of(runner_up)},
@@ -115,8 +116,7 @@ def recall(recipe: Recipe, workspace: Path = Path(".")) -> Judgement | None:
     candidates = {name: known.get(number) for name, number in document["versions"].items()}
     if {name: version and version.sha256 for name, version in candidates.items()} != document["artefacts"]:
         return None  # another store, or someone deleted a version
-    measured = document["champion"]["version"] if document["champion"] else None
-    numbers = [measured, document["leaves"]["champion"], document["leaves"]["challenger"]]
+    numbers = [document.get("against"), document["leaves"]["champion"], document["leaves"]["challenger"]]
     if any(number is not None and number not in known for number in numbers):
         return None
     if number_of(registry.with_alias(recipe.registered_model, "champion")) not in numbers[:2]:

@@ -14,6 +14,8 @@ from PIL import Image, UnidentifiedImageError
 SIDE = 32
 MAX_PIXELS = 25_000_000
 """The largest image that is decoded: a 24-megapixel photograph fits."""
+ROWS = 64
+"""Of an image of 16 bits that are converted at a time."""
 # By name, because Pillow would also open formats that start other programs (EPS) or read other files.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 ORIENTATION = 0x0112
@@ -106,14 +108,22 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 8
-        grey = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray(np.round(grey / 257).astype(np.uint8))
+        image = Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode == "F":
         raise ImageError("unknown_range", "The pixels are floating-point numbers; save the image with 8 or 16 bits.")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _eight_bits(grey: np.ndarray) -> np.ndarray:
+    """Grey of 16 bits (h, w) as the nearest of 8; a few rows at a time, for whole large images would take gigabytes."""
+    narrow = np.empty(grey.shape, np.uint8)
+    for top in range(0, len(grey), ROWS):
+        part = grey[top : top + ROWS].clip(0, 65535).astype(np.uint32)
+        narrow[top : top + ROWS] = (part + 128) // 257
+    return narrow
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -83,13 +83,23 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
     return tag
 
 
+def keep_serving(recipe: Recipe) -> None:
+    """Build the Bento of the present champion anew where it is lost or outdated, while another waits for a person."""
+    from mobilenet_pipeline import registry
+
+    champion, challenger = (registry.with_alias(recipe.registered_model, role) for role in ("champion", "challenger"))
+    # A champion that was trained when images were decoded otherwise stays in the Bento that it has.
+    if champion and champion.preprocessing in (None, provenance.preprocessing()):
+        install(recipe, champion, challenger)
+
+
 def settle(
     recipe: Recipe, what: history.What, champion: "Version", why: str, who: str, workspace: Path = Path(".")
 ) -> None:
     """Put the change of champion on record, unless it is there: whoever comes after one that was killed does it."""
     if not on_record(recipe, champion, workspace):
         changes = history.champions(recipe, workspace)
-        before = changes[-1].after if changes else None
+        before = changes[-1].after if changes and _is_of_this_store(recipe, changes[-1]) else None
         _append(recipe, what, champion, why, who, before, champion.version, workspace)
 
 
@@ -107,6 +117,14 @@ def on_record(recipe: Recipe, champion: "Version", workspace: Path = Path(".")) 
     """Whether the last change on record made this version champion. Of this store: in another, numbers start again."""
     changes = history.champions(recipe, workspace)
     return bool(changes) and (changes[-1].version, changes[-1].run) == (champion.version, champion.run_id)
+
+
+def _is_of_this_store(recipe: Recipe, event: history.Event) -> bool:
+    """Whether the version that the event tells of is there: the record outlives a store, whose numbers start again."""
+    from mobilenet_pipeline import registry
+
+    known = [(version.version, version.run_id) for version in registry.versions(recipe.registered_model)]
+    return (event.version, event.run) in known
 
 
 def _append(

@@ -216,9 +216,13 @@ def read_text(version: Version, name: str) -> str | None:
 
 def tags_of(version: Version) -> dict[str, str]:
     """The version's tags, and those of its run."""
+    return {**tags_of_run(version), **MlflowClient().get_model_version(version.name, version.version).tags}
+
+
+def tags_of_run(version: Version) -> dict[str, str]:
+    """The tags of the run that trained the version."""
     tracking.use_store()
-    client = MlflowClient()
-    return {**client.get_run(version.run_id).data.tags, **client.get_model_version(version.name, version.version).tags}
+    return dict(MlflowClient().get_run(version.run_id).data.tags)
 
 
 def _create(recipe: Recipe, candidate: str, files: CandidateFiles, taken: set[str]) -> Version:

@@ -94,7 +94,8 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     try:
         promotion.install(recipe, target, keeps)
     except Exception:  # it cannot be served; killed in between, the next rollback goes on
-        registry.set_tag(champion, "withdrawn", "")
+        if promotion.aliases(recipe)["champion"] == champion.version:
+            registry.set_tag(champion, "withdrawn", "")
         raise
     registry.set_tag(target, "withdrawn", "")  # who named a version that was taken out knows
     registry.announce(champion, f"Taken out: rolled back by {who}: {why}")

@@ -54,7 +54,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     from mobilenet_pipeline import packaging, registry
 
     version = registry.find(recipe.registered_model, number)
-    tags = registry.tags_of(version)
+    tags, of_run = registry.tags_of(version), registry.tags_of_run(version)
     links = [Link("version", f"{number} of {version.name}, {version.candidate} of recipe {version.recipe}", True)]
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -67,9 +67,9 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     if live and roles:
         same = live.hashes[roles[0]] == version.sha256
         links.append(Link("served", f"as {roles[0]} by Bento {live.tag}", same))
-    trained_on = tags.get("data_digest") == version.data_digest
+    trained_on = of_run.get("data_digest") == version.data_digest
     links.append(Link("run", f"{version.run_id} in MLflow", trained_on))
-    links.append(_commit(version.git_commit, workspace))
+    links.append(_commit(version.git_commit, of_run.get("git_dirty") == "true", workspace))
     links.append(_data(recipe, version.data_digest, tags.get("data_version"), workspace))
     links.append(_validation(recipe, version.data_digest, workspace))
     links.append(_verdict(registry.read_text(version, "verdict.json"), version.sha256, version.candidate))
@@ -77,7 +77,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     return links
 
 
-def _commit(commit: str | None, workspace: Path) -> Link:
+def _commit(commit: str | None, dirty: bool, workspace: Path) -> Link:
     if commit is None:
         return Link("commit", "not recorded: it was trained outside a repository", None)
     asked = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
@@ -87,6 +87,8 @@ def _commit(commit: str | None, workspace: Path) -> Link:
         return Link("commit", f"{commit[:12]}; git, which knows it, is not on this machine", None)
     if not there:
         return Link("commit", f"{commit[:12]} is not in this repository; fetch it", None)
+    if dirty:
+        return Link("commit", f"{commit[:12]}, and changes that were not committed", None)
     return Link("commit", commit[:12], True)
 
 

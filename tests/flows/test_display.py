@@ -1,11 +1,14 @@
 """A run as people at a terminal, and in a log, see it."""
 
 import io
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from flows.display import Display, candidate_table, reasons
+from flows.display import Display, candidate_table, print_summary, reasons
+from mobilenet_pipeline import layout
+from mobilenet_pipeline.config import load_recipe
 
 EPOCH = "█░ epoch 1/2 loss 0.5 [x] 1.2 s, 0:07 left"
 
@@ -63,3 +66,25 @@ def test_the_last_verdict_is_told_where_the_run_reached_none():
     verdict = {"reason": "It is better.", "checks": [{"passed": True, "sentence": "98 % of the images."}]}
     assert reasons(verdict, "It is better. Version 3.") == ["✓ 98 % of the images."]
     assert reasons(verdict, "Nothing changed.") == ["The last verdict: It is better.", "✓ 98 % of the images."]
+
+
+def test_a_reason_with_brackets_is_printed_as_it_was_given(tmp_path: Path):
+    recipe = load_recipe("digits", Path(__file__).resolve().parents[2] / "params.yaml")
+    verdict = {
+        "reason": "It is better.",
+        "checks": [{"passed": False, "sentence": "taken out: slow, see [/var/log/x]"}],
+    }
+    layout.write_json(layout.verdict_path(recipe, tmp_path), verdict)
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(recipe, "It waits: [see ticket].", console, tmp_path)
+    assert "It waits: [see ticket]." in console.file.getvalue()
+    assert "✗ taken out: slow, see [/var/log/x]" in console.file.getvalue()
+
+
+def test_serving_is_proposed_only_where_there_is_a_champion(tmp_path: Path):
+    recipe = load_recipe("digits", Path(__file__).resolve().parents[2] / "params.yaml")
+    verdict = {"reason": "It is better.", "checks": [], "leaves": {"champion": "2"}}
+    layout.write_json(layout.verdict_path(recipe, tmp_path), verdict)
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(recipe, "It waits for approval.", console, tmp_path)
+    assert "make serve" not in console.file.getvalue()

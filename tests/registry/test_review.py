@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from bentos import Packaging
 
+from flows import training
 from mobilenet_pipeline import cli, history, judging, layout, promotion, provenance, registry, results, review, trace
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
@@ -273,6 +274,30 @@ def test_a_rollback_to_what_cannot_be_served_leaves_everything_as_it_was(
     assert len(events(recipe)) == 2
 
 
+def test_a_rollback_that_fails_after_the_alias_was_moved_is_not_undone_by_the_next_run(
+    recipe: Recipe, champions: None, packaging: Packaging, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tag: str) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(packaging, "put_live", full)
+        with pytest.raises(OSError, match="No space left"):
+            review.rollback(recipe, None, "slow", "ann")
+    run()
+    assert champion(recipe) == "2"
+
+
+def test_a_rollback_knows_no_champion_of_a_store_that_is_gone(
+    store: Path, migrated: Path, recipe: Recipe, champions: None, run: Run
+) -> None:
+    (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    run()
+    assert events(recipe)[-1] == ("promoted", "2", None, "2")
+    with pytest.raises(review.ReviewError, match="has had no champion before version 2"):
+        review.rollback(recipe, None, "slow", "ann")
+
+
 def test_a_rollback_that_fails_leaves_a_rejected_version_rejected(
     recipe: Recipe, champions: None, packaging: Packaging
 ) -> None:
@@ -331,6 +356,35 @@ def test_a_champion_that_was_trained_with_other_decoding_gives_way(
     assert live.versions == {"champion": "4", "challenger": "3"}
 
 
+def test_an_approval_does_not_ask_how_the_champion_before_was_decoded(
+    make: Make, recipe: Recipe, manual: Recipe, run: Run, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "preprocessing", lambda: "0" * 64)
+        make("scratch", right=181)
+        make("pretrained", right=195)
+        run()
+    make("scratch", right=181)
+    make("pretrained", right=195)
+    judgement = judging.judge(manual)
+    assert (champion(manual), judgement.champion and judgement.champion.version) == ("2", "4")
+    assert review.approve(manual, "4", "ann") == "Version 4 of digits-mobilenet is champion."
+
+
+def test_while_a_version_waits_the_champion_s_lost_bento_is_built_again(
+    make: Make, runs: Runs, manual: Recipe, packaging: Packaging
+) -> None:
+    runs((181, 183))
+    make("scratch", right=182)
+    make("pretrained", right=195)
+    judgement = judging.judge(manual)
+    packaging.pointer = None
+    assert training.carry_out(manual, judgement) is judgement
+    live = packaging.live(manual)
+    assert live is not None
+    assert (live.versions["champion"], judgement.champion and judgement.champion.version) == ("2", "4")
+
+
 def killed(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -369,6 +423,11 @@ def test_a_trace_walks_back_to_the_data_and_finds_that_everything_holds(recipe: 
     assert [links[name].holds for name in ("artefact", "served", "verdict", "history")] == [True] * 4
     assert "promoted" in links["history"].found
     assert links["commit"].holds is None  # this workspace has no such commit
+
+
+def test_a_trace_finds_a_run_of_other_data(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
+    client.set_tag(registry.find(recipe.registered_model, "4").run_id, "data_digest", "e" * 64)
+    assert {link.name: link for link in trace.trace(recipe, "4")}["run"].holds is False
 
 
 def test_a_trace_finds_an_artefact_that_was_changed(

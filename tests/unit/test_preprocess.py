@@ -2,6 +2,7 @@ import contextlib
 import io
 import struct
 import time
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -98,6 +99,20 @@ def test_a_transparent_colour_is_white(mode: str, colour: Any, transparent: Any)
 def test_sixteen_bits_of_grey_keep_their_range(kind: str) -> None:
     grey = Image.fromarray(np.full((40, 40), 200 * 257, np.uint16))
     assert np.all(decode(encode(grey, kind)) == 200)
+
+
+def test_each_value_of_sixteen_bits_becomes_the_nearest_of_eight() -> None:
+    values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    assert np.array_equal(preprocess._eight_bits(values), np.round(values / 257))
+
+
+def test_sixteen_bits_of_grey_take_little_more_memory_than_the_result() -> None:
+    grey = np.zeros((2000, 2000), np.uint16)
+    tracemalloc.start()
+    preprocess._eight_bits(grey)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * grey.size
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

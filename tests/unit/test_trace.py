@@ -1,18 +1,28 @@
 """From an answer of the API to the version that gave it."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from mobilenet_pipeline import config, trace
 
+ROOT = Path(__file__).resolve().parents[2]
 ANSWER = {"predicted_class": "3", "confidence": 0.9, "model_name": "digits-mobilenet", "model_version": "7"}
+
+
+def test_a_commit_holds_unless_there_were_changes_beside_it():
+    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip("this is no Git repository, so it has no commit")
+    commit = found.stdout.strip()
+    assert [trace._commit(commit, dirty, ROOT).holds for dirty in (False, True)] == [True, None]
 
 
 @pytest.fixture(scope="module")
 def recipe() -> config.Recipe:
-    return config.load_recipe("digits", Path(__file__).parents[2] / "params.yaml")
+    return config.load_recipe("digits", ROOT / "params.yaml")
 
 
 def test_an_answer_names_the_version_that_gave_it(recipe: config.Recipe):
