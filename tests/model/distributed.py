@@ -24,8 +24,8 @@ def main() -> None:
     strategy = distribution.choose(int(sys.argv[1]))
     replicas = strategy.num_replicas_in_sync
     candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
-    changes = {"batch_size": 32 // replicas, "learning_rate": 0.002 / replicas, "warmup": 0.1, "sync_norm": True}
-    changes |= {"epochs": 2, "shift": 0, "muon_rate": 0.0005 / replicas} | json.loads(
+    changes = {"batch_size": 32 // replicas, "learning_rate": 0.001 / replicas, "warmup": 0.1, "sync_norm": True}
+    changes |= {"epochs": 2, "shift": 0, "muon_rate": 0.00025 / replicas} | json.loads(
         sys.argv[2] if len(sys.argv) > 2 else "{}"
     )
     digits = load_digits()

@@ -75,13 +75,13 @@ def test_logical_cpus_are_mirrored(devices, count):
 
 
 def test_the_learning_rate_grows_with_the_replicas(devices):
-    assert devices[4]["rate"] == pytest.approx(devices[1]["rate"], rel=1e-5)  # each was given 0.002 ÷ its replicas
+    assert devices[4]["rate"] == pytest.approx(devices[1]["rate"], rel=1e-5)  # each was given 0.001 ÷ its replicas
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_several_devices_lose_what_one_does_at_the_same_global_batch(devices, count):
     # 20 steps; the ten images that fill no batch are in neither.
-    assert devices[1]["train"][1] < 0.95 * devices[1]["train"][0]
+    assert devices[1]["train"][1] < 0.97 * devices[1]["train"][0]
     assert devices[count]["train"] == pytest.approx(devices[1]["train"], rel=1e-4)
 
 
