@@ -20,7 +20,7 @@ import keras  # noqa: E402
 import numpy as np  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from mobilenet_pipeline import config, dataset, mobilenet, processor, steps  # noqa: E402
+from mobilenet_pipeline import config, dataset, distribution, mobilenet, processor, steps  # noqa: E402
 
 CLASSES = 10
 
@@ -37,7 +37,7 @@ def main() -> None:
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
     changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
     candidate = config.Candidate.model_validate(recipe.candidates.pretrained.model_dump() | changes)
-    candidate = candidate.with_precision(bfloat16=processor.computes_in_bfloat16())
+    candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     rng = np.random.default_rng(0)
     count = candidate.batch_size * chosen.batches
     images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from mobilenet_pipeline import config, processor
+from mobilenet_pipeline import config
 
 STUDIES = Path("benchmarks/studies.yaml")
 RESULTS = Path("docs/results/studies.jsonl")
@@ -35,9 +35,7 @@ def main() -> None:
         recipe = config.load_recipe(study["recipe"])
         for changes in study["rows"]:
             values = recipe.candidate(study["candidate"]).model_dump() | study.get("common", {}) | (changes or {})
-            candidate = config.Candidate.model_validate(values).with_precision(
-                bfloat16=processor.computes_in_bfloat16()
-            )
+            candidate = config.Candidate.model_validate(values)
             known = any(row["study"] == name and row["changes"] == (changes or {}) for row in rows())
             print(f"{name}: {changes}{' is done' if known else ''}", flush=True)
             if known or chosen.list:
@@ -66,10 +64,11 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
     import numpy as np
     import tensorflow as tf
 
-    from mobilenet_pipeline import anatomy, images, provenance, split, training
+    from mobilenet_pipeline import anatomy, distribution, images, provenance, split, training
     from mobilenet_pipeline.layout import data_folder
 
     keras.config.disable_interactive_logging()
+    candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     data = images.open_dataset(data_folder(recipe))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     kept, held_out = split.training_rows(labels, data.is_test, recipe.split.validation_share, recipe.split.seed)

@@ -340,9 +340,9 @@ def test_an_alias_that_was_moved_by_other_means_is_found_and_not_called_a_promot
     assert events(recipe)[-1] == ("found", "2", "4", "2")
 
 
-def test_a_champion_that_was_trained_with_other_decoding_gives_way(
-    make: Make, recipe: Recipe, run: Run, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def decoded_otherwise(make: Make, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Version 2 was promoted when images were decoded otherwise; now there are candidates of today's decoding."""
     with monkeypatch.context() as patch:
         patch.setattr(provenance, "preprocessing", lambda: "0" * 64)
         make("scratch", right=181)
@@ -350,22 +350,18 @@ def test_a_champion_that_was_trained_with_other_decoding_gives_way(
         run()
     make("scratch", right=181)
     make("pretrained", right=195)
+
+
+def test_a_champion_that_was_trained_with_other_decoding_gives_way(
+    recipe: Recipe, decoded_otherwise: None, run: Run, packaging: Packaging
+) -> None:
     assert "pretrained is promoted" in run()
     live = packaging.live(recipe)
     assert live is not None
     assert live.versions == {"champion": "4", "challenger": "3"}
 
 
-def test_an_approval_does_not_ask_how_the_champion_before_was_decoded(
-    make: Make, recipe: Recipe, manual: Recipe, run: Run, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(provenance, "preprocessing", lambda: "0" * 64)
-        make("scratch", right=181)
-        make("pretrained", right=195)
-        run()
-    make("scratch", right=181)
-    make("pretrained", right=195)
+def test_an_approval_does_not_ask_how_the_champion_before_was_decoded(manual: Recipe, decoded_otherwise: None) -> None:
     judgement = judging.judge(manual)
     assert (champion(manual), judgement.champion and judgement.champion.version) == ("2", "4")
     assert review.approve(manual, "4", "ann") == "Version 4 of digits-mobilenet is champion."
