@@ -103,6 +103,10 @@ def run(chosen: argparse.Namespace) -> None:
     if chosen.results:
         from mobilenet_pipeline.results import results_path
 
+        if sentence.startswith("Skipped"):
+            raise BlockingIOError(
+                f"this run was skipped and has no figures to keep in {chosen.results}: run it again later"
+            )
         chosen.results.mkdir(parents=True, exist_ok=True)
         kept = shutil.copyfile(results_path(recipe), chosen.results / f"{recipe.name}.json")
         console.print(f"  {'figures':<16} {kept}", highlight=False)

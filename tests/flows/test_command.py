@@ -9,6 +9,9 @@ from typing import Any
 
 from waiting import ran
 
+from mobilenet_pipeline import running
+from mobilenet_pipeline.config import load_recipe
+
 Toy = Callable[..., Path]
 PROGRAM = Path(sys.executable).parent / "mobilenet-pipeline"
 
@@ -23,6 +26,17 @@ def test_a_run_that_fails_says_why_in_a_sentence_and_with_its_exit_code(toy: Toy
     assert "ingest@digits ran, " in done.stdout
     assert "validate@digits failed, " in done.stdout
     assert ran(workspace) == ["ingest@digits", "validate@digits"]
+
+
+def test_a_run_that_another_one_holds_up_keeps_no_figures(toy: Toy, prefect: Any):
+    workspace = toy()
+    with running.only_run(load_recipe("digits"), workspace):
+        command = [str(PROGRAM), "run", "--results", "kept"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Skipped: a run of digits is in progress (process " in done.stdout
+    assert done.stderr == "error: this run was skipped and has no figures to keep in kept: run it again later\n"
+    assert not (workspace / "kept").exists()
 
 
 def test_a_server_that_does_not_answer_is_named(workspace: Path):
