@@ -208,15 +208,23 @@ def _hold(leash: int, grace: float, command: list[str]) -> int:
     """Run the command until it ends, `leash` closes or SIGTERM comes, then end whatever it has started."""
     _adopt_orphans()
     child = subprocess.Popen(command)
+    asked: set[psutil.Process] = set()
+    one_at_a_time = threading.RLock()
+
+    def end() -> None:
+        # A training that is asked twice ends without saving, and several may come here: when the leash closes, the
+        # command mostly ends before what it has started.
+        with one_at_a_time:
+            _end_descendants(grace, asked)
 
     def wait_for_release() -> None:
         os.read(leash, 1)
-        _end_descendants(grace)
+        end()
 
     threading.Thread(target=wait_for_release, daemon=True).start()
-    signal.signal(signal.SIGTERM, lambda *_: _end_descendants(grace))
+    signal.signal(signal.SIGTERM, lambda *_: end())
     code = child.wait()
-    _end_descendants(grace)
+    end()
     return code if code >= 0 else 128 - code
 
 
@@ -229,11 +237,10 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def _end_descendants(grace: float) -> None:
-    """End all descendants: first by SIGTERM, after the grace by SIGKILL."""
+def _end_descendants(grace: float, asked: set["psutil.Process"]) -> None:
+    """End all descendants: first by SIGTERM, unless they were `asked` before, after the grace by SIGKILL."""
     import psutil
 
-    asked: set[psutil.Process] = set()
     deadline = time.monotonic() + grace
     while left := {process for process in psutil.Process().children(recursive=True) if _runs(process)}:
         late = time.monotonic() > deadline

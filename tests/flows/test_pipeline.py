@@ -137,3 +137,17 @@ def test_what_a_finished_command_left_behind_is_ended():
         left = int(child.stdout.readline())
     assert not alive(left)
     assert os.waitstatus_to_exitcode(0) == child.returncode
+
+
+def test_a_process_whose_parent_ends_at_once_is_asked_to_end_only_once(tmp_path: Path):
+    counted = tmp_path / "asked"
+    slow = (
+        "import pathlib, signal, time; asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1)); "
+        "print('ready', flush=True)\n"
+        "while not asked: time.sleep(0.01)\n"
+        f"time.sleep(1); pathlib.Path({str(counted)!r}).write_text(str(len(asked)))"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
+    with pipeline.leashed([sys.executable, "-c", parent], stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+    assert counted.read_text() == "1"

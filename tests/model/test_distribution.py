@@ -103,8 +103,7 @@ def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_re
     started = []
 
     def train_on_two() -> None:
-        # Without synchronised moments a step talks to the other worker once, not once a layer, which a busy machine
-        # takes long for.
+        # Synchronised moments are exchanged in every layer, which a busy machine takes long for.
         long = {"epochs": 200, "sync_norm": False}
         for log, config in zip(logs, cluster(), strict=True):
             started.append(start(log, 1, long, TF_CONFIG=config, SAVED=str(tmp_path / "checkpoint.npz")))
