@@ -158,7 +158,8 @@ def _of_interest(recipe: Recipe, workspace: Path) -> "Version":
 def _target(recipe: Recipe, champion: "Version", to: str | None, workspace: Path) -> "Version":
     """The version to go back to: the champion before the last that is on record.
 
-    Where the last on record is not the present one, a rollback was killed after it moved the alias: it is completed.
+    Where the last on record is not the present one, either a rollback was killed after it had taken that one out and
+    moved the alias: it is completed. Or the alias was moved otherwise: the one on record it is.
     """
     from mobilenet_pipeline import registry
 
@@ -167,7 +168,10 @@ def _target(recipe: Recipe, champion: "Version", to: str | None, workspace: Path
         return registry.find(name, to)
     changes = history.champions(recipe, workspace)
     if changes and not promotion.on_record(recipe, champion, workspace):
-        return champion
+        last = registry.find(name, changes[-1].version)
+        if last.run_id != changes[-1].run:
+            raise ReviewError(f"version {last.version} is not the champion on record; name a version with --to")
+        return champion if last.withdrawn else last
     if not changes or changes[-1].before is None:
         raise ReviewError(f"{name} has had no champion before version {champion.version}; name a version with --to")
     previous = registry.find(name, changes[-1].before)

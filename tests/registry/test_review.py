@@ -264,6 +264,16 @@ def test_a_rollback_that_was_killed_is_completed_by_the_next(
     assert registry.find(recipe.registered_model, "4").withdrawn
 
 
+def test_a_rollback_after_the_alias_was_moved_by_hand_serves_the_champion_on_record_again(
+    recipe: Recipe, champions: None, packaging: Packaging
+) -> None:
+    registry.set_alias(recipe.registered_model, "champion", "1")
+    assert "Version 4" in review.rollback(recipe, None, "slow", "ann")
+    live = packaging.live(recipe)
+    assert (champion(recipe), live and live.versions["champion"]) == ("4", "4")
+    assert registry.find(recipe.registered_model, "1").withdrawn == "rolled back by ann: slow"
+
+
 def test_a_rollback_to_what_cannot_be_served_leaves_everything_as_it_was(
     recipe: Recipe, champions: None, packaging: Packaging
 ) -> None:
@@ -295,6 +305,17 @@ def test_a_rollback_knows_no_champion_of_a_store_that_is_gone(
     run()
     assert events(recipe)[-1] == ("promoted", "2", None, "2")
     with pytest.raises(review.ReviewError, match="has had no champion before version 2"):
+        review.rollback(recipe, None, "slow", "ann")
+
+
+def test_a_rollback_takes_no_version_of_another_store_for_the_champion_on_record(
+    store: Path, migrated: Path, recipe: Recipe, champions: None, run: Run
+) -> None:
+    earlier = layout.history_path(recipe).read_text().splitlines(keepends=True)[0]
+    (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    run()
+    layout.history_path(recipe).write_text(earlier)
+    with pytest.raises(review.ReviewError, match=r"version 2 is not the champion on record; name a version with --to"):
         review.rollback(recipe, None, "slow", "ann")
 
 
