@@ -266,7 +266,8 @@ def test_cpu_minutes_that_do_not_suffice_for_an_epoch_are_refused():
 
 @pytest.mark.parametrize("precision", ["pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"])
 def test_layers_that_compute_in_short_numbers_learn_as_well(precision):
-    result = trained(SMALL.model_copy(update={"epochs": 4, "precision": precision}))
+    # Twice as long as in float32: the first steps of float16 are left out until its scale of the loss is found.
+    result = trained(SMALL.model_copy(update={"epochs": 8, "precision": precision}))
     assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
     assert {str(variable.dtype) for variable in result.model.variables if "seed" not in variable.path} == {"float32"}
 
