@@ -60,6 +60,7 @@ bench-runtimes: $(READY)  ## LiteRT beside ONNX Runtime, SavedModel and Keras, w
 	@$(BIN)/python benchmarks/bench_runtimes.py $(RECIPE) $(CANDIDATE) && $(BIN)/python benchmarks/page.py
 
 study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --quiet ingest@cifar10
 	@$(BIN)/python benchmarks/study.py $(STUDY)
 	@$(BIN)/python benchmarks/page.py
 

@@ -23,13 +23,12 @@ ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLi
 CRASHED = "mobilenet-pipeline: a flow run whose process is gone has crashed"
 
 
-def keep_schedule(recipe: str, cron: str, timezone: str = "UTC") -> None:
+def keep_schedule(recipe: str, cron: str, timezone: str) -> None:
     """Run `serve` in a child process until this one is interrupted; the run in progress ends with it.
 
-    Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises ValueError for a cron
-    expression or a timezone that is none, ChildProcessError where the child ends by itself.
+    Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises
+    ChildProcessError where the child ends by itself.
     """
-    check(cron, timezone)
     with pipeline.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
         while not child.ended:
             time.sleep(0.5)

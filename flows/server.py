@@ -83,7 +83,11 @@ def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> No
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
+        except socket.gaierror as error:
+            raise OSError(f"{host}, for {name}, is no address ({error}): give another --host") from None
         except OSError as error:
+            if error.errno == errno.EADDRNOTAVAIL:
+                raise OSError(f"{host}, for {name}, is no address of this machine: give another --host") from None
             reason = "is taken: end its owner or" if error.errno == errno.EADDRINUSE else f"cannot be had ({error}):"
             raise OSError(f"port {port}, for {name}, {reason} give another {option}") from None
         except OverflowError:

@@ -100,6 +100,8 @@ def run(chosen: argparse.Namespace) -> None:
 
     sentence = display.run_and_show(recipe, chosen.force, console)
     display.print_summary(recipe, sentence, console)
+    if chosen.deterministic and sentence.startswith("Nothing changed"):
+        console.print("  --deterministic is about trainings, of which none was due: add --force to train again")
     if chosen.results:
         from mobilenet_pipeline.results import results_path
 
@@ -245,6 +247,7 @@ def schedule(chosen: argparse.Namespace) -> None:
         from flows import deployments
 
         page = address.removesuffix("/api")
+        deployments.check(chosen.cron, chosen.timezone)
         print(f"{recipe.name} runs at {chosen.cron!r} ({chosen.timezone}); look at {page}, Ctrl-C ends it", flush=True)
         deployments.keep_schedule(recipe.name, chosen.cron, chosen.timezone)
 

@@ -127,7 +127,7 @@ def predictions_of(
     except (KeyError, TypeError) as error:
         raise gate.GateError(
             f"the evaluation of {f'version {version}' if version else 'a candidate'} lacks {error}: it is of an "
-            "earlier version of this project; evaluate it again (mobilenet-pipeline run --force)"
+            "earlier version of this project; evaluate it again (mobilenet-pipeline run --force, with its --recipe)"
         ) from None
     return Predictions(arrays["probabilities"], arrays["labels"], str(arrays["data_digest"]), facts, version)
 

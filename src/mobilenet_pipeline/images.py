@@ -36,7 +36,7 @@ def open_dataset(folder: Path) -> Dataset:
 
     Raises DatasetError when files are missing, unreadable or not of one and the same ingestion.
     """
-    remedy = "ingest the recipe again (mobilenet-pipeline run)"
+    remedy = f"ingest the recipe again (mobilenet-pipeline run --recipe {folder.name})"
     if missing := [name for name in FILES if not (folder / name).is_file()]:
         raise DatasetError(f"{folder} is no dataset, it lacks {', '.join(missing)}; {remedy}")
     try:

@@ -202,7 +202,9 @@ def _roles(tag: str) -> dict[str, str | None]:
     try:
         return dict(json.loads((_bento_folder(tag) / "src" / ROLES).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
-        raise PackagingError(f"{tag} is not a Bento of this pipeline ({error}); `mobilenet-pipeline run`") from None
+        raise PackagingError(
+            f"{tag} is not a Bento of this pipeline ({error}); mobilenet-pipeline run makes a new one"
+        ) from None
 
 
 def _folders(tag: str) -> dict[str, Path | None]:

@@ -54,7 +54,8 @@ def read_candidate(recipe: Recipe, candidate: str, workspace: Path = Path(".")) 
     for name, key in (("training", "data_digest"), ("dataset", "digest")):
         if found[name][key] != digest:
             raise ProvenanceError(
-                f"{paths[name]} is of data {found[name][key]}, {paths['metrics']} of {digest}; run `dvc repro`"
+                f"{paths[name]} is of data {found[name][key]}, {paths['metrics']} of {digest}; "
+                f"mobilenet-pipeline run --recipe {recipe.name} makes them fit"
             )
     sha256 = str(read_json(folder / "export.json")["sha256"])
     check_sha256(folder / "model.tflite", sha256)
@@ -81,14 +82,14 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(existing(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ProvenanceError(f"{path} is not JSON ({error}); `dvc repro` makes it again") from None
+        raise ProvenanceError(f"{path} is not JSON ({error}); mobilenet-pipeline run makes it again") from None
     return dict(document)
 
 
 def existing(path: Path) -> Path:
     """The path itself, if a file is there. Raises ProvenanceError if not."""
     if not path.is_file():
-        raise ProvenanceError(f"{path} does not exist; `dvc repro` or the flow makes it")
+        raise ProvenanceError(f"{path} does not exist; mobilenet-pipeline run makes it")
     return path
 
 

@@ -79,7 +79,7 @@ def load_cifar10() -> LabelledImages:
     try:
         return read_archive(path)
     except IngestError as error:
-        if path.parent != cache_folder():
+        if not _is_on_the_web(_place()):  # a file of the user's own, wherever it lies
             raise
         path.unlink()  # kept, it would be in the way of every later run, though the server may have a good one by then
         raise IngestError(f"{error}. The bad download was removed: the next run fetches it again") from error
@@ -90,14 +90,21 @@ def find_archive() -> Path:
 
     Raises DownloadError when the network fails, IngestError when `CIFAR10_ARCHIVE` names no file.
     """
-    place = os.environ.get("CIFAR10_ARCHIVE", "") or OFFICIAL_URL
-    scheme = urlsplit(place).scheme
-    if scheme in ("http", "https"):
+    place = _place()
+    if _is_on_the_web(place):
         return download(place)
-    path = Path(url2pathname(urlsplit(place).path) if scheme == "file" else place).expanduser()
+    path = Path(url2pathname(urlsplit(place).path) if urlsplit(place).scheme == "file" else place).expanduser()
     if not path.is_file():
         raise IngestError(f"{path}: CIFAR10_ARCHIVE names no file; {REMEDY}, or unset it to download the archive")
     return path
+
+
+def _place() -> str:
+    return os.environ.get("CIFAR10_ARCHIVE", "") or OFFICIAL_URL
+
+
+def _is_on_the_web(place: str) -> bool:
+    return urlsplit(place).scheme in ("http", "https")
 
 
 def cache_folder() -> Path:

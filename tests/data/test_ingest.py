@@ -3,6 +3,9 @@
 import hashlib
 import os
 import resource
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ from mobilenet_pipeline import config, ingest
 from mobilenet_pipeline.images import DatasetError, open_dataset
 from mobilenet_pipeline.sources import IngestError
 
+ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = os.environ.get("CIFAR10_ARCHIVE")
 
 
@@ -135,6 +139,25 @@ def test_a_refused_archive_leaves_the_last_good_dataset(recipe, folder, archive)
     with pytest.raises(IngestError, match="not a whole tar archive"):
         ingest.ingest(recipe, folder)
     assert contents(folder) == before
+
+
+def test_dvc_removes_no_dataset_before_the_next_one_is_there(workspace):
+    shutil.copytree(ROOT / "src", workspace / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "dvc.yaml", workspace)
+
+    def dvc(*words: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+        command = [sys.executable, "-m", "dvc", *words]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+    dvc("init", "--no-scm", "--quiet")
+    assert dvc("repro", "ingest@digits").returncode == 0
+    before = contents(workspace / "data/digits")
+    params = (workspace / "params.yaml").read_text()
+    (workspace / "params.yaml").write_text(params.replace("d76fb597", "00000000"))
+    failed = dvc("repro", "ingest@digits")
+    assert (failed.returncode, "does not hold the images of recipe digits" in failed.stderr) == (255, True)
+    assert contents(workspace / "data/digits") == before
 
 
 @pytest.mark.usefixtures("archive")

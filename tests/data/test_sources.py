@@ -202,6 +202,16 @@ def test_a_download_that_is_no_archive_is_removed_and_not_met_again(server, arch
     assert len(sources.load_cifar10().labels) == 60
 
 
+def test_a_bad_archive_of_the_users_own_stays_where_it_is_even_among_the_downloads(monkeypatch):
+    sources.cache_folder().mkdir(parents=True)
+    own = sources.cache_folder() / "mine.tar.gz"
+    own.write_bytes(b"not yet copied as a whole")
+    monkeypatch.setenv("CIFAR10_ARCHIVE", str(own))
+    with pytest.raises(IngestError, match=r"mine\.tar\.gz is not a whole tar archive"):
+        sources.load_cifar10()
+    assert own.exists()
+
+
 def test_two_that_want_the_same_archive_download_it_once(server, archive):
     server.content = archive.read_bytes()
     with ThreadPoolExecutor(2) as pool:

@@ -96,6 +96,7 @@ def test_a_schedule_that_is_none_is_refused_in_a_sentence(workspace: Path, prefe
     assert done.returncode == 1
     assert done.stderr.startswith("error: ")
     assert "every day" in done.stderr
+    assert "runs at" not in done.stdout
     assert "Traceback" not in done.stderr
 
 

@@ -204,7 +204,9 @@ def test_a_candidate_of_other_data_than_the_dataset_is_not_registered(
 ) -> None:
     make("scratch", right=190)
     make("pretrained", right=190, digest="e" * 64)
-    with pytest.raises(ProvenanceError, match=r"dataset\.json is of data e+, .*scratch\.json of d+; run `dvc repro`"):
+    with pytest.raises(
+        ProvenanceError, match=r"dataset\.json is of data e+, .*scratch\.json of d+; .* --recipe digits makes"
+    ):
         registry.register(recipe, "scratch")
 
 

@@ -61,7 +61,11 @@ def test_a_folder_without_a_pipeline_is_said_to_be_one(
 
 @pytest.mark.parametrize(("options", "expected"), [([], None), (["--deterministic"], "1")])
 def test_a_deterministic_run_says_so_to_tensorflow(
-    options: list[str], expected: str | None, workspace: Path, monkeypatch: pytest.MonkeyPatch
+    options: list[str],
+    expected: str | None,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     from flows import display, server
 
@@ -69,11 +73,17 @@ def test_a_deterministic_run_says_so_to_tensorflow(
     monkeypatch.setattr(server, "prepare", lambda quiet: None)
     monkeypatch.setattr(server, "connect", lambda: "http://127.0.0.1:1")
     monkeypatch.setattr(display, "print_summary", lambda *_: None)
-    monkeypatch.setattr(display, "run_and_show", lambda *_: seen.append(os.environ.get("TF_DETERMINISTIC_OPS")))
+
+    def run_and_show(*_: object) -> str:
+        seen.append(os.environ.get("TF_DETERMINISTIC_OPS"))
+        return "Nothing changed: no stage has anything to do."
+
+    monkeypatch.setattr(display, "run_and_show", run_and_show)
     monkeypatch.setenv("TF_DETERMINISTIC_OPS", "")  # so that it is taken back
     monkeypatch.delenv("TF_DETERMINISTIC_OPS")
     assert cli.main(["run", *options]) == 0
     assert seen == [expected]
+    assert ("--deterministic is about trainings, of which none was due" in capsys.readouterr().out) == bool(options)
 
 
 def test_status_of_a_recipe_that_never_ran_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]):
@@ -107,6 +117,17 @@ def test_a_port_that_is_taken_is_named_before_the_server_starts(
         port = other.getsockname()[1]
         assert cli.main(["serve", "--port", str(port)]) == 1
     assert f"port {port}, for the API, is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no such host"])
+def test_a_host_that_is_not_this_machine_is_named_and_not_the_port(
+    host: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(packaging, "must_be_live", lambda recipe: None)
+    assert cli.main(["serve", "--host", host]) == 1
+    error = capsys.readouterr().err
+    assert f"error: {host}, for the API, is no address" in error
+    assert "give another --host" in error
 
 
 def test_a_number_that_is_no_port_is_refused(
