@@ -31,11 +31,12 @@ def card(
         verdict["reason"],
         "## Verdict\n\n" + _checks(candidate, verdict),
         "## Test figures\n\n" + _figures(evaluation),
-        "## Accuracy per class\n\n" + _classes(evaluation),
-        "## Model\n\n" + _model(recipe, candidate, training, evaluation),
-        "## Data\n\n" + _data(recipe, dataset, evaluation),
         "## Limits of use\n\n" + _limits(recipe, evaluation),
         "## Where it comes from\n\n" + _list({key: f"`{value}`" for key, value in origin.items() if value}),
+        "## Data\n\n" + _data(recipe, dataset, evaluation),
+        "## Accuracy per class\n\n" + _classes(evaluation),
+        # Last: where the registry has no room for all of it, this is what can best be looked up in the run.
+        "## Model\n\n" + _model(recipe, candidate, training, evaluation),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -88,6 +89,7 @@ def _model(recipe: Recipe, candidate: str, training: Mapping[str, Any], evaluati
     machine, replicas = training.get("machine") or {}, training.get("replicas", 1)
     return _list(
         {
+            "recipe": f"`{recipe.name}`",
             "architecture": f"MobileNet v1, α {knobs.alpha:g}, strides {knobs.strides}, {knobs.input_size} px",
             "started from": str(training.get("weights")),
             "parameters": f"{training.get('parameters', 0):,}",

@@ -17,8 +17,8 @@ class Facts:
     """What is known about a model beside its predictions.
 
     `corrupted` says for every corruption of some test images which (n,) the model still classifies correctly; `bytes`,
-    `p50_ms` and `p99_ms` (for one image) are of the artefact that is served; `preprocessing` the SHA-256 of the code
-    that decodes images, where the model was trained; `overlap` how many test images are among the training images, too;
+    `p50_ms` and `p99_ms` (for one image) are of the artefact that is served; `preprocessing` the fingerprint of how
+    images were decoded where the model was trained; `overlap` how many test images are among the training images, too;
     `withdrawn` says why a person has taken the model out, if one has.
     """
 
@@ -127,8 +127,8 @@ def own_checks(name: str, predictions: Predictions, limits: config.Gate, preproc
         check(
             "preprocessing",
             facts.preprocessing == preprocessing,
-            None,
-            None,
+            float(facts.preprocessing != preprocessing),
+            0.0,
             "was trained with the code that decodes images in the service"
             if facts.preprocessing == preprocessing
             else f"was trained when images were decoded by other code ({facts.preprocessing[:12]}, now "
@@ -137,8 +137,8 @@ def own_checks(name: str, predictions: Predictions, limits: config.Gate, preproc
         check(
             "not withdrawn",
             facts.withdrawn is None,
-            None,
-            None,
+            float(facts.withdrawn is not None),
+            0.0,
             "was not taken out by a person" if facts.withdrawn is None else f"was taken out: {facts.withdrawn}",
         ),
     ]
@@ -168,6 +168,7 @@ def hurdles(
 ) -> list[Check]:
     """What the winner must show beside the champion."""
     return [
+        _same_data(winner, candidate, champion),
         _novelty(winner, candidate, champion),
         _improvement(winner, candidate, champion, comparison, limits),
         _classes(winner, candidate, champion, limits),
@@ -176,9 +177,13 @@ def hurdles(
     ]
 
 
-def vacancy(winner: str, accuracy: float) -> Check:
-    """There is no champion to be held against."""
+def vacancy(winner: str, accuracy: float, unservable: str | None) -> Check:
+    """There is no champion to be held against; `unservable` is the number of one that cannot be served any longer."""
     text = f"classifies {accuracy:.2%} of the test images correctly and there is no champion to keep"
+    if unservable:
+        text += (
+            f": version {unservable} was trained when images were decoded otherwise, and cannot be served any longer"
+        )
     return _check(winner, VACANT, True, None, None, text)
 
 
@@ -189,6 +194,16 @@ def same(candidate: Predictions, champion: Predictions) -> bool:
 
 def _changed(candidate: Predictions, champion: Predictions) -> int:
     return int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
+
+
+def _same_data(winner: str, candidate: Predictions, champion: Predictions) -> Check:
+    """That two digests are equal. `gate.decide` compares nothing else; here it is said."""
+    differs = candidate.data_digest != champion.data_digest
+    text = (
+        f"was measured on the same {len(candidate.labels):,} test images as {_called(champion)}, of data "
+        f"{candidate.data_digest[:12]}"
+    )
+    return _check(winner, "same test images", not differs, float(differs), 0.0, text)
 
 
 def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Check:

@@ -62,7 +62,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--to", metavar="VERSION", help="another version to go back to")
     sub.add_argument("--reason", required=True, help="kept in the registry and in the history")
     add("history", show_history, "Every promotion, rollback, approval and rejection.")
-    sub = add("trace", trace, "From a version to its run, commit, data, validation and verdict; every hash is checked.")
+    sub = add(
+        "trace", trace, "From a version to its run, commit, data, validation and verdict; what has a hash is checked."
+    )
     traced = sub.add_mutually_exclusive_group(required=True)
     traced.add_argument("version", nargs="?", help="its number, as the API's answers have it")
     traced.add_argument("--answer", metavar="FILE", help="an answer of /predict, as JSON, or - for standard input")

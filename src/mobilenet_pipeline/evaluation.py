@@ -61,7 +61,10 @@ def evaluate(
     predictions |= {"corrupted_right": np.packbits(list(right.values()), axis=0), "corrupted_rows": some}
     document = _document(found, predictions, data) | {
         "corruptions": {name: float(answers.mean()) for name, answers in right.items()},
-        "artefact": {"bytes": artefact_path.stat().st_size, **_latency(artefact, data.images[some[:1]])},
+        "artefact": {
+            "bytes": artefact_path.stat().st_size,
+            **_latency(Artefact(artefact_path, threads=1), data.images[some[:1]]),
+        },
     }
     return document, predictions
 
@@ -184,7 +187,7 @@ def time_in_turn(candidate: Path, champion: Path) -> tuple[float, float]:
     """The medians of the milliseconds that one image takes the two artefacts, asked by turns: whatever else the machine
     does meanwhile, and whichever machine it is, befalls both.
     """
-    both, image = (Artefact(candidate), Artefact(champion)), np.zeros((1, *IMAGE_SHAPE), np.uint8)
+    both, image = [Artefact(path, threads=1) for path in (candidate, champion)], np.zeros((1, *IMAGE_SHAPE), np.uint8)
     turns = [[_milliseconds(artefact, image) for artefact in both] for _ in range(WARM_UP + TIMED)]
     ours, theirs = np.median(turns[WARM_UP:], axis=0)
     return round(float(ours), 4), round(float(theirs), 4)

@@ -86,6 +86,7 @@ def decide(
     preprocessing: str,
     test_reads: int,
     timings: Mapping[str, tuple[float, float]] | None = None,
+    unservable: str | None = None,
 ) -> Verdict:
     """Decide whether a candidate is promoted, and which.
 
@@ -96,7 +97,7 @@ def decide(
 
     `preprocessing` is the fingerprint of the code that would decode images in the service. `timings` are the
     milliseconds that one image takes a candidate and the champion, where they were timed side by side: only such times
-    count as lighter.
+    count as lighter. `unservable` is the number of the champion where it is left out for being decoded otherwise.
 
     Raises GateError where predictions are missing, are not probabilities, or are not of the same test images.
     """
@@ -106,7 +107,7 @@ def decide(
     ranking = _ranking(standings)
     if champion is None:
         comparisons = {}
-        beside = {name: [vacancy(name, standings[name].accuracy)] for name in ranking[:1]}
+        beside = {name: [vacancy(name, standings[name].accuracy, unservable)] for name in ranking[:1]}
     else:
         rivals = sum(not same(candidates[name], champion) for name in ranking)
         times = timings or {}

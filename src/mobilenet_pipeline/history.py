@@ -24,7 +24,8 @@ class Event:
     """Something that happened to a version of the registered model.
 
     `who` is "the gate" or a person's name; `before` and `after` are the champion's versions; `run` is the MLflow run
-    that trained `version`, `accuracy` what it reached on the test images.
+    that trained `version`, `accuracy` what it reached on the test images, `verdict` the SHA-256 of the verdict.json
+    that a promotion rests on.
     """
 
     what: What
@@ -36,6 +37,7 @@ class Event:
     run: str
     accuracy: float
     at: str
+    verdict: str | None = None
 
     @property
     def makes_champion(self) -> bool:
@@ -54,10 +56,11 @@ def append(
     accuracy: float,
     who: str,
     workspace: Path = Path("."),
+    verdict: str | None = None,
 ) -> Event:
     """Add an event to the end of the record. Each line holds the hash of the one before: a change in between shows."""
     at = datetime.now(UTC).isoformat(timespec="seconds")
-    event = Event(what, version, who, why, before, after, run, accuracy, at)
+    event = Event(what, version, who, why, before, after, run, accuracy, at, verdict)
     path = layout.history_path(recipe, workspace)
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     chain = _hash(lines[-1]) if lines else START

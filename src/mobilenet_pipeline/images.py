@@ -59,6 +59,13 @@ def open_dataset(folder: Path) -> Dataset:
     return Dataset(images, labels, is_test, expected, class_names, overlap)
 
 
+def changed_rows(folder: Path) -> int:
+    """How many images of the dataset in `folder` are not those of its manifest any more; all are read."""
+    images = np.load(folder / "images.npy", mmap_mode="r")
+    hashes = pd.read_parquet(folder / "manifest.parquet", columns=["hash"])["hash"]
+    return sum(hashlib.sha256(image).hexdigest() != wanted for image, wanted in zip(images, hashes, strict=True))
+
+
 def digest(manifest: pd.DataFrame) -> str:
     """SHA-256 over a line `hash label split` for every row of a manifest in its order."""
     identity = zip(manifest["hash"], manifest["label"], manifest["split"], strict=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mobilenet_pipeline import card, evaluation, gate, images, layout, ledger, provenance, split
+from mobilenet_pipeline import card, evaluation, gate, history, images, layout, ledger, metrics, provenance, split
 from mobilenet_pipeline.checks import Predictions
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 
@@ -61,7 +61,8 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
     if against and champion and recipe.gate.as_good_and_lighter:
         others = [name for name, version in versions.items() if version.version != against.version]
         timings = _timings(recipe, against, others, workspace)
-    verdict = gate.decide(predictions, champion, recipe.gate, preprocessing, reads, timings)
+    unservable = number_of(against) if champion is None else None
+    verdict = gate.decide(predictions, champion, recipe.gate, preprocessing, reads, timings, unservable)
     winner = versions[verdict.winner] if verdict.promote and verdict.winner else against
     runner_up = _runner_up(verdict, versions, winner, *(_servable(v, preprocessing) for v in (against, challenger)))
     document = verdict.to_dict() | {
@@ -84,7 +85,8 @@ def judge(recipe: Recipe, workspace: Path = Path(".")) -> Judgement:
             described = card.card(
                 recipe, name, version.version, files.training, files.metrics, files.dataset, document, origin
             )
-            registry.record_verdict(version, document, described, origin)
+            beside = _figures_beside(recipe, name, predictions[name], champion, workspace)
+            registry.record_verdict(version, document, described, origin, beside)
     # Last: a judgement that was cut short is reached again, one that is on disk is only carried out.
     layout.write_json(layout.verdict_path(recipe, workspace), document)
     return Judgement(document, versions, against, winner, runner_up)
@@ -241,6 +243,28 @@ def _figures(recipe: Recipe, candidate: str, workspace: Path) -> dict[str, bytes
             photos, told["labels"][shown], told["probabilities"][shown], names
         )
     return drawn
+
+
+def _figures_beside(
+    recipe: Recipe, candidate: str, found: Predictions, champion: Predictions | None, workspace: Path
+) -> dict[str, bytes]:
+    """What a reviewer sees of a candidate beside the champion that it was held against; nothing without one."""
+    from mobilenet_pipeline import figures, verdict_figures
+
+    if champion is None:
+        return {}
+    names, called = recipe.data.class_names, f"champion, version {champion.version}"
+    theirs, ours = (
+        metrics.evaluate(each.probabilities, each.labels, names)["confusion_matrix"] for each in (champion, found)
+    )
+    drawn = {
+        "confusion_beside_champion.png": figures.confusion_matrices({called: theirs, candidate: ours}, names),
+        "confusion_less_champion.png": verdict_figures.confusion_difference(
+            theirs, ours, f"{candidate} less {called}", names
+        ),
+    }
+    changes = [(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)]
+    return drawn | ({"champions.png": verdict_figures.champions(changes)} if changes else {})
 
 
 def number_of(version: "Version | None") -> str | None:

@@ -37,6 +37,8 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -
     built where it is done already. Raises ChampionChanged where another run has changed the champion since the verdict,
     HistoryError where the record is damaged, and what `install` raises: what is served stays.
     """
+    from mobilenet_pipeline import registry
+
     champion = judgement.champion
     if champion is None:
         return None
@@ -46,7 +48,8 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -
         record_opinion(recipe, "approved", champion, "", "someone in the registry", workspace)
     tag = install(recipe, champion, judgement.challenger)
     if judgement.document["promote"]:
-        settle(recipe, "promoted", champion, str(judgement.document["reason"]), "the gate", workspace)
+        verdict = registry.verdict_sha256(judgement.document)
+        settle(recipe, "promoted", champion, str(judgement.document["reason"]), "the gate", workspace, verdict)
     else:
         settle(recipe, "found", champion, "the alias was moved by other means", "the pipeline", workspace)
     return tag
@@ -56,11 +59,12 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
     """Serve these versions: build a Bento and try it, then move the aliases, the champion's last, and go live.
 
     Gives the Bento's tag. Nothing is built where they are served already. Raises what `packaging.check` raises where
-    the Bento does not answer: what is served stays.
+    the Bento does not answer, and ChampionChanged where the alias was moved meanwhile: what is served stays.
     """
     from mobilenet_pipeline import packaging, registry
 
-    live = packaging.live(recipe)
+    name, live = recipe.registered_model, packaging.live(recipe)
+    former = registry.with_alias(name, "champion")
     if live and _settled(recipe, champion, challenger):
         return live.tag
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,12 +73,17 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
         tag = packaging.package(recipe, best, second)
     try:
         packaging.check(tag, recipe.gate.milliseconds)
+        # That took seconds, in which another workspace may have promoted, or a person moved the alias in the registry.
+        found = registry.with_alias(name, "champion")
+        if number_of(found) != number_of(former):
+            raise ChampionChanged(
+                f"version {number_of(found)} of {name} has become champion while version {champion.version} was tried "
+                "out; run this again"
+            )
     except BaseException:  # an interrupt too
         if live is None or live.tag != tag:
             packaging.discard(tag)
         raise
-    name = recipe.registered_model
-    former = registry.with_alias(name, "champion")
     registry.set_alias(name, "challenger", number_of(challenger))
     if former and former.version != champion.version:
         registry.set_alias(name, "previous", former.version)
@@ -94,13 +103,19 @@ def keep_serving(recipe: Recipe) -> None:
 
 
 def settle(
-    recipe: Recipe, what: history.What, champion: "Version", why: str, who: str, workspace: Path = Path(".")
+    recipe: Recipe,
+    what: history.What,
+    champion: "Version",
+    why: str,
+    who: str,
+    workspace: Path = Path("."),
+    verdict: str | None = None,
 ) -> None:
     """Put the change of champion on record, unless it is there: whoever comes after one that was killed does it."""
     if not on_record(recipe, champion, workspace):
         changes = history.champions(recipe, workspace)
         before = changes[-1].after if changes and _is_of_this_store(recipe, changes[-1]) else None
-        _append(recipe, what, champion, why, who, before, champion.version, workspace)
+        _append(recipe, what, champion, why, who, before, champion.version, workspace, verdict)
 
 
 def record_opinion(
@@ -136,9 +151,10 @@ def _append(
     before: str | None,
     after: str | None,
     workspace: Path,
+    verdict: str | None = None,
 ) -> None:
     number, run, accuracy = version.version, version.run_id, version.accuracy
-    history.append(recipe, what, number, why, before, after, run, accuracy, who, workspace)
+    history.append(recipe, what, number, why, before, after, run, accuracy, who, workspace, verdict)
 
 
 def carried_out(recipe: Recipe, judgement: Judgement, workspace: Path = Path(".")) -> bool:

@@ -1,5 +1,6 @@
 """The MLflow model registry: candidates become versions, aliases say which ones are served."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -161,20 +162,34 @@ def fetch(version: Version, folder: Path) -> Path:
     return folder
 
 
-def record_verdict(version: Version, verdict: Mapping[str, Any], card: str, origin: Mapping[str, str | None]) -> None:
+def record_verdict(
+    version: Version,
+    verdict: Mapping[str, Any],
+    card: str,
+    origin: Mapping[str, str | None],
+    figures: Mapping[str, bytes],
+) -> None:
     """Write the gate's document (`gate.Verdict.to_dict`) to a version that it judged: its card as the description and
-    as card.md, verdict.json, and tags to filter by, with those of `origin` that are known."""
+    as card.md, verdict.json, `figures` ({file name: PNG}), and tags to filter by, with those of `origin` that are
+    known."""
     tracking.use_store()
     client = MlflowClient()
     promoted = verdict["promote"] and verdict["winner"] == version.candidate
     tracking.log_file(version.run_id, _json(verdict).encode(), "verdict.json")
     tracking.log_file(version.run_id, card.encode(), "card.md")
+    for name, png in figures.items():
+        tracking.log_file(version.run_id, png, name, "figures")
     # The page has a heading of its own, and in a list of versions the description's first words are shown as they are.
     client.update_model_version(version.name, version.version, description=_short(card.removeprefix("# ")))
     known = {key: value for key, value in origin.items() if value and key in TAGS}
     tags = {"verdict_reason": str(verdict["reason"]), "verdict": "promoted" if promoted else "rejected"}
     for key, value in (known | tags).items():
         client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def verdict_sha256(verdict: Mapping[str, Any]) -> str:
+    """SHA-256 of verdict.json, hex, as `record_verdict` writes it."""
+    return hashlib.sha256(_json(verdict).encode()).hexdigest()
 
 
 def announce(version: Version, sentence: str) -> None:

@@ -1,13 +1,18 @@
-"""From a version back to where it comes from, every hash on the way checked again."""
+"""From a version back to where it comes from; what has a hash on the way is checked again."""
 
+import hashlib
 import json
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilenet_pipeline import history, images, layout, provenance
 from mobilenet_pipeline.config import Recipe
+
+if TYPE_CHECKING:
+    from mobilenet_pipeline.registry import Version
 
 HERE = Path(".")
 
@@ -72,7 +77,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     links.append(_commit(version.git_commit, of_run.get("git_dirty") == "true", workspace))
     links.append(_data(recipe, version.data_digest, tags.get("data_version"), workspace))
     links.append(_validation(recipe, version.data_digest, workspace))
-    links.append(_verdict(registry.read_text(version, "verdict.json"), version.sha256, version.candidate))
+    links.append(_verdict(registry.read_text(version, "verdict.json"), version, recipe, workspace))
     links.append(_history(recipe, number, workspace))
     return links
 
@@ -96,14 +101,18 @@ def _data(recipe: Recipe, digest: str, data_version: str | None, workspace: Path
     said = f"digest {digest[:12]}, DVC version {data_version or 'not recorded'}"
     if not layout.data_folder(recipe, workspace).exists():
         return Link("data", f"{said}; not in this workspace: dvc pull, or dvc repro ingest@{recipe.name}", None)
+    folder = layout.data_folder(recipe, workspace)
     try:
-        here = images.open_dataset(layout.data_folder(recipe, workspace)).digest
+        here, changed = images.open_dataset(folder).digest, images.changed_rows(folder)
     except images.DatasetError as error:
         return Link("data", str(error), False)
     if here != digest:
         return Link("data", f"{said}; this workspace has {here[:12]} now", None)
-    same = data_version in (None, provenance.data_version(recipe.name, workspace))
-    return Link("data", said if same else f"{said}; dvc.lock names another version of the same images", True)
+    if changed:
+        return Link("data", f"{said}; {changed:,} images in {folder} are not those of its manifest", False)
+    if data_version not in (None, provenance.data_version(recipe.name, workspace)):
+        return Link("data", f"{said}; dvc.lock names another version of the same images", None)
+    return Link("data", said, True)
 
 
 def _validation(recipe: Recipe, digest: str, workspace: Path) -> Link:
@@ -117,11 +126,23 @@ def _validation(recipe: Recipe, digest: str, workspace: Path) -> Link:
     return Link("validation", f"{met} of {len(report['expectations'])} expectations met", bool(report["success"]))
 
 
-def _verdict(document: str | None, sha256: str, candidate: str) -> Link:
+def _verdict(document: str | None, version: "Version", recipe: Recipe, workspace: Path) -> Link:
     if document is None:
         return Link("verdict", "the gate has not judged it", None)
     verdict = json.loads(document)
-    return Link("verdict", str(verdict["reason"]), verdict["artefacts"].get(candidate) == sha256)
+    try:
+        events = history.read(recipe, workspace)
+    except history.HistoryError:
+        events = []  # told by the link after this one
+    recorded = [
+        event for event in events if event.verdict and (event.version, event.run) == (version.version, version.run_id)
+    ]
+    # A version that was judged again since has another verdict.json, rightly.
+    if recorded and recorded[-1].at >= verdict["judged_at"]:
+        found, wanted = hashlib.sha256(document.encode()).hexdigest(), recorded[-1].verdict
+        if found != wanted:
+            return Link("verdict", f"verdict.json was changed: its SHA-256 is {found}, on record is {wanted}", False)
+    return Link("verdict", str(verdict["reason"]), verdict["artefacts"].get(version.candidate) == version.sha256)
 
 
 def _history(recipe: Recipe, number: str, workspace: Path) -> Link:

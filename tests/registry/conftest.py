@@ -205,7 +205,8 @@ def runs(
 @pytest.fixture
 def run(recipe: Recipe, packaging: Packaging, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
     """What a flow does once the candidates' files are there; returns "nothing to do" or the reason of the verdict."""
-    monkeypatch.setattr(judging, "_figures", lambda *_: {})  # a second each to draw
+    for drawn in ("_figures", "_figures_beside"):  # a second each
+        monkeypatch.setattr(judging, drawn, lambda *_: {})
 
     def once() -> str:
         known = judging.recall(recipe)

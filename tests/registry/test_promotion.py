@@ -15,6 +15,8 @@ from mobilenet_pipeline.config import Recipe
 
 Make = Callable[..., None]
 Runs = Callable[..., None]
+Run = Callable[[], str]
+FIGURES_BESIDE = judging._figures_beside  # which `run` has replaced
 
 
 class Killed(BaseException):
@@ -264,6 +266,46 @@ def test_a_champion_that_changed_since_the_verdict_stops_the_promotion(
     with pytest.raises(promotion.PromotionError, match="version 1 of digits-mobilenet has become champion"):
         promotion.promote(recipe, judgement)
     assert len(packaging.bentos) == 1
+
+
+@pytest.mark.parametrize("number", ["1", None])
+def test_an_alias_that_is_moved_while_the_bento_is_tried_stays_where_it_was_put(
+    number: str | None,
+    make: Make,
+    recipe: Recipe,
+    packaging: Packaging,
+    runs: Runs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runs((181, 185))
+    make("scratch", right=197)
+    judgement = judging.judge(recipe)
+    monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", number))
+    with pytest.raises(promotion.ChampionChanged, match=f"version {number} of digits-mobilenet has become champion"):
+        promotion.promote(recipe, judgement)
+    assert served(recipe, packaging) == (number, "1", "2")
+    assert len(packaging.bentos) == 1
+
+
+def test_who_was_champion_before_is_called_previous(make: Make, recipe: Recipe, run: Run, runs: Runs) -> None:
+    runs((181, 185))
+    assert registry.with_alias(recipe.registered_model, "previous") is None
+    make("scratch", right=197)
+    run()
+    previous = registry.with_alias(recipe.registered_model, "previous")
+    assert previous is not None
+    assert previous.version == "2"
+
+
+def test_a_candidate_is_drawn_beside_the_champion_that_it_was_held_against(
+    make: Make, recipe: Recipe, runs: Runs, client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs((181, 185))
+    monkeypatch.setattr(judging, "_figures_beside", FIGURES_BESIDE)
+    make("scratch", right=197)
+    version = judging.judge(recipe).candidates["scratch"]
+    drawn = {Path(file.path).name for file in client.list_artifacts(version.run_id, "figures")}
+    assert drawn == {"confusion_beside_champion.png", "confusion_less_champion.png", "champions.png"}
 
 
 def test_a_champion_of_other_data_is_measured_again_on_the_new_test_images(

@@ -222,7 +222,9 @@ def test_a_verdict_is_written_to_the_version_and_its_run(
 ) -> None:
     make("scratch", right=190)
     version = registry.register(recipe, "scratch")
-    registry.record_verdict(version, {"promote": True, "winner": "scratch", "reason": "It is the first."}, "# Card", {})
+    registry.record_verdict(
+        version, {"promote": True, "winner": "scratch", "reason": "It is the first."}, "# Card", {}, {}
+    )
     assert registry.versions(version.name) == [dataclasses.replace(version, verdict="promoted")]
     assert client.get_model_version(version.name, "1").tags["verdict_reason"] == "It is the first."
     assert {"card.md", "verdict.json"} <= {file.path for file in client.list_artifacts(version.run_id)}
@@ -235,7 +237,7 @@ def test_what_is_fetched_says_how_the_gate_judged_it(
     make("scratch", right=190)
     version = registry.register(recipe, "scratch")
     registry.record_verdict(
-        version, {"promote": False, "winner": "scratch", "reason": "It is no better."}, "# Card", {}
+        version, {"promote": False, "winner": "scratch", "reason": "It is no better."}, "# Card", {}, {}
     )
     metadata = json.loads((registry.fetch(version, tmp_path / "got") / "metadata.json").read_text())
     assert metadata["verdict"] == {"promoted": False, "reason": "It is no better."}

@@ -43,6 +43,9 @@ def complete(champions: None, recipe: Recipe) -> None:
     layout.write_json(results.results_path(recipe), {"champion": "4", "date": "that of the run"})
 
 
+DIGEST = "d" * 64
+
+
 def champion(recipe: Recipe) -> str | None:
     found = registry.with_alias(recipe.registered_model, "champion")
     return found and found.version
@@ -435,11 +438,23 @@ def test_a_change_in_the_record_shows(recipe: Recipe, champions: None) -> None:
         history.read(recipe)
 
 
-def test_a_trace_walks_back_to_the_data_and_finds_that_everything_holds(recipe: Recipe, champions: None) -> None:
+def test_a_trace_walks_back_to_the_data_and_finds_that_everything_holds(recipe: Recipe, complete: None) -> None:
+    layout.write_json(
+        layout.report_folder(recipe) / "validation.json", {"success": True, "data_digest": DIGEST, "expectations": []}
+    )
     links = {link.name: link for link in trace.trace(recipe, "4")}
-    assert [links[name].holds for name in ("artefact", "served", "verdict", "history")] == [True] * 4
+    assert {name for name, link in links.items() if link.holds} == {*links} - {"commit", "data"}
+    assert "is no dataset, it lacks manifest.parquet" in links["data"].found  # made-up files
     assert "promoted" in links["history"].found
     assert links["commit"].holds is None  # this workspace has no such commit
+
+
+def test_a_trace_finds_a_verdict_that_was_changed(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
+    version = registry.find(recipe.registered_model, "4")
+    place = Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://")) / "verdict.json"
+    place.write_text(place.read_text().replace('"accuracy": 0.975', '"accuracy": 0.985'))
+    link = {link.name: link for link in trace.trace(recipe, "4")}["verdict"]
+    assert (link.holds, link.found.startswith("verdict.json was changed: its SHA-256 is ")) == (False, True)
 
 
 def test_a_trace_finds_a_run_of_other_data(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:

@@ -193,7 +193,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return numbers
 
 
-ANSWER = '{"predicted_class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
+ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
 
 
 def test_an_answer_that_was_saved_is_traced_to_its_version(workspace: Path, monkeypatch: pytest.MonkeyPatch):

@@ -194,6 +194,16 @@ def test_a_class_that_collapses_blocks_a_better_model() -> None:
     assert "loses 30.0 points on class 3" in verdict.reason
 
 
+def test_a_model_that_loses_half_of_a_class_is_blocked_in_every_draw() -> None:
+    rng, labels, blocked = np.random.default_rng(0), np.arange(1000) % 10, 0
+    for _ in range(200):
+        champion, better, lost = drawn(rng, 1000, 0.7, 0.85, 0.95, 0.425)
+        collapsed = answers(np.where(labels == 3, lost, better))
+        verdict = decide(answers(champion), collapsed, answers(champion), free())
+        blocked += ("pretrained", "no class much worse") in failed(verdict) and not verdict.promote
+    assert blocked == 200
+
+
 def test_a_class_that_is_a_little_worse_by_chance_does_not_block() -> None:
     better = np.arange(200) < 170
     better[[3, 13]] = False  # 2 of 20 images of class 3: 10 points, but p = 0.25
@@ -284,6 +294,22 @@ def test_a_model_that_was_measured_on_fewer_corrupted_images_is_refused() -> Non
     other = facts(corrupted={name: right[:100] for name, right in ROBUST.items()})
     with pytest.raises(gate.GateError, match="the champion was not measured on the corrupted images"):
         decide(accurate(150), accurate(190), accurate(150, facts=other))
+
+
+def test_who_was_held_against_the_champion_is_said_to_have_had_the_same_images() -> None:
+    found = next(
+        check
+        for check in decide(accurate(150), accurate(190), accurate(150)).checks
+        if check.name == "same test images"
+    )
+    assert (found.passed, found.number, found.limit) == (True, 0.0, 0.0)
+    assert "on the same 200 test images as the champion, of data d1" in found.sentence
+
+
+def test_a_champion_that_cannot_be_served_any_longer_is_named() -> None:
+    candidates = {"scratch": accurate(150), "pretrained": accurate(160)}
+    verdict = gate.decide(candidates, None, LIMITS, "p1", 1, unservable="7")
+    assert "no champion to keep: version 7 was trained when images were decoded otherwise" in verdict.reason
 
 
 def test_a_verdict_says_how_often_the_test_images_were_read_and_warns_when_it_is_often() -> None:

@@ -9,7 +9,7 @@ import pytest
 from mobilenet_pipeline import config, trace
 
 ROOT = Path(__file__).resolve().parents[2]
-ANSWER = {"predicted_class": "3", "confidence": 0.9, "model_name": "digits-mobilenet", "model_version": "7"}
+ANSWER = {"class": "3", "confidence": 0.9, "model_name": "digits-mobilenet", "model_version": "7"}
 
 
 def test_a_commit_holds_unless_there_were_changes_beside_it():
