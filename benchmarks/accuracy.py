@@ -38,7 +38,8 @@ def main() -> None:
     environment.prepare()
     if provenance.git_commit(Path("."))[1]:
         sys.exit("there are changes that are not committed: commit or stash them, so that the figures have a commit")
-    found = [reach(chosen.recipe, chosen.candidate, seed) for seed in chosen.seeds]
+    commit = str(provenance.git_commit(Path("."))[0])  # of all seeds, whatever is committed while they train
+    found = [reach(chosen.recipe, chosen.candidate, seed, commit) for seed in dict.fromkeys(chosen.seeds)]
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     rows = [row for row in rows if (row["recipe"], row["candidate"]) != (chosen.recipe, chosen.candidate)]
     rows.append(summarise(chosen, found))
@@ -46,9 +47,9 @@ def main() -> None:
     print(json.dumps(rows[-1], indent=1))
 
 
-def reach(recipe: str, candidate: str, seed: int) -> dict:
-    """Train, export and evaluate with this seed; gives the figures."""
-    clone = CLONES / f"{recipe}-{candidate}-{seed}-{str(provenance.git_commit(Path('.'))[0])[:7]}"
+def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
+    """Train, export and evaluate with this seed and the code of this commit; gives the figures."""
+    clone = CLONES / f"{recipe}-{candidate}-{seed}-{commit[:7]}"
     paths = {
         "PYTHONPATH": str((clone / "src").resolve()),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -57,6 +58,7 @@ def reach(recipe: str, candidate: str, seed: int) -> dict:
     dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
+        subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
     params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
     params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")

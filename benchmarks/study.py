@@ -36,7 +36,12 @@ def main() -> None:
         for changes in study["rows"]:
             values = recipe.candidate(study["candidate"]).model_dump() | study.get("common", {}) | (changes or {})
             candidate = config.Candidate.model_validate(values)
-            known = any(row["study"] == name and row["changes"] == (changes or {}) for row in rows())
+            known = [row for row in rows() if (row["study"], row["changes"]) == (name, changes or {})]
+            if known and (other := differing(known[0], candidate)):
+                sys.exit(
+                    f"{name}: {changes} was trained with another {', '.join(other)} than it would have now: pin that "
+                    f"in {STUDIES}, or take the study's rows out of {RESULTS} to train all of it anew"
+                )
             print(f"{name}: {changes}{' is done' if known else ''}", flush=True)
             if known or chosen.list:
                 continue
@@ -47,6 +52,12 @@ def main() -> None:
             child.join()
             if child.exitcode:
                 sys.exit(child.exitcode)
+
+
+def differing(row: dict, candidate: config.Candidate) -> list[str]:
+    """The knobs that a measured row had otherwise; knobs of today alone are not compared, nor what `auto` came to."""
+    now = candidate.model_dump()
+    return [key for key, value in row["candidate"].items() if key != "precision" and now.get(key, value) != value]
 
 
 def rows() -> list[dict]:

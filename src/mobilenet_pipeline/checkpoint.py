@@ -50,7 +50,10 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         with np.load(path, allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             if document["identity"] != json.loads(json.dumps(dict(identity))):
-                print(f"{path} is of other knobs, data, processor or devices; the training starts afresh", flush=True)
+                print(
+                    f"{path} is of other code, knobs, data, processor or devices; the training starts afresh",
+                    flush=True,
+                )
                 return None
             arrays = {name: archive[name] for name in archive.files if name != "document"}
         totals = float(document["totals"][0]), float(document["totals"][1])

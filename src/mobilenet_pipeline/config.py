@@ -87,7 +87,7 @@ class Candidate(Section):
     weight_decay: Rate
     label_smoothing: Share
     flip: Literal["none", "random", "alternating"]
-    shift: Annotated[int, Field(ge=0)]
+    shift: Annotated[int, Field(ge=0, le=31)]
     cutout: Annotated[int, Field(ge=0)]
     seed: int
 

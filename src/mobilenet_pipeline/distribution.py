@@ -75,7 +75,8 @@ def peers_named() -> Iterator[None]:
             raise
         reason = " ".join(gone.message.split())[:200]
         raise ConnectionError(
-            f"another worker of TF_CONFIG has gone ({reason}); start all of them again, they go on where they were"
+            f"another worker of TF_CONFIG has gone ({reason}); start all of them again: with the workspace on "
+            "a disk that all see, they go on where they were"
         ) from None
 
 

@@ -51,17 +51,19 @@ class Terminated(SystemExit):
 
 @dataclass(frozen=True)
 class CandidateRun:
-    """The run that a training writes to."""
+    """The run that a training writes to. Its methods raise StoreAwayError where MLflow does not answer any longer."""
 
     run_id: str
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log one epoch's metrics, so that the curve grows while the training runs."""
-        log_metrics(self.run_id, metrics, step=epoch)
+        with _answering():
+            log_metrics(self.run_id, metrics, step=epoch)
 
     def log_figure(self, png: bytes, name: str) -> None:
         """Log a figure as `figures/NAME`."""
-        log_file(self.run_id, png, name, "figures")
+        with _answering():
+            log_file(self.run_id, png, name, "figures")
 
     def log_model(self, model: "keras.Model", input_example: "np.ndarray") -> str:
         """Log the Keras model, uint8 images (n, 32, 32, 3) to probabilities float32 (n, classes); returns its URI.
@@ -74,7 +76,7 @@ class CandidateRun:
         signature = infer_signature(input_example, model(input_example, training=False).numpy())
         # Named here, for MLflow takes 20 s to work them out.
         requirements = [f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")]
-        with _without_custom_objects():
+        with _answering(), _without_custom_objects():
             logged = mlflow.tensorflow.log_model(
                 model,
                 name=MODEL_NAME,
@@ -222,7 +224,7 @@ def _probe(uri: str) -> None:
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
 
-    shown = urlsplit(uri)._replace(netloc=urlsplit(uri).netloc.rpartition("@")[2]).geturl()
+    shown = _shown(uri)
     remedy = "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this directory"
     try:
         answer = http_request(
@@ -300,6 +302,24 @@ def _migrate(uri: str, path: Path) -> None:
     with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(f"{path}.before-migration")) as new:
         old.backup(new)
     _upgrade_db(create_sqlalchemy_engine(uri))
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Say in a sentence that MLflow, which has answered before, has failed, after the minutes that its client tries."""
+    try:
+        yield
+    except MlflowException as error:
+        cause = " ".join(str(error).split())[:300]
+        raise StoreAwayError(
+            f"MLflow at {_shown(mlflow.get_tracking_uri())} has failed ({cause}); put that right and run again: the "
+            "training goes on after the last epoch that is saved"
+        ) from None
+
+
+def _shown(uri: str) -> str:
+    """The address without a password."""
+    return urlsplit(uri)._replace(netloc=urlsplit(uri).netloc.rpartition("@")[2]).geturl()
 
 
 @contextmanager

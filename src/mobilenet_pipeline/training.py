@@ -13,7 +13,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from mobilenet_pipeline import budget, checkpoint, dataset, distribution, metrics, mobilenet, optimizer, steps
+from mobilenet_pipeline import (
+    budget,
+    checkpoint,
+    dataset,
+    distribution,
+    fast_layers,
+    metrics,
+    mobilenet,
+    optimizer,
+    steps,
+)
 from mobilenet_pipeline.config import Candidate
 
 CHUNK, CHUNK_SECONDS = 10, 2.0
@@ -33,6 +43,9 @@ GLANCE = 2500
 
 All, every time, would take 6 to 9 % of a training on CPUs.
 """
+
+PIECE = 250
+"""Validation images between two looks at whether somebody asks the training to end."""
 
 RESERVE, RESERVE_SECONDS = 0.02, 2.0
 """The share of `cpu_minutes`, and the least, that is left for what takes longer after the length was last corrected."""
@@ -138,6 +151,7 @@ def train(
         origin = mobilenet.load_pretrained(model, candidate)
     labels = hashlib.sha256(np.concatenate([training.labels, validation.labels]).tobytes()).hexdigest()
     identity = {"candidate": candidate.model_dump(), "replicas": strategy.num_replicas_in_sync, "labels": labels}
+    identity |= {"code": _code(), "tensorflow": tf.__version__}
     if candidate.epochs is None and distribution.workers() > 1:
         raise ValueError(
             "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
@@ -154,28 +168,33 @@ def train(
         say(f"going on after step {loop.step} of {length}")
     started = time.perf_counter()
     logits = None
-    while loop.step < loop.length:
-        size = loop.size
-        loop.advance()
-        if loop.at_epoch_end:
+    while loop.step < loop.length or loop.lacks_validation:
+        if not loop.lacks_validation:  # a process that was asked to end may have left that to this one
+            loop.advance()
+        leave = asked_to_end()
+        if loop.lacks_validation and not leave:
             measured.set_weights(model.get_weights())
             shown = validation if loop.step == loop.length else _first(validation, GLANCE)
-            logits = answer(shown, size)
-            loss, accuracy = _scores(logits, shown.labels)
-            if not math.isfinite(loss):
-                raise DivergedError(_diverged("validation loss", loss, loop.step))
-            loop.end_epoch(loss, accuracy, time.perf_counter() - started)
-            started = time.perf_counter()
-        leave = asked_to_end()
-        if saved and (leave or loop.at_epoch_end) and distribution.is_chief(strategy):
+            logits = answer(shown, loop.size_before, asked_to_end)
+            leave = logits is None
+            if logits is not None:
+                loss, accuracy = _scores(logits, shown.labels)
+                if not math.isfinite(loss):
+                    raise DivergedError(_diverged("validation loss", loss, loop.step))
+                loop.end_epoch(loss, accuracy, time.perf_counter() - started)
+                started = time.perf_counter()
+        ended = loop.at_epoch_end and not loop.lacks_validation
+        if saved and (leave or ended) and distribution.is_chief(strategy):
             checkpoint.save(saved, identity, loop.state())
-        if loop.at_epoch_end:  # told once it can no longer be lost
+        if ended:  # told once it can no longer be lost
             on_epoch(loop.history[-1], loop.epochs)
         if leave:
             raise Interrupted(128 + signal.SIGTERM)
-    if logits is None:  # the process ended after its last step
+    if logits is None:  # the process ended after its last epoch
         measured.set_weights(model.get_weights())
-        logits = answer(validation, candidate.input_size)
+        logits = answer(validation, candidate.input_size, asked_to_end)
+        if logits is None:
+            raise Interrupted(128 + signal.SIGTERM)
     plain = mobilenet.build(candidate, classes)
     plain.set_weights(model.get_weights())
     temperature = metrics.fit_temperature(logits, validation.labels)
@@ -305,13 +324,18 @@ class _Loop:
         return min(self.per_epoch, self.length - len(self.history) * self.per_epoch)
 
     @property
-    def size(self) -> int:
-        """The input size of the next step."""
-        return self.candidate.input_sizes[self._phase]
+    def lacks_validation(self) -> bool:
+        """Whether an epoch is trained and has no row in the history yet."""
+        return self.at_epoch_end and len(self.history) * self.per_epoch < self.step
 
     @property
-    def _phase(self) -> int:
-        return self.step * len(self.candidate.input_sizes) // self.length
+    def size_before(self) -> int:
+        """The input size of the last step that was taken."""
+        return self.candidate.input_sizes[self._phase(self.step - 1)]
+
+    def _phase(self, step: int) -> int:
+        """Which of the input sizes the step has."""
+        return step * len(self.candidate.input_sizes) // self.length
 
     @property
     def cpu_seconds(self) -> float:
@@ -324,11 +348,14 @@ class _Loop:
         return given - max(given * RESERVE, RESERVE_SECONDS) - self.cpu_seconds
 
     def advance(self) -> None:
-        """Take a few steps. Raises DivergedError."""
-        count = steps_at_once(self.costs.epochs[self._phase] / self.per_epoch)
-        count = min(count, self.steps_of_epoch - self.step % self.per_epoch)
+        """Take a few steps, all of one epoch and of one input size. Raises DivergedError."""
+        phase, sizes = self._phase(self.step), self.candidate.input_sizes
+        # Several workers have measured each for itself; taking other numbers, they would wait for each other for ever.
+        count = steps_at_once(self.costs.epochs[phase] / self.per_epoch) if distribution.workers() == 1 else 1
+        next_phase = -(-(phase + 1) * self.length // len(sizes))
+        count = min(count, self.steps_of_epoch - self.step % self.per_epoch, next_phase - self.step)
         with distribution.peers_named():
-            done, losses, hits = self.run(self.stream, tf.constant(count), self.size)
+            done, losses, hits = self.run(self.stream, tf.constant(count), sizes[phase])
         self.step += int(done)
         if not math.isfinite(float(losses)):
             raise DivergedError(_diverged("loss", float(losses), self.step))
@@ -374,10 +401,26 @@ class _Loop:
         self.history = [Epoch(**row) for row in state.history]
 
 
-def _logits(answer: Callable[[tf.Tensor, int], tf.Tensor], images: Images, size: int) -> np.ndarray:
-    """A model's logits (n, classes) for the images, enlarged to `size`."""
-    batches = tf.data.Dataset.from_tensor_slices(images.pixels).batch(250)
-    return np.concatenate([answer(batch, size).numpy() for batch in batches])
+def _logits(
+    answer: Callable[[tf.Tensor, int], tf.Tensor],
+    images: Images,
+    size: int,
+    asked_to_end: Callable[[], bool] = lambda: False,
+) -> np.ndarray | None:
+    """A model's logits (n, classes) for the images, enlarged to `size`; None where it was asked to end meanwhile."""
+    found = []
+    for batch in tf.data.Dataset.from_tensor_slices(images.pixels).batch(PIECE):
+        if asked_to_end():
+            return None
+        found.append(answer(batch, size).numpy())
+    return np.concatenate(found)
+
+
+def _code() -> str:
+    """SHA-256, hex, of what decides how a training goes on: other code does not take its state up."""
+    modules = (budget, checkpoint, dataset, distribution, fast_layers, mobilenet, optimizer, steps)
+    files = [__file__, *(str(module.__file__) for module in modules)]
+    return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 
 
 def _scores(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

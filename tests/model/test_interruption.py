@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def start(folder: Path, stage: str, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", f"mobilenet_pipeline.stages.{stage}", *arguments]
+    command = [sys.executable, "-m", "mobilenet_pipeline.stages", stage, *arguments]
     variables = {**os.environ, "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     with (folder / "log").open("wb") as file:
         return subprocess.Popen(command, cwd=folder, stdout=file, stderr=subprocess.STDOUT, env=variables)
@@ -42,15 +42,26 @@ def trained(folder: Path) -> list[np.ndarray]:
     return keras.models.load_model(folder / "models/digits/scratch/model.keras").get_weights()
 
 
-def test_a_training_killed_in_its_second_epoch_ends_with_the_weights_of_one_that_was_not(folder: Path):
-    whole = trained(folder)
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> list[np.ndarray]:
+    """The weights of a training that nothing interrupts."""
+    return trained(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_killed_in_its_second_epoch_ends_with_the_weights_of_one_that_was_not(
+    number: signal.Signals, folder: Path, whole: list[np.ndarray]
+):
     process, deadline = start(folder, "train", "digits", "scratch"), time.monotonic() + 200
     while "epoch 1/3" not in (folder / "log").read_text():
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(number)
+    assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
     resumed = trained(folder)
-    assert "going on after step" in (folder / "log").read_text()
+    found = re.search(r"going on after step (\d+) of (\d+)", (folder / "log").read_text())
+    assert found
+    # Killed, it goes on after an epoch; asked to end, after the step that it had come to.
+    assert (int(found[1]) * 3 % int(found[2]) == 0) == (number == signal.SIGKILL)
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed, whole, strict=True))

@@ -169,7 +169,8 @@ def test_a_cut_out_square_is_grey_and_ends_at_the_border():
 def test_a_training_that_was_asked_to_end_goes_on_where_it_was_and_ends_with_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "CHUNK", 3)
     candidate = AUGMENTED.model_copy(update={"input_sizes": [32, 40]})
-    asked = iter([False, False, True])
+    # Chunks of 3, 1, 3 and 1 steps; after the second, the only batch of validation images.
+    asked = iter([False, False, False, True])
     with pytest.raises(training.Interrupted):
         trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: next(asked))
     said: list[str] = []
@@ -177,6 +178,37 @@ def test_a_training_that_was_asked_to_end_goes_on_where_it_was_and_ends_with_the
     assert said[-1] == "going on after step 7 of 8"
     whole = trained(candidate).model.get_weights()
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed.model.get_weights(), whole, strict=True))
+
+
+def test_a_training_that_was_asked_to_end_while_it_validates_keeps_its_epoch_and_validates_when_it_goes_on(tmp_path):
+    asked = iter([False, True])
+    with pytest.raises(training.Interrupted):
+        trained(saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: next(asked))
+    said: list[str] = []
+    resumed = trained(saved=tmp_path / "checkpoint.npz", say=said.append)
+    assert said[-1] == "going on after step 4 of 8"
+    whole = trained()
+    assert [row.validation_loss for row in resumed.history] == [row.validation_loss for row in whole.history]
+    assert resumed.history[0].train_loss == pytest.approx(whole.history[0].train_loss)
+
+
+def test_an_input_size_ends_at_the_same_step_however_many_steps_are_taken_at_once(monkeypatch):
+    growing = SMALL.model_copy(update={"input_sizes": [32, 40]})
+    monkeypatch.setattr(training, "plan", lambda *_: (6, budget.Costs([1.0, 1.0], 0.0)))  # of four steps an epoch
+    weights = []
+    for chunk in (1, 4):
+        monkeypatch.setattr(training, "CHUNK", chunk)
+        weights.append(trained(growing).model.get_weights())
+    assert all(np.allclose(a, b, atol=1e-6) for a, b in zip(*weights, strict=True))
+
+
+def test_a_state_that_other_code_has_left_is_not_taken_up(tmp_path, monkeypatch, capsys):
+    trained(saved=tmp_path / "checkpoint.npz")
+    monkeypatch.setattr(training, "_code", lambda: "of yesterday")
+    said: list[str] = []
+    trained(saved=tmp_path / "checkpoint.npz", say=said.append)
+    assert not any("going on" in line for line in said)
+    assert "is of other code, knobs, data" in capsys.readouterr().out
 
 
 def test_the_state_of_another_training_is_not_taken_up_and_that_is_said(tmp_path, capsys):
@@ -225,6 +257,20 @@ def test_an_epoch_that_was_resumed_in_between_says_nothing_of_what_epochs_cost(t
     with pytest.raises(training.Interrupted):
         trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: True)
     assert trained(candidate, saved=tmp_path / "checkpoint.npz").epochs == 2
+
+
+def test_several_workers_take_one_step_at_a_time_whatever_each_has_measured(monkeypatch):
+    counts, graph = set(), steps.steps_in_graph
+
+    def counting(*arguments):
+        run = graph(*arguments)
+        return lambda stream, count, size: counts.add(int(count)) or run(stream, count, size)
+
+    monkeypatch.setattr(steps, "steps_in_graph", counting)
+    monkeypatch.setattr(distribution, "workers", lambda: 2)
+    monkeypatch.setattr(training, "plan", lambda *_: (4, budget.Costs([0.01], 0.0)))
+    trained()
+    assert counts == {1}
 
 
 def test_an_epoch_that_is_cut_short_ends_with_the_training(monkeypatch):

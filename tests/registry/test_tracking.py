@@ -171,6 +171,18 @@ def test_a_training_that_raises_leaves_a_failed_run_with_the_reason(
     assert run.data.tags["failure"] == "ValueError: the loss is nan at step 3"
 
 
+def test_a_store_that_goes_away_during_a_training_is_named_and_may_be_tried_again(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise mlflow.MlflowException("Max retries exceeded")
+
+    with tracking.candidate_run(recipe, "scratch", None, dataset) as run:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
+        with pytest.raises(tracking.StoreAwayError, match=r"at sqlite:.*failed \(Max retries exceeded\); .*run again"):
+            run.log_epoch(1, {"train_loss": 1.0})
+
+
 def test_ctrl_c_leaves_a_killed_run(client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]) -> None:
     with pytest.raises(KeyboardInterrupt), tracking.candidate_run(recipe, "scratch", None, dataset):
         raise KeyboardInterrupt

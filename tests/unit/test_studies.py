@@ -15,14 +15,37 @@ STUDIES = yaml.safe_load((ROOT / "benchmarks" / "studies.yaml").read_text(encodi
 ROWS = [json.loads(line) for line in (ROOT / "docs/results/studies.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.fixture(scope="module")
-def page() -> ModuleType:
-    found = importlib.util.spec_from_file_location("page", ROOT / "benchmarks" / "page.py")
+def program(name: str) -> ModuleType:
+    found = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert found
     assert found.loader
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def page() -> ModuleType:
+    return program("page")
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return program("study")
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['study']} {row['changes']}")
+def test_a_study_s_rows_to_come_would_have_the_knobs_of_those_that_were_measured(row: dict, study: ModuleType):
+    of = STUDIES[row["study"]]
+    base = config.load_recipe(of["recipe"], ROOT / "params.yaml").candidate(of["candidate"]).model_dump()
+    changes = {key: value for key, value in row["changes"].items() if key in base}
+    assert study.differing(row, config.Candidate.model_validate(base | of["common"] | changes)) == []
+
+
+def test_a_knob_that_a_measured_row_had_otherwise_is_named(study: ModuleType):
+    candidate = config.load_recipe("cifar10", ROOT / "params.yaml").candidate("scratch")
+    row = {"candidate": {**candidate.model_dump(), "precision": "float32", "shift": 2, "average": 0.5}}
+    assert study.differing(row, candidate) == ["shift"]
 
 
 @pytest.mark.parametrize("name", STUDIES)

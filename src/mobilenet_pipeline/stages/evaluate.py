@@ -3,7 +3,6 @@
 from mobilenet_pipeline import evaluation, images, ledger, provenance, split
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, metrics_path, model_folder, report_folder, write_json
-from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe, name: str) -> None:
@@ -19,7 +18,3 @@ def main(recipe: Recipe, name: str) -> None:
     write_json(metrics_path(recipe, name), document)
     test = document["test"]
     print(f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on {test['rows']:,} images")
-
-
-if __name__ == "__main__":
-    run_stage(main, takes_candidate=True)

@@ -5,7 +5,6 @@ import numpy as np
 from mobilenet_pipeline import export, images, split
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, model_folder, write_json
-from mobilenet_pipeline.stages import run_stage
 
 CALIBRATION = 500
 """Training images that the ranges of an int8 artefact's activations are taken from."""
@@ -32,7 +31,3 @@ def main(recipe: Recipe, name: str) -> None:
     parity = compare(model, folder / "model.tflite", data.images[data.is_test])
     write_json(folder / "export.json", {**facts, "parity": parity})
     print(f"{facts['bytes']:,} bytes; probabilities within {parity['max_probability_difference']:.1e} of the model's")
-
-
-if __name__ == "__main__":
-    run_stage(main, takes_candidate=True)

@@ -3,7 +3,6 @@
 from mobilenet_pipeline import ingest
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder
-from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe) -> None:
@@ -12,7 +11,3 @@ def main(recipe: Recipe) -> None:
     print(
         f"{dataset['rows']['train']:,} training and {dataset['rows']['test']:,} test images, {dataset['digest'][:12]}"
     )
-
-
-if __name__ == "__main__":
-    run_stage(main, takes_candidate=False)

@@ -17,7 +17,6 @@ import tensorflow as tf
 from mobilenet_pipeline import anatomy, distribution, figures, images, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, model_folder, whole, write_json
-from mobilenet_pipeline.stages import run_stage
 
 BAR = 20
 
@@ -34,7 +33,7 @@ def main(recipe: Recipe, name: str) -> None:
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
     kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
-    strategy = distribution.choose(int(os.environ.get("MOBILENET_PIPELINE_CPU_REPLICAS", "1")))
+    strategy = distribution.choose()
     devices = distribution.describe(strategy)
     say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {devices}, in {candidate.precision}")
 
@@ -140,7 +139,3 @@ def progress(row: training.Epoch, epochs: int, sizes: Sequence[int]) -> str:
 def say(line: str) -> None:
     """A line for whoever follows the log."""
     print(line, flush=True)
-
-
-if __name__ == "__main__":
-    run_stage(main, takes_candidate=True)

@@ -7,7 +7,6 @@ import pandas as pd
 from mobilenet_pipeline import validation
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, report_folder, write_json
-from mobilenet_pipeline.stages import run_stage
 
 
 def main(recipe: Recipe) -> None:
@@ -20,7 +19,3 @@ def main(recipe: Recipe) -> None:
     if not document["success"]:
         raise ValueError("\n".join(["the data did not pass validation:", *validation.failures(document)]))
     print(f"{len(document['expectations'])} expectations met by {document['rows']:,} images")
-
-
-if __name__ == "__main__":
-    run_stage(main, takes_candidate=False)
