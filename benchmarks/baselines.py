@@ -1,4 +1,5 @@
-"""The services that ours is compared with, each as someone would write it with BentoML in ten lines.
+"""The services that ours is compared with, each as someone would write it with BentoML in ten lines; and two that are
+compared with each other, without BentoML's adaptive batching and with it.
 
 All take the image as a PIL.Image.Image, which BentoML makes of the multipart field `image`, and answer with a document
 of the same shape as ours. BENCH_MODEL names the model file or folder, BENCH_CLASSES the class names (a JSON list).
@@ -8,16 +9,21 @@ As a program it writes model.keras as a TensorFlow SavedModel: `python baselines
 
 import json
 import os
+import queue
 import sys
+from pathlib import Path
 from typing import Any
 
 import bentoml
 import numpy as np
 from PIL import Image
 
+from mobilenet_pipeline.artefact import Artefact
+
 # TensorFlow is imported where it is needed: who does nothing must not start more slowly for it.
 CLASSES: list[str] = json.loads(os.environ.get("BENCH_CLASSES", "[]"))
 SIDE = 32
+CORES = len(os.sched_getaffinity(0))
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
@@ -85,6 +91,38 @@ class SavedModel:
         """The model's answer."""
         found = self.signature(**{self.input: self.constant(pixels_of(image))})
         return answer(next(iter(found.values())).numpy()[0])
+
+
+@bentoml.service(threads=CORES)
+class Single:
+    """The artefact, a copy for each core: every request is computed by itself."""
+
+    def __init__(self) -> None:
+        self.free: queue.SimpleQueue[Artefact] = queue.SimpleQueue()
+        for _ in range(CORES):
+            self.free.put(Artefact(Path(os.environ["BENCH_MODEL"]), threads=1))
+
+    @bentoml.api
+    def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
+        """The artefact's answers."""
+        artefact = self.free.get()
+        try:
+            return [answer(artefact.predict(pixels_of(image))[0]) for image in images]
+        finally:
+            self.free.put(artefact)
+
+
+@bentoml.service
+class Batched:
+    """The artefact on all cores: requests wait for each other, and are computed together."""
+
+    def __init__(self) -> None:
+        self.artefact = Artefact(Path(os.environ["BENCH_MODEL"]), threads=CORES)
+
+    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
+    def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
+        """The artefact's answers."""
+        return [answer(row) for row in self.artefact.predict(np.concatenate([*map(pixels_of, images)]))]
 
 
 def export(source: str, folder: str) -> None:

@@ -1,10 +1,12 @@
-"""The live Bento over HTTP beside other BentoML services on the same machine, with the same image and one worker each.
+"""The live Bento over HTTP beside other BentoML services on the same machine, asked with the same image.
 
 `noop` only decodes the image, `keras` calls Model.predict, `savedmodel` a TensorFlow SavedModel (see baselines.py);
-`ours` is what `make serve` serves. All four run at the same time and are asked in turns, so that a stall of the machine
-hits them alike; who is not asked does nothing. Whole batches over HTTP are likewise measured in turns with the artefact
-in this process. It also compares every test image's answer over HTTP with the artefact's; labels are not read, so this
-is no reading of the test images that the gate would have to know of. Keeps the figures in docs/results/serving.json.
+`ours` is what `make serve` serves, with a worker for every two cores; the others have one worker, and BentoML's access
+log, metrics and tracing as they are by default, which ours has not. All four run at the same time and are asked in
+turns, so that a stall of the machine hits them alike; who is not asked does nothing. Whole batches over HTTP are
+likewise measured in turns with the artefact in this process. It also compares every test image's answer over HTTP with
+the artefact's; labels are not read, so this is no reading of the test images that the gate would have to know of. Keeps
+the figures in docs/results/serving.json.
 """
 
 import argparse
@@ -18,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,7 +32,7 @@ import orjson
 import psutil
 from load import FORM, RAW, REFUSED, Round, arrivals, form, load, png, post, request
 from PIL import Image
-from services import BASELINES, BenchError, baseline, ours, say
+from services import BASELINES, BATCHING, BenchError, baseline, ours, say
 from timing import milliseconds
 from tqdm import tqdm
 
@@ -95,7 +97,7 @@ def main() -> int:
     """Measure, print and keep the figures. Exit status 1 where an answer was wrong or missing: then nothing is kept."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="digits", help="a section of params.yaml (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=5, help="for each service and number of clients")
+    parser.add_argument("--seconds", type=float, default=15, help="for each service and number of clients")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at a time (default: 1 8 32)")
     parser.add_argument(
         "--soak", type=int, default=0, metavar="N", help="also watch its memory over so many requests (50000 tell)"
@@ -110,6 +112,7 @@ def main() -> int:
     except FAULTS as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    show(figures)
     for failure in bench.failures:
         print(f"error: {failure}", file=sys.stderr)
     if not bench.failures:
@@ -148,6 +151,7 @@ def measure(bench: Bench) -> dict[str, Any]:
     """All raw figures and the ratios. What went wrong is added to `bench.failures`."""
     with tempfile.TemporaryDirectory() as scratch, ours(bench.tag) as (port, _, process):
         requests = one_by_one(bench, port, Path(scratch))
+        batching = with_and_without_batching(bench, Path(scratch))
         batches = in_batches(bench, port)
         equal = equal_answers(bench, port) if batches and not bench.made_up else None
         capacity = statistics.median(requests["ours"][str(REFERENCE)]["requests_per_second"])
@@ -158,7 +162,7 @@ def measure(bench: Bench) -> dict[str, Any]:
         with ours(bench.tag) as (_, seconds, _):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
-    figures |= {"parts_ms": in_parts(bench), "overload": crowd, "memory": memory}
+    figures |= {"parts_ms": in_parts(bench), "overload": crowd, "memory": memory, "adaptive_batching": batching}
     what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
     return {"ratios": ratios(figures), **what, **figures}
 
@@ -178,6 +182,20 @@ def ratios(figures: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def show(figures: dict[str, Any]) -> None:
+    """Print the medians of what the ratios are made of."""
+    for name, by_clients in figures["requests"].items():
+        for clients, found in by_clients.items():
+            rate, *spans = (
+                statistics.median(found[key]) for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")
+            )
+            p50, p95, p99 = (f"{span:.2f}" for span in spans)
+            print(f"{name:<10} {clients:>3} clients {rate:8.1f} requests/s, p50 {p50}, p95 {p95}, p99 {p99} ms")
+    if batches := figures["batches"]:
+        one, best = batches["one_image_ms"], batches["best"]
+        print(f"in process: one image {one:.3f} ms, best batch {best:,.0f} images/s; over HTTP {batches['http']:,.0f}")
+
+
 def ratio(one: float, other: float) -> float | None:
     """One by the other; None where a service gave no answer at all."""
     return round(one / other, 3) if other and math.isfinite(one / other) else None
@@ -195,21 +213,35 @@ def keep(chosen: argparse.Namespace, figures: dict[str, Any]) -> None:
 
 def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, Any]]:
     """Requests a second and milliseconds of an answer, {service: {clients: {figure: [a number a turn]}}}."""
-    payload = form("image", [png(bench.pixels[0])])
-    found: dict[str, dict[str, Any]] = {}
     with ExitStack() as running:
         ports = {"ours": port}
         for name in BASELINES:
             ports[name] = running.enter_context(baseline(name, bench.keras, bench.metadata["class_names"], scratch))
-        asked = {name: request(ports[name], "/predict", FORM, payload) for name in ports}
-        say("warming up")
-        for name in ports:  # the first answers trace graphs and fill caches
-            load(ports[name], asked[name], max(bench.clients), min(1.0, bench.seconds))
-        turns = [(count, name) for _ in range(TURNS) for count in bench.clients for name in ports]
-        for count, name in tqdm(turns, "one image a request"):
-            done = load(ports[name], asked[name], count, bench.seconds / TURNS)
-            note(bench, f"{name} with {count} clients", done)
-            add(found.setdefault(name, {}).setdefault(str(count), {}), done.figures())
+        return by_turns(bench, ports, form("image", [png(bench.pixels[0])]), "one image a request")
+
+
+def with_and_without_batching(bench: Bench, scratch: Path) -> dict[str, dict[str, Any]]:
+    """The same figures of two services around the artefact, of which one lets requests wait for each other."""
+    with ExitStack() as running:
+        ports = {
+            name: running.enter_context(baseline(name, bench.artefact, bench.metadata["class_names"], scratch))
+            for name in BATCHING
+        }
+        return by_turns(bench, ports, form("images", [png(bench.pixels[0])]), "adaptive batching")
+
+
+def by_turns(bench: Bench, ports: Mapping[str, int], payload: bytes, what: str) -> dict[str, dict[str, Any]]:
+    """Figures of services that are asked one after the other, again and again."""
+    found: dict[str, dict[str, Any]] = {}
+    asked = {name: request(ports[name], "/predict", FORM, payload) for name in ports}
+    say("warming up")
+    for name in ports:  # the first answers trace graphs and fill caches
+        load(ports[name], asked[name], max(bench.clients), min(1.0, bench.seconds))
+    turns = [(count, name) for _ in range(TURNS) for count in bench.clients for name in ports]
+    for count, name in tqdm(turns, what):
+        done = load(ports[name], asked[name], count, bench.seconds / TURNS)
+        note(bench, f"{name} with {count} clients", done)
+        add(found.setdefault(name, {}).setdefault(str(count), {}), done.figures())
     return found
 
 

@@ -108,11 +108,10 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
     ]
     parts = ["| recipe | part | ms |", "| --- |" + " --- |" * 2]
     batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
+    batching = requests[:]
     for recipe, found in recipes.items():
-        for service, by_clients in found["requests"].items():
-            for clients, figures in by_clients.items():
-                cells = [f"{median(figures[key]):.4g}" for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")]
-                requests.append(f"| `{recipe}` | {service} | {clients} | {' | '.join(cells)} |")
+        requests += request_rows(recipe, found["requests"])
+        batching += request_rows(recipe, found.get("adaptive_batching", {}))
         own = found["batches"]["in_process_images_per_second"]
         for size in dict.fromkeys(key.partition(" ")[0] for key in own):
             cells = [f"{median(own[f'{size} images, {threads} threads']):.4g}" for threads in (1, 2)]
@@ -123,7 +122,18 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
             cells += [f"{row['refused_share']:.1%}", *(f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms"))]
             overload.append(f"| `{recipe}` | {' | '.join(cells)} |")
     tables = {"ratios": ratios, "requests": requests, "batches": batches, "parts": parts, "overload": overload}
+    tables["batching"] = batching
     return {name: "\n".join(lines) for name, lines in tables.items() if len(lines) > 2}
+
+
+def request_rows(recipe: str, services: Mapping[str, Mapping]) -> list[str]:
+    """A row a service and number of clients: medians over the turns."""
+    rows = []
+    for service, by_clients in services.items():
+        for clients, figures in by_clients.items():
+            cells = [f"{median(figures[key]):.4g}" for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")]
+            rows.append(f"| `{recipe}` | {service} | {clients} | {' | '.join(cells)} |")
+    return rows
 
 
 def runtimes_table(models: Mapping[str, Mapping]) -> str:

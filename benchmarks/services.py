@@ -20,6 +20,8 @@ from mobilenet_pipeline import packaging, pipeline
 from serving import check
 
 BASELINES = {"noop": "Noop", "keras": "KerasPredict", "savedmodel": "SavedModel"}
+BATCHING = {"single": "Single", "batched": "Batched"}
+"""One request at a time, and BentoML's adaptive batching, around the same artefact."""
 START_SECONDS, EXPORT_SECONDS = 120, 300
 LOG_LINES = 25
 
@@ -30,27 +32,35 @@ class BenchError(Exception):
 
 @contextmanager
 def ours(tag: str) -> Iterator[tuple[int, float, psutil.Process]]:
-    """Serve the live Bento until the block ends; its port, the seconds that it took to be ready, its first process."""
+    """Serve the live Bento until the block ends, as `serve` does, but with a record of answers that is thrown away.
+
+    Gives its port, the seconds that it took to be ready, and its first process.
+    """
     port = free_port()
     try:
-        with running("ours", packaging.serve_command(tag, HOST, port), port, dict(os.environ)) as (seconds, process):
-            yield port, seconds, process
+        with tempfile.TemporaryDirectory() as record:
+            command = packaging.serve_command(tag, HOST, port, record=Path(record))
+            with running("ours", command, port, dict(os.environ)) as (seconds, process):
+                yield port, seconds, process
     finally:
         shutil.rmtree(packaging.home() / "servers" / str(port), ignore_errors=True)
 
 
 @contextmanager
-def baseline(name: str, keras: Path, class_names: list[str], scratch: Path) -> Iterator[int]:
-    """Serve a baseline until the block ends, with a BentoML home of its own; its port."""
-    code, port, model = Path(__file__).with_name("baselines.py"), free_port(), keras
+def baseline(name: str, model: Path, class_names: list[str], scratch: Path) -> Iterator[int]:
+    """Serve a baseline until the block ends, with a BentoML home of its own; its port.
+
+    `model` is the Keras model, or for those of BATCHING the artefact.
+    """
+    code, port = Path(__file__).with_name("baselines.py"), free_port()
     if name == "savedmodel":
-        model = scratch / "saved"
+        keras, model = model, scratch / "saved"
         say("exporting the SavedModel")
         export = [sys.executable, str(code), str(keras), str(model)]
         done = subprocess.run(export, capture_output=True, text=True, timeout=EXPORT_SECONDS, check=False)
         if done.returncode:
             raise BenchError(f"{keras} cannot be exported: {done.stderr[-2000:]}")
-    target = f"{code.stem}:{BASELINES[name]}"
+    target = f"{code.stem}:{(BASELINES | BATCHING)[name]}"
     command = [sys.executable, "-m", "bentoml", "serve", target, "--working-dir", str(code.parent)]
     home = scratch / name
     home.mkdir()

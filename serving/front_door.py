@@ -70,7 +70,61 @@ class Refusal(Exception):
         return JSONResponse(self.document(), self.status, self.headers)
 
 
-def overloaded(what: str) -> Refusal:
+def missing(path: str) -> Refusal:
+    """400, for a request without a body."""
+    return Refusal(400, "missing_image", f"The request has no image. {_how(path)}", _field(path))
+
+
+def empty() -> Refusal:
+    """400, for a file of no bytes."""
+    return Refusal(400, "empty", "The file is empty.")
+
+
+def malformed(path: str, reason: str = "Missing boundary in multipart") -> Refusal:
+    """400, for a form that cannot be read."""
+    return Refusal(400, "malformed_form", f"The form cannot be read ({reason}). {_how(path)}", _field(path))
+
+
+def cut_off() -> Refusal:
+    """400, for an upload that ends too early."""
+    return Refusal(400, "cut_off", "The upload ended before its announced length.")
+
+
+def wrong_length(count: int) -> Refusal:
+    """400, for pixels that are no whole number of images."""
+    return Refusal(400, "wrong_length", f"{count} bytes are no whole number of images. {_MANY}", FIELDS)
+
+
+def unauthorized() -> Refusal:
+    """401, for a request without the key."""
+    sentence = "This service wants a key: send the header 'Authorization: Bearer KEY'."
+    return Refusal(401, "unauthorized", sentence, "authorization", {"WWW-Authenticate": "Bearer"})
+
+
+def too_slow() -> Refusal:
+    """408, for an upload that does not arrive."""
+    sentence = f"The upload had not arrived after {READ_SECONDS} s; send a smaller image."
+    return Refusal(408, "too_slow", sentence, None, {"Connection": "close"})
+
+
+def too_large() -> Refusal:
+    """413, for a body of too many bytes."""
+    return Refusal(413, "too_many_bytes", f"The upload is larger than {LIMIT // 2**20} MiB; send a smaller image.")
+
+
+def too_many_images(count: int) -> Refusal:
+    """413, for a batch of too many images."""
+    sentence = f"{count} images are more than {BATCH}, which is what one request may have; send several."
+    return Refusal(413, "too_many_images", sentence, FIELDS)
+
+
+def unread(kind: str, path: str) -> Refusal:
+    """415, for a body of another content type."""
+    sentence = f"A body of type {kind} is not read here. {_how(path)}"
+    return Refusal(415, "unsupported_media_type", sentence, "content-type")
+
+
+def overloaded(what: str = "Too many requests are waiting") -> Refusal:
     """503, for who comes when too much is being worked on."""
     return Refusal(503, "overloaded", f"{what}; try again in a second.", None, {"Retry-After": "1"})
 
@@ -133,8 +187,7 @@ class FrontDoor:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
             scheme, _, key = given.partition(b" ")
             if not hmac.compare_digest(key.strip(), self.key) or scheme.lower() != b"bearer":
-                sentence = "This service wants a key: send the header 'Authorization: Bearer KEY'."
-                raise Refusal(401, "unauthorized", sentence, "authorization", {"WWW-Authenticate": "Bearer"})
+                raise unauthorized()
         if allowed is None:
             known = ", ".join(sorted(PATHS))
             raise Refusal(404, "unknown_path", f"There is nothing at this address; there are {known}.", None)
@@ -145,7 +198,7 @@ class FrontDoor:
     def _check_room(self) -> None:
         """Raises Refusal where too many are worked on or wait for it."""
         if self.working >= WAITING:
-            raise overloaded("Too many requests are waiting")
+            raise overloaded()
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, int]:
         """The body, and what it adds to the bytes that are held. Raises Refusal."""
@@ -153,14 +206,14 @@ class FrontDoor:
         _check_kind(scope["path"], _kind(headers))  # before a byte of it is read
         declared = headers.get("content-length", "0")
         if declared.isdecimal() and int(declared) > LIMIT:
-            raise _too_large()
+            raise too_large()
         parts, size, more = [], 0, True
         try:
             async with asyncio.timeout(READ_SECONDS):
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
-                        raise Refusal(400, "cut_off", "The upload ended before its announced length.")
+                        raise cut_off()
                     part = message.get("body", b"")
                     if self.held + len(part) > HELD:
                         raise overloaded("Too many uploads at a time")
@@ -168,13 +221,12 @@ class FrontDoor:
                     size += len(part)
                     self.held += len(part)
                     if size > LIMIT:  # a body sent in chunks announces no length
-                        raise _too_large()
+                        raise too_large()
                     more = message.get("more_body", False)
         except BaseException as error:
             self.held -= size
             if isinstance(error, TimeoutError):
-                sentence = f"The upload had not arrived after {READ_SECONDS} s; send a smaller image."
-                raise Refusal(408, "too_slow", sentence, None, {"Connection": "close"}) from None
+                raise too_slow() from None
             raise
         return (parts[0] if len(parts) == 1 else b"".join(parts)), size
 
@@ -186,9 +238,7 @@ def _kind(headers: Headers) -> str:
 def _check_kind(path: str, kind: str) -> None:
     raw = kind == "application/octet-stream" or (kind.startswith("image/") and path != BATCH_PATH)
     if kind and not raw and kind != "multipart/form-data":
-        raise Refusal(
-            415, "unsupported_media_type", f"A body of type {kind} is not read here. {_how(path)}", "content-type"
-        )
+        raise unread(kind, path)
 
 
 async def _one(scope: Scope, body: bytes) -> bytes:
@@ -196,7 +246,7 @@ async def _one(scope: Scope, body: bytes) -> bytes:
     kind = _check_there(scope, body)
     image = await _file_in_form(scope, body) if kind == "multipart/form-data" else body
     if not image:
-        raise Refusal(400, "empty", "The file is empty.")
+        raise empty()
     return image
 
 
@@ -206,7 +256,7 @@ async def _batch_in(scope: Scope, body: bytes) -> list[bytes] | bytes:
         return await _files_in_form(scope, body)
     count, rest = divmod(len(body), IMAGE_BYTES)
     if rest:
-        raise Refusal(400, "wrong_length", f"{len(body)} bytes are no whole number of images. {_MANY}", FIELDS)
+        raise wrong_length(len(body))
     _check_count(count)
     return body
 
@@ -214,8 +264,7 @@ async def _batch_in(scope: Scope, body: bytes) -> list[bytes] | bytes:
 def _check_there(scope: Scope, body: bytes) -> str:
     kind = _kind(Headers(scope=scope))
     if not body:
-        field = FIELDS if scope["path"] == BATCH_PATH else FIELD
-        raise Refusal(400, "missing_image", f"The request has no image. {_how(scope['path'])}", field)
+        raise missing(scope["path"])
     if not kind:
         sentence = f"The body has no content type. {_how(scope['path'])}"
         raise Refusal(415, "unsupported_media_type", sentence, "content-type")
@@ -224,8 +273,7 @@ def _check_there(scope: Scope, body: bytes) -> str:
 
 def _check_count(count: int) -> None:
     if count > BATCH:
-        sentence = f"{count} images are more than {BATCH}, which is what one request may have; send several."
-        raise Refusal(413, "too_many_images", sentence, FIELDS)
+        raise too_many_images(count)
 
 
 async def _file_in_form(scope: Scope, body: bytes) -> bytes:
@@ -251,7 +299,6 @@ async def _files_in_form(scope: Scope, body: bytes) -> list[bytes]:
 
 async def _fields(scope: Scope, body: bytes, files: int) -> list[tuple[str, bytes | str]]:
     """The form's fields in their order, a file as its bytes. Raises Refusal, also for more files than that."""
-    how, field = _how(scope["path"]), FIELDS if scope["path"] == BATCH_PATH else FIELD
     request = Request({key: scope[key] for key in ("type", "method", "headers")}, _replay(body))
     try:
         async with request.form(max_files=files, max_fields=8) as form:
@@ -261,9 +308,8 @@ async def _fields(scope: Scope, body: bytes, files: int) -> list[tuple[str, byte
             ]
     except (MultiPartException, HTTPException, KeyError, ValueError) as error:
         # KeyError: a form without a boundary.
-        reason = getattr(error, "detail", None) or getattr(error, "message", None) or "it has no boundary"
-        sentence = f"The form cannot be read ({str(reason).rstrip('.')}). {how}"
-        raise Refusal(400, "malformed_form", sentence, field) from None
+        reason = getattr(error, "detail", None) or getattr(error, "message", None)
+        raise (malformed(scope["path"], str(reason).rstrip(".")) if reason else malformed(scope["path"])) from None
 
 
 def _names(found: Iterable[tuple[str, object]]) -> str:
@@ -274,8 +320,8 @@ def _how(path: str) -> str:
     return _MANY if path == BATCH_PATH else _ONE
 
 
-def _too_large() -> Refusal:
-    return Refusal(413, "too_many_bytes", f"The upload is larger than {LIMIT // 2**20} MiB; send a smaller image.")
+def _field(path: str) -> str:
+    return FIELDS if path == BATCH_PATH else FIELD
 
 
 def _replay(body: bytes) -> Receive:

@@ -25,7 +25,10 @@ def prepare() -> dict[str, Any]:
             buckets=SECONDS,
         ),
         "images": made.Histogram(
-            "mobilenet_images_per_request", "Images in a request that was answered", ["endpoint"], buckets=IMAGES
+            "mobilenet_images_per_request",
+            "Images in a request that was answered",
+            ["endpoint", "model_version"],
+            buckets=IMAGES,
         ),
         "classes": made.Counter(
             "mobilenet_answers_total", "Images by the class that was answered", ["predicted_class", "model_version"]
@@ -50,7 +53,7 @@ def count_request(endpoint: str, code: int, version: str, seconds: float) -> Non
 
 def count_answers(endpoint: str, version: str, classes: list[str]) -> None:
     """The classes that one request was answered with."""
-    _of("images", endpoint).observe(len(classes))
+    _of("images", endpoint, version).observe(len(classes))
     for name in classes:
         _of("classes", name, version).inc()
 

@@ -3,10 +3,12 @@
 import copy
 from typing import Any
 
+from mobilenet_pipeline import preprocess
+from serving import front_door
 from serving.answers import Refused
-from serving.front_door import BATCH, BATCH_PATH, LIMIT, READ_SECONDS
+from serving.front_door import BATCH, BATCH_PATH, IMAGE_BYTES, Refusal
 
-PREDICTION = {
+PREDICTION: dict[str, Any] = {
     "class": "frog",
     "confidence": 0.91,
     "probabilities": {
@@ -24,20 +26,41 @@ PREDICTION = {
 }
 NAMES = {"model_name": "cifar10-mobilenet", "model_version": "7"}
 BAD = {"error": {"code": "not_an_image", "message": "This is not an image that can be read; …", "field": "images[1]"}}
+MODEL = {
+    "champion": {
+        "name": "cifar10-mobilenet",
+        "accuracy": 0.94,
+        "version": "7",
+        "run_id": "4c1f",
+        "recipe": "cifar10",
+        "candidate": "pretrained",
+        "data_digest": "c88a",
+        "git_commit": "ce9c",
+        "sha256": "51d0",
+        "class_names": [*PREDICTION["probabilities"]],
+        "test": {"accuracy": 0.94, "loss": 0.19, "top3_accuracy": 0.99, "rows": 10_000},
+        "verdict": {"promoted": True, "reason": "pretrained is promoted: …"},
+    },
+    "challenger": None,
+    "refused": None,
+}
 EXAMPLES = {
     "/predict": PREDICTION | NAMES,
     BATCH_PATH: NAMES | {"predictions": [PREDICTION, BAD]},
     "/compare": {"champion": PREDICTION | NAMES, "challenger": None},
 }
-MIB = LIMIT // 2**20
 FAULTS = {
-    "400": ("missing_image", "The request has no image, an empty one, or a form that cannot be read."),
-    "401": ("unauthorized", "SERVING_API_KEY is set, and the request has not got it."),
-    "408": ("too_slow", f"The upload took more than {READ_SECONDS} s."),
-    "413": ("too_many_bytes", f"More than {MIB} MiB, or more than {BATCH} images."),
-    "415": ("unsupported_media_type", "The body is of a type that is not read here."),
-    "422": ("not_an_image", "The file is no image, damaged, or has too many pixels."),
-    "503": ("overloaded", "Too much is being worked on; `Retry-After` says when to come back."),
+    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels` and `unknown_range`, "
+    "with the file's own fault.",
+    401: "SERVING_API_KEY is set, and the request has not got it.",
+    408: "The upload takes too long.",
+    413: "The upload is too large.",
+    415: "The body is of a type that is not read here.",
+    503: "Too much is being worked on; `Retry-After` says when to come back.",
+}
+BENTOML_S = {
+    "500": "A fault of the service; the body is BentoML's own, `error` a sentence.",
+    "504": "No answer within 60 s; the body is BentoML's own, `error` a sentence.",
 }
 _PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "32 by 32 pixels."}
 
@@ -56,7 +79,7 @@ def document(bentoml_s: dict[str, Any]) -> dict[str, Any]:
     for path, example in EXAMPLES.items():
         post = paths[path]["post"]
         (good,) = (found for status, found in post["responses"].items() if str(status) == "200")
-        post["responses"] = {"200": good, **_faults()}
+        post["responses"] = {"200": good, **_faults(refusals(path))}
         post["responses"]["200"]["content"]["application/json"]["example"] = example
     binary = {"schema": {"type": "string", "format": "binary"}}
     for path in ("/predict", "/compare"):
@@ -66,7 +89,7 @@ def document(bentoml_s: dict[str, Any]) -> dict[str, Any]:
         "post": {
             "summary": "What the network sees of an image file.",
             "requestBody": copy.deepcopy(paths["/predict"]["post"]["requestBody"]),
-            "responses": {"200": _PNG, **_faults()},
+            "responses": {"200": _PNG, **_faults(refusals("/input"))},
         }
     }
     paths["/model"] = {
@@ -75,25 +98,45 @@ def document(bentoml_s: dict[str, Any]) -> dict[str, Any]:
             "responses": {
                 "200": {
                     "description": "Champion and challenger.",
-                    "content": {"application/json": {"schema": {"type": "object"}}},
+                    "content": {"application/json": {"schema": {"type": "object"}, "example": MODEL}},
                 },
-                "401": _faults()["401"],
+                "401": _faults([front_door.unauthorized()])["401"],
             },
         }
     }
     return made
 
 
-def _faults() -> dict[str, Any]:
-    return {
-        status: {
-            "description": sentence,
-            "content": {
-                "application/json": {
-                    "schema": {"$ref": "#/components/schemas/Refused"},
-                    "example": {"error": {"code": code, "message": sentence, "field": "image"}},
-                }
+def refusals(path: str) -> list[Refusal]:
+    """What the address refuses, as it says so: one example of every kind."""
+    faults = [
+        front_door.missing(path),
+        front_door.malformed(path),
+        front_door.cut_off(),
+        front_door.unauthorized(),
+        front_door.too_slow(),
+        front_door.too_large(),
+        front_door.unread("text/plain", path),
+        front_door.overloaded(),
+    ]
+    if path == BATCH_PATH:
+        return [*faults, front_door.wrong_length(IMAGE_BYTES + 1), front_door.too_many_images(BATCH + 1)]
+    try:
+        preprocess.decode(b"no image")
+    except preprocess.ImageError as error:
+        faults += [front_door.empty(), Refusal(400, error.code, str(error))]
+    return faults
+
+
+def _faults(refused: list[Refusal]) -> dict[str, Any]:
+    responses: dict[str, Any] = {status: {"description": sentence} for status, sentence in BENTOML_S.items()}
+    for refusal in refused:
+        answer = responses.setdefault(
+            str(refusal.status),
+            {
+                "description": FAULTS[refusal.status],
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Refused"}, "examples": {}}},
             },
-        }
-        for status, (code, sentence) in FAULTS.items()
-    }
+        )
+        answer["content"]["application/json"]["examples"][refusal.code] = {"value": refusal.document()}
+    return dict(sorted(responses.items()))

@@ -174,7 +174,7 @@ class Classifier:
         try:
             return await asyncio.get_running_loop().run_in_executor(self.threads, how, upload)
         except preprocess.ImageError as error:
-            raise Refusal(422, error.code, str(error)) from None
+            raise Refusal(400, error.code, str(error)) from None
 
     def _predict(self, data: bytes) -> Response:
         champion, pixels = self._champion(), preprocess.decode(data)[None]
@@ -228,7 +228,7 @@ def _decode_each(files: list[bytes]) -> list[np.ndarray | Refusal]:
                 raise preprocess.ImageError("too_many_pixels", sentence)
             images.append(preprocess.shrink(image))
         except preprocess.ImageError as error:
-            images.append(Refusal(422, error.code, str(error), f"{FIELDS}[{index}]"))
+            images.append(Refusal(400, error.code, str(error), f"{FIELDS}[{index}]"))
     return images
 
 

@@ -140,11 +140,11 @@ def discard(tag: str) -> None:
     shutil.rmtree(_bento_folder(tag), ignore_errors=True)
 
 
-def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, follow: bool = False) -> list[str]:
+def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, record: Path | None = None) -> list[str]:
     """The command line that serves the Bento over HTTP, for `os.execv` or `subprocess`.
 
-    With `follow`, it takes over what goes live later, and keeps its answers on record in `answers`. Every port gets a
-    BentoML home that shares the store: a second server in the same home deletes the first's metrics.
+    With a folder `record`, it takes over what goes live later, and keeps its answers there. Every port gets a BentoML
+    home that shares the store: a second server in the same home deletes the first's metrics.
     """
     own = home() / "servers" / str(port)
     own.mkdir(parents=True, exist_ok=True)
@@ -153,11 +153,15 @@ def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, follow: b
             (own / name).symlink_to(Path("../..") / name)
     name = tag.partition(":")[0]
     variables: dict[str, Path | str] = {"BENTOML_HOME": own}
-    if follow:
-        record = Path(os.environ.get("SERVING_RECORD") or home() / "answers" / name).resolve()
-        variables |= {"SERVING_LIVE": _pointer(name), "SERVING_RECORD": record / str(port)}
+    if record:
+        variables |= {"SERVING_LIVE": _pointer(name), "SERVING_RECORD": record.resolve() / str(port)}
     start = [shutil.which("env") or "/usr/bin/env", *(f"{key}={value}" for key, value in variables.items())]
     return [*start, sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+
+
+def record_of(tag: str) -> Path:
+    """Where the Bento's servers keep their answers: SERVING_RECORD, or a folder beside the store."""
+    return Path(os.environ.get("SERVING_RECORD") or home() / "answers" / tag.partition(":")[0])
 
 
 def check(tag: str, milliseconds: float) -> None:

@@ -98,7 +98,7 @@ class Stub:
         document = json.dumps(self.answers).encode()
         self.posted.append((path, body))
         if b"\x89PNG" not in body:
-            return error(422, "not_an_image", NOT_AN_IMAGE)
+            return error(400, "not_an_image", NOT_AN_IMAGE)
         if path == "/input":
             return 200, "image/png", draw(32)
         time.sleep(self.delays.pop(0) if self.delays else 0)

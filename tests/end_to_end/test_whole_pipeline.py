@@ -153,7 +153,34 @@ def test_predict_prints_all_classes_for_both_models(workspace, first, tmp_path):
 def test_status_says_who_is_champion(workspace, first):
     done = command(workspace, "status", "--recipe", "digits")
     assert done.returncode == 0, done.stderr
-    assert "champion" in done.stdout
+    verdict = read(workspace / "reports" / "digits" / "verdict.json")
+    number = verdict["versions"][verdict["winner"]]
+    assert re.search(rf"^champion +version {number}, {verdict['winner']}, test accuracy ", done.stdout, re.M)
+
+
+def test_every_link_from_the_champion_back_to_its_data_holds(workspace, first):
+    verdict = read(workspace / "reports" / "digits" / "verdict.json")
+    done = command(workspace, "trace", verdict["versions"][verdict["winner"]], "--recipe", "digits")
+    assert done.returncode == 0, done.stdout + done.stderr
+    links = {line.split()[1]: line[0] for line in done.stdout.splitlines()}
+    assert links.pop("commit") == "?"  # this workspace is no Git repository
+    assert {*links.values()} == {"✓"}
+    assert {"artefact", "served", "run", "data", "validation", "verdict", "history"} <= links.keys()
+
+
+def test_an_image_that_was_changed_on_disk_breaks_the_link_to_the_data(workspace, first):
+    images = workspace / "data" / "digits" / "images.npy"
+    before = images.read_bytes()
+    images.write_bytes(before[:-5000] + bytes([before[-5000] ^ 1]) + before[-4999:])
+    done = command(workspace, "trace", "1", "--recipe", "digits")
+    images.write_bytes(before)
+    assert done.returncode == 1
+    assert re.search(r"^✗ data .* 1 images in data/digits are not those of its manifest", done.stdout, re.M)
+
+
+def test_every_reading_of_the_test_images_is_on_record(workspace, first):
+    lines = (workspace / "records" / "digits" / "test_reads.jsonl").read_text(encoding="utf-8").splitlines()
+    assert sorted(json.loads(line)["candidate"] for line in lines) == ["pretrained", "scratch"]
 
 
 def test_a_second_run_has_nothing_to_do_and_says_so(second):

@@ -57,6 +57,16 @@ def network():
     return model
 
 
+def test_an_artefact_has_its_batch_normalisation_in_the_convolutions(network, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    export.export(network, tmp_path / "model.tflite")
+    operations = [each["op_name"] for each in Interpreter(str(tmp_path / "model.tflite"))._get_ops_details()]
+    assert operations.count("CONV_2D") + operations.count("DEPTHWISE_CONV_2D") == 27
+    # The one product is that of pixels and their scale.
+    assert operations.count("MUL") == 1
+
+
 @pytest.fixture(scope="module")
 def quantised(network, tmp_path_factory):
     path = tmp_path_factory.mktemp("int8") / "model.tflite"

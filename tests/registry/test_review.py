@@ -236,6 +236,29 @@ def test_the_decision_s_command_publishes_it(
     ]
 
 
+def test_a_version_is_approved_reviewed_and_rolled_back_by_commands(
+    make: Make,
+    manual: Recipe,
+    packaging: Packaging,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(cli, "load_recipe", lambda name: manual)
+    monkeypatch.setattr(review, "publish", lambda recipe: None)
+    for right in (183, 195):
+        make("scratch", right=right - 2)
+        make("pretrained", right=right)
+        number = judging.judge(manual).champion.version
+        assert cli.main(["approve", number]) == 0
+        capsys.readouterr()
+        assert cli.main(["review", "--json"]) == 0
+        verdict = json.loads(capsys.readouterr().out)
+        assert (verdict["promote"], verdict["versions"]["pretrained"]) == (True, number)
+    assert cli.main(["rollback", "--reason", "slow"]) == 0
+    assert "Version 2 of digits-mobilenet is champion again, version 4 is taken out." in capsys.readouterr().out
+    assert champion(manual) == "2"
+
+
 def test_a_second_rollback_does_not_return_to_what_the_first_took_out(recipe: Recipe, champions: None) -> None:
     review.rollback(recipe, None, "slow", "ann")
     with pytest.raises(review.ReviewError, match=r"version 4, which was rolled back by ann: slow; name a version"):

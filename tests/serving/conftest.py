@@ -141,7 +141,7 @@ def started(store: Path, recipe: Recipe, folder: Path, follow: bool = False, **v
         patch.setenv("BENTOML_HOME", str(store))
         bento = packaging.live(recipe)
         assert bento is not None
-        command = packaging.serve_command(bento.tag, port=port, follow=follow)
+        command = packaging.serve_command(bento.tag, port=port, record=folder / "answers" if follow else None)
     log = folder / "service.log"
     with log.open("wb") as file:
         process = psutil.Popen(command, stdout=file, stderr=file, env={**os.environ, **variables})

@@ -8,7 +8,7 @@ import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-VERDICT = {"promote": True, "reason": "It beats the champion."}
+VERDICT = {"promoted": True, "reason": "It beats the champion."}
 
 
 @dataclass(frozen=True)

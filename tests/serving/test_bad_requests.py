@@ -60,15 +60,15 @@ def test_a_form_that_is_none(service: Service, kind: str) -> None:
 
 
 def test_a_text_file(service: Service) -> None:
-    assert "JPEG" in refused(service, 422, "not_an_image", files={"image": ("photo.jpg", b"hello")})["message"]
+    assert "JPEG" in refused(service, 400, "not_an_image", files={"image": ("photo.jpg", b"hello")})["message"]
 
 
 def test_a_truncated_jpeg(service: Service, encode: Encode) -> None:
-    refused(service, 422, "damaged", files={"image": encode("JPEG", (300, 300))[:-900]})
+    refused(service, 400, "damaged", files={"image": encode("JPEG", (300, 300))[:-900]})
 
 
 def test_a_truncated_photograph_that_another_thread_decodes(service: Service, encode: Encode) -> None:
-    refused(service, 422, "damaged", files={"image": encode("JPEG", (1200, 800))[:-9000]})
+    refused(service, 400, "damaged", files={"image": encode("JPEG", (1200, 800))[:-9000]})
 
 
 def test_a_decompression_bomb(service: Service, encode: Encode) -> None:
@@ -76,7 +76,7 @@ def test_a_decompression_bomb(service: Service, encode: Encode) -> None:
     small[16:24] = (30_000).to_bytes(4, "big") * 2
     small[29:33] = zlib.crc32(small[12:29]).to_bytes(4, "big")
     memory = resident(service)
-    assert "25 million" in refused(service, 422, "too_many_pixels", files={"image": bytes(small)})["message"]
+    assert "25 million" in refused(service, 400, "too_many_pixels", files={"image": bytes(small)})["message"]
     assert resident(service) - memory < 50 * MIB
 
 
@@ -131,7 +131,7 @@ def test_a_pickle_is_refused_unread(service: Service, tmp_path: Path, kind: str,
 @pytest.mark.parametrize("kind", ["application/vnd.bentoml+pickle", "image/png"])
 def test_a_pickle_in_the_place_of_the_image_is_not_unpickled(service: Service, tmp_path: Path, kind: str) -> None:
     file = ("photo", pickle.dumps(Touch(tmp_path / "touched")), kind)
-    refused(service, 422, "not_an_image", files={"image": file})
+    refused(service, 400, "not_an_image", files={"image": file})
     assert not (tmp_path / "touched").exists()
 
 

@@ -78,6 +78,21 @@ def test_who_comes_when_too_many_wait_is_sent_away_and_told_when_to_come_back(se
     assert refused.json()["error"]["code"] == "overloaded"
 
 
+def test_whoever_asks_for_health_does_not_wait_for_photographs(service: Service, encode: Encode) -> None:
+    photo = encode("JPEG", (3000, 2000))
+
+    def ask(_: int) -> int:
+        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        begun = [pool.submit(ask, number) for number in range(12)]
+        while not any(each.done() for each in begun):  # the others are decoded, or wait for that
+            time.sleep(0.005)
+        assert service.ask("GET", "/livez").status_code == 200
+        assert not all(each.done() for each in begun)
+        assert {each.result() for each in begun} == {200}
+
+
 def test_who_is_sent_away_costs_no_reading_of_the_body() -> None:
     read: list[int] = []
     working = asyncio.Event()

@@ -13,6 +13,7 @@ from running_service import Service
 from mobilenet_pipeline import packaging
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.packaging import Bento, PackagingError
+from serving import check
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -239,6 +240,20 @@ def test_a_bento_that_decodes_images_otherwise_than_training_did_does_not_start(
 def test_a_bento_that_is_too_slow_fails_the_check(service: Service, store: Path) -> None:
     with pytest.raises(PackagingError, match=r"half of its answers take more than .* ms, the recipe allows 0\.001"):
         packaging.check(service.tag, 0.001)
+
+
+def test_a_service_that_serves_another_version_fails_the_check(service: Service, versions: list[Path]) -> None:
+    with pytest.raises(check.CheckError, match="it says that it serves version 2, not 1"):
+        check.check(service.address, versions[0], 1000)
+
+
+def test_a_service_whose_answers_are_not_those_of_the_artefact_fails_the_check(
+    service: Service, versions: list[Path], tmp_path: Path
+) -> None:
+    shutil.copy(versions[1] / "metadata.json", tmp_path)
+    shutil.copy(versions[0] / "model.tflite", tmp_path)
+    with pytest.raises(check.CheckError, match=r"its probabilities over HTTP are \[.*\], those of its artefact \["):
+        check.check(service.address, tmp_path, 1000)
 
 
 def _command(process: psutil.Process) -> str:

@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 from mobilenet_pipeline.artefact import Artefact
 from serving import served
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.zeros((1, 32, 32, 3), np.uint8)
 
 
@@ -28,6 +32,21 @@ def test_images_of_two_requests_are_computed_side_by_side(
         first, second = pool.map(model.predict, [IMAGE, IMAGE])
     assert first == second
     assert at_work[0] is not at_work[1]
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({"SERVING_CORES": "1"}, "1 1"),
+        ({"SERVING_CORES": "2"}, "1 2"),
+        ({"SERVING_CORES": "8"}, "4 2"),
+        ({"SERVING_CORES": "8", "SERVING_WORKERS": "1"}, "1 8"),
+    ],
+)
+def test_every_two_cores_get_a_worker_and_every_core_a_thread(told: dict[str, str], expected: str) -> None:
+    ask = "from serving.served import THREADS, WORKERS; print(WORKERS, THREADS)"
+    env = {**os.environ, **told}
+    assert subprocess.check_output([sys.executable, "-c", ask], env=env, text=True, cwd=ROOT).strip() == expected
 
 
 def test_an_image_that_cannot_be_computed_leaves_the_model_for_the_next(

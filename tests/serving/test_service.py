@@ -13,6 +13,7 @@ from running_service import CLASSES, VERDICT, Service
 
 from mobilenet_pipeline import preprocess
 from mobilenet_pipeline.artefact import Artefact
+from serving import openapi
 
 Encode = Callable[..., bytes]
 
@@ -91,9 +92,24 @@ def test_answers_are_counted_by_class(service: Service, encode: Encode) -> None:
     assert service.counted("mobilenet_answers_total", predicted_class=name, model_version="2") == before + 1
 
 
+def test_how_long_answers_take_and_how_many_images_requests_have_is_counted(service: Service, encode: Encode) -> None:
+    batch, labels = "mobilenet_images_per_request", {"endpoint": "/predict_batch", "model_version": "2"}
+    before = service.counted(f"{batch}_count", **labels), service.counted(f"{batch}_sum", **labels)
+    service.ask("POST", "/predict_batch", files=[("images", encode())] * 3)
+    assert service.counted(f"{batch}_count", **labels) == before[0] + 1
+    assert service.counted(f"{batch}_sum", **labels) == before[1] + 3
+    assert service.counted("mobilenet_request_seconds_bucket", **labels, le="2.5") >= 1
+
+
+def test_the_model_is_described_as_the_openapi_document_says(service: Service) -> None:
+    found, example = service.ask("GET", "/model").json(), openapi.MODEL
+    assert found.keys() == example.keys()
+    assert found["champion"].keys() == example["champion"].keys()
+
+
 def test_refusals_are_counted_too(service: Service) -> None:
     service.ask("POST", "/predict", files={"image": b"no image"})
-    assert service.counted("mobilenet_requests_total", endpoint="/predict", code="422", model_version="") >= 1
+    assert service.counted("mobilenet_requests_total", endpoint="/predict", code="400", model_version="") >= 1
 
 
 def test_every_answer_names_its_version_in_a_header(service: Service, encode: Encode) -> None:
@@ -123,9 +139,33 @@ def test_the_openapi_page_asks_for_an_image_file(service: Service) -> None:
 @pytest.mark.parametrize("path", ["/predict", "/compare", "/predict_batch", "/input"])
 def test_the_openapi_document_says_every_error_with_an_example(service: Service, path: str) -> None:
     responses = service.ask("GET", "/docs.json").json()["paths"][path]["post"]["responses"]
-    assert set(responses) == {"200", "400", "401", "408", "413", "415", "422", "503"}
-    for status in set(responses) - {"200"}:
-        assert responses[status]["content"]["application/json"]["example"]["error"]["code"]
+    assert set(responses) == {"200", "400", "401", "408", "413", "415", "500", "503", "504"}
+
+
+RAW, TEXT = ({"Content-Type": kind} for kind in ("application/octet-stream", "text/plain"))
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "request_"),
+    [
+        ("/predict", "missing_image", {}),
+        ("/predict", "malformed_form", {"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}),
+        ("/predict", "empty", {"files": {"image": ("photo.png", b"")}}),
+        ("/predict", "not_an_image", {"files": {"image": b"no image"}}),
+        ("/predict", "too_many_bytes", {"content": bytes(11 * 2**20), "headers": RAW}),
+        ("/predict", "unsupported_media_type", {"content": b"x", "headers": TEXT}),
+        ("/predict_batch", "missing_image", {}),
+        ("/predict_batch", "wrong_length", {"content": bytes(3073), "headers": RAW}),
+        ("/predict_batch", "too_many_images", {"content": bytes(257 * 3072), "headers": RAW}),
+    ],
+)
+def test_an_error_is_what_the_openapi_document_says(
+    service: Service, path: str, code: str, request_: dict[str, Any]
+) -> None:
+    answer = service.ask("POST", path, **request_)
+    responses = service.ask("GET", "/docs.json").json()["paths"][path]["post"]["responses"]
+    examples = responses[str(answer.status_code)]["content"]["application/json"]["examples"]
+    assert answer.json() == examples[code]["value"]
 
 
 def test_the_openapi_page_finds_its_parts(service: Service) -> None:

@@ -77,6 +77,12 @@ def test_a_card_has_no_tables_because_mlflow_shows_them_without_space_between_co
     assert not re.search(r"^\|", made(recipe), re.MULTILINE)
 
 
+def test_where_a_version_comes_from_and_its_limits_stand_before_what_a_registry_may_cut_off(recipe: config.Recipe):
+    headings = re.findall(r"^## (.+)$", made(recipe), re.MULTILINE)
+    assert headings[:4] == ["Verdict", "Test figures", "Limits of use", "Where it comes from"]
+    assert headings[-1] == "Model"
+
+
 def test_whole_epochs_are_written_as_whole_numbers(recipe: config.Recipe):
     assert "8 epochs" in made(recipe)
 
