@@ -80,16 +80,17 @@ def study_table(rows: Sequence[Mapping]) -> str:
 def accuracy_table(rows: Sequence[Mapping]) -> str:
     """A row a candidate and budget: what it reached and what it was to reach."""
     lines = [
-        "| candidate | recipe | CPU min | test accuracy | seeds | bar | stretch | commit |",
+        "| candidate | recipe | CPU min | test accuracy | seeds | bar | stretch | commits |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
         bars = [bar for bar in BARS if bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]]
         limit = f"{bars[0][2]:.1%} in {bars[0][1]} | {bars[0][3]:.1%}" if bars else "– | –"
         spread = f" ± {row['sd'] * 100:.2f}" if row["sd"] is not None else ""
+        commits = ", ".join(dict.fromkeys(run["git_commit"][:7] for run in row["runs"]))
         lines.append(
             f"| {row['candidate']} | `{row['recipe']}` | {row['cpu_minutes']:.1f} | {row['test_accuracy']:.2%}{spread} "
-            f"| {row['seeds']} | {limit} | {row['commit'][:7]} |"
+            f"| {row['seeds']} | {limit} | {commits} |"
         )
     return "\n".join(lines)
 

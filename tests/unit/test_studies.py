@@ -81,5 +81,6 @@ def test_a_study_is_shown_beside_its_first_row(page: ModuleType):
 
 def test_a_candidate_is_held_against_the_bar_of_its_budget(page: ModuleType):
     row = {"candidate": "scratch", "recipe": "cifar10", "cpu_minutes": 59.5, "test_accuracy": 0.913, "sd": None}
-    table = page.accuracy_table([row | {"seeds": 1, "commit": "0123456789"}])
-    assert "| 91.30% | 1 | 91.0% in 60 | 92.0% |" in table
+    runs = [{"git_commit": commit * 40} for commit in "aba"]
+    table = page.accuracy_table([row | {"seeds": 3, "runs": runs}])
+    assert "| 91.30% | 3 | 91.0% in 60 | 92.0% | aaaaaaa, bbbbbbb |" in table
