@@ -62,7 +62,7 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
     params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    # One cache for all: what the workspace or another clone has ingested or trained is not made again.
+    # One cache for all: what the workspace or another clone has trained is not made again.
     dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
     dvc(["dvc", "repro", f"evaluate@{recipe}-{candidate}"])
     loaded = config.load_recipe(recipe, clone / "params.yaml")

@@ -1,7 +1,7 @@
 """The services that ours is compared with, each as someone would write it with BentoML in ten lines; and two that are
 compared with each other, without BentoML's adaptive batching and with it.
 
-All take the image as a PIL.Image.Image, which BentoML makes of the multipart field `image`, and answer with a document
+All take the image as a PIL.Image.Image, which BentoML makes of a multipart field, and answer with a document
 of the same shape as ours. BENCH_MODEL names the model file or folder, BENCH_CLASSES the class names (a JSON list).
 
 As a program it writes model.keras as a TensorFlow SavedModel: `python baselines.py FROM TO`.
@@ -18,9 +18,7 @@ import bentoml
 import numpy as np
 from PIL import Image
 
-from mobilenet_pipeline.artefact import Artefact
-
-# TensorFlow is imported where it is needed: who does nothing must not start more slowly for it.
+# TensorFlow and LiteRT are imported where they are needed: who does nothing must not start more slowly for them.
 CLASSES: list[str] = json.loads(os.environ.get("BENCH_CLASSES", "[]"))
 SIDE = 32
 CORES = len(os.sched_getaffinity(0))
@@ -98,6 +96,8 @@ class Single:
     """The artefact, a copy for each core: every request is computed by itself."""
 
     def __init__(self) -> None:
+        from mobilenet_pipeline.artefact import Artefact
+
         self.free: queue.SimpleQueue[Artefact] = queue.SimpleQueue()
         for _ in range(CORES):
             self.free.put(Artefact(Path(os.environ["BENCH_MODEL"]), threads=1))
@@ -117,9 +117,12 @@ class Batched:
     """The artefact on all cores: requests wait for each other, and are computed together."""
 
     def __init__(self) -> None:
+        from mobilenet_pipeline.artefact import Artefact
+
         self.artefact = Artefact(Path(os.environ["BENCH_MODEL"]), threads=CORES)
 
-    @bentoml.api(batchable=True, max_batch_size=64, max_latency_ms=100)
+    # With less than BentoML's 60 s as `max_latency_ms`, it turns requests away instead.
+    @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
         """The artefact's answers."""
         return [answer(row) for row in self.artefact.predict(np.concatenate([*map(pixels_of, images)]))]

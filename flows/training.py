@@ -95,11 +95,11 @@ def carry_out(recipe: Recipe, judgement: "Judgement") -> "Judgement":
     from mobilenet_pipeline import promotion
 
     for left in reversed(range(TRIES)):
-        if promotion.waiting(recipe, judgement):
-            promotion.keep_serving(recipe)
-            break
         try:
-            promote(recipe, judgement)
+            if promotion.waiting(recipe, judgement):
+                promotion.keep_serving(recipe)
+            else:
+                promote(recipe, judgement)
             break
         except promotion.ChampionChanged:
             if not left:

@@ -50,8 +50,8 @@ EXAMPLES = {
     "/compare": {"champion": PREDICTION | NAMES, "challenger": None},
 }
 FAULTS = {
-    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels` and `unknown_range`, "
-    "with the file's own fault.",
+    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels` and `unknown_range`; of "
+    "a batch, an image's own error stands at its place in the answer.",
     401: "SERVING_API_KEY is set, and the request has not got it.",
     408: "The upload takes too long.",
     413: "The upload is too large.",
@@ -59,8 +59,8 @@ FAULTS = {
     503: "Too much is being worked on; `Retry-After` says when to come back.",
 }
 BENTOML_S = {
-    "500": "A fault of the service; the body is BentoML's own, `error` a sentence.",
-    "504": "No answer within 60 s; the body is BentoML's own, `error` a sentence.",
+    "500": "A fault of the service; the body is not of this shape.",
+    "504": "No answer within 60 s; the body is not of this shape.",
 }
 _PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "32 by 32 pixels."}
 

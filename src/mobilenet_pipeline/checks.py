@@ -168,7 +168,16 @@ def hurdles(
 ) -> list[Check]:
     """What the winner must show beside the champion."""
     return [
-        _same_data(winner, candidate, champion),
+        # `gate.decide` compares nothing else; here it is said.
+        _check(
+            winner,
+            "same test images",
+            candidate.data_digest == champion.data_digest,
+            float(candidate.data_digest != champion.data_digest),
+            0.0,
+            f"was measured on the {len(candidate.labels):,} test images that {_called(champion)} was, of data "
+            f"{candidate.data_digest[:12]}",
+        ),
         _novelty(winner, candidate, champion),
         _improvement(winner, candidate, champion, comparison, limits),
         _classes(winner, candidate, champion, limits),
@@ -194,16 +203,6 @@ def same(candidate: Predictions, champion: Predictions) -> bool:
 
 def _changed(candidate: Predictions, champion: Predictions) -> int:
     return int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
-
-
-def _same_data(winner: str, candidate: Predictions, champion: Predictions) -> Check:
-    """That two digests are equal. `gate.decide` compares nothing else; here it is said."""
-    differs = candidate.data_digest != champion.data_digest
-    text = (
-        f"was measured on the same {len(candidate.labels):,} test images as {_called(champion)}, of data "
-        f"{candidate.data_digest[:12]}"
-    )
-    return _check(winner, "same test images", not differs, float(differs), 0.0, text)
 
 
 def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Check:

@@ -207,7 +207,7 @@ def _roles(tag: str) -> dict[str, str | None]:
         return dict(json.loads((_bento_folder(tag) / "src" / ROLES).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise PackagingError(
-            f"{tag} is not a Bento of this pipeline ({error}); mobilenet-pipeline run makes a new one"
+            f"{tag} is not a Bento of this pipeline ({error}); mobilenet-pipeline run, with its --recipe, makes another"
         ) from None
 
 

@@ -18,7 +18,7 @@ class PromotionError(ValueError):
 
 
 class ChampionChanged(PromotionError):
-    """Another run has made another version champion since the verdict."""
+    """Someone else has moved the champion's alias since the verdict, or while a Bento was tried."""
 
 
 def waiting(recipe: Recipe, judgement: Judgement) -> "Version | None":
@@ -75,12 +75,13 @@ def install(recipe: Recipe, champion: "Version", challenger: "Version | None") -
         packaging.check(tag, recipe.gate.milliseconds)
         # That took seconds, in which another workspace may have promoted, or a person moved the alias in the registry.
         found = registry.with_alias(name, "champion")
-        if number_of(found) != number_of(former):
+        if number_of(found) not in (number_of(former), champion.version):
             raise ChampionChanged(
-                f"version {number_of(found)} of {name} has become champion while version {champion.version} was tried "
-                "out; run this again"
+                f"the alias champion of {name} was moved to {_called(number_of(found))} while version "
+                f"{champion.version} was tried out; see `mobilenet-pipeline status --recipe {recipe.name}`"
             )
     except BaseException:  # an interrupt too
+        live = packaging.live(recipe)
         if live is None or live.tag != tag:
             packaging.discard(tag)
         raise

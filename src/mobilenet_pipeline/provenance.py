@@ -82,14 +82,16 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         document = json.loads(existing(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ProvenanceError(f"{path} is not JSON ({error}); mobilenet-pipeline run makes it again") from None
+        raise ProvenanceError(
+            f"{path} is not JSON ({error}); mobilenet-pipeline run, with its --recipe, makes it again"
+        ) from None
     return dict(document)
 
 
 def existing(path: Path) -> Path:
     """The path itself, if a file is there. Raises ProvenanceError if not."""
     if not path.is_file():
-        raise ProvenanceError(f"{path} does not exist; mobilenet-pipeline run makes it")
+        raise ProvenanceError(f"{path} does not exist; mobilenet-pipeline run, with its --recipe, makes it")
     return path
 
 

@@ -93,6 +93,8 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
     try:
         promotion.install(recipe, target, keeps)
+    except promotion.ChampionChanged as moved:
+        raise ReviewError(f"{moved}. It stays there; version {champion.version} is taken out all the same") from None
     except Exception:  # it cannot be served; killed in between, the next rollback goes on
         if promotion.aliases(recipe)["champion"] == champion.version:
             registry.set_tag(champion, "withdrawn", "")

@@ -137,11 +137,11 @@ def _verdict(document: str | None, version: "Version", recipe: Recipe, workspace
     recorded = [
         event for event in events if event.verdict and (event.version, event.run) == (version.version, version.run_id)
     ]
-    # A version that was judged again since has another verdict.json, rightly.
-    if recorded and recorded[-1].at >= verdict["judged_at"]:
-        found, wanted = hashlib.sha256(document.encode()).hexdigest(), recorded[-1].verdict
-        if found != wanted:
-            return Link("verdict", f"verdict.json was changed: its SHA-256 is {found}, on record is {wanted}", False)
+    found, wanted = hashlib.sha256(document.encode()).hexdigest(), recorded[-1].verdict if recorded else None
+    if wanted and found != wanted:
+        if verdict["judged_at"] > recorded[-1].at:
+            return Link("verdict", f"{verdict['reason']} It was judged again since it was promoted.", None)
+        return Link("verdict", f"verdict.json was changed: its SHA-256 is {found}, on record is {wanted}", False)
     return Link("verdict", str(verdict["reason"]), verdict["artefacts"].get(version.candidate) == version.sha256)
 
 

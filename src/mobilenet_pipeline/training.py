@@ -143,7 +143,7 @@ def train(
     The global batch is `batch_size` × replicas, and the learning rate grows with the replicas (Goyal et al. 2017,
     arXiv:1706.02677). With a file `saved`, the state is kept there after every epoch, and a training that was cut short
     goes on from it: `on_epoch` hears of the epochs before, too. Raises DivergedError naming the step when the loss is
-    not finite, and Interrupted, with the state saved, soon after `asked_to_end` says so.
+    not finite, and Interrupted, with the state saved, soon after `asked_to_end` says so, unless all is done by then.
     """
     keras.utils.set_random_seed(candidate.seed)
     with strategy.scope():

@@ -281,10 +281,21 @@ def test_an_alias_that_is_moved_while_the_bento_is_tried_stays_where_it_was_put(
     make("scratch", right=197)
     judgement = judging.judge(recipe)
     monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", number))
-    with pytest.raises(promotion.ChampionChanged, match=f"version {number} of digits-mobilenet has become champion"):
+    with pytest.raises(promotion.ChampionChanged, match="the alias champion of digits-mobilenet was moved to"):
         promotion.promote(recipe, judgement)
     assert served(recipe, packaging) == (number, "1", "2")
     assert len(packaging.bentos) == 1
+
+
+def test_an_alias_that_someone_has_moved_already_to_where_it_belongs_is_no_obstacle(
+    make: Make, recipe: Recipe, packaging: Packaging, runs: Runs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs((181, 185))
+    make("scratch", right=197)
+    judgement = judging.judge(recipe)
+    monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", "3"))
+    promotion.promote(recipe, judgement)
+    assert served(recipe, packaging) == ("3", "2", "3")
 
 
 def test_who_was_champion_before_is_called_previous(make: Make, recipe: Recipe, run: Run, runs: Runs) -> None:

@@ -259,6 +259,17 @@ def test_a_version_is_approved_reviewed_and_rolled_back_by_commands(
     assert champion(manual) == "2"
 
 
+def test_a_rollback_that_someone_else_is_faster_than_says_where_the_alias_is(
+    recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", "1"))
+    expected = r"was moved to version 1 while version 2 was tried out; .* It stays there; version 4 is taken out"
+    with pytest.raises(review.ReviewError, match=expected):
+        review.rollback(recipe, None, "slow", "ann")
+    assert champion(recipe) == "1"
+    assert registry.find(recipe.registered_model, "4").withdrawn == "rolled back by ann: slow"
+
+
 def test_a_second_rollback_does_not_return_to_what_the_first_took_out(recipe: Recipe, champions: None) -> None:
     review.rollback(recipe, None, "slow", "ann")
     with pytest.raises(review.ReviewError, match=r"version 4, which was rolled back by ann: slow; name a version"):

@@ -303,7 +303,7 @@ def test_who_was_held_against_the_champion_is_said_to_have_had_the_same_images()
         if check.name == "same test images"
     )
     assert (found.passed, found.number, found.limit) == (True, 0.0, 0.0)
-    assert "on the same 200 test images as the champion, of data d1" in found.sentence
+    assert "on the 200 test images that the champion was, of data d1" in found.sentence
 
 
 def test_a_champion_that_cannot_be_served_any_longer_is_named() -> None:
