@@ -50,8 +50,8 @@ EXAMPLES = {
     "/compare": {"champion": PREDICTION | NAMES, "challenger": None},
 }
 FAULTS = {
-    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels` and `unknown_range`; of "
-    "a batch, an image's own error stands at its place in the answer.",
+    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels`, `unknown_range`; of a "
+    "batch, an image's own error stands at its place in the answer.",
     401: "SERVING_API_KEY is set, and the request has not got it.",
     408: "The upload takes too long.",
     413: "The upload is too large.",
