@@ -103,7 +103,8 @@ def run(chosen: argparse.Namespace) -> None:
     sentence = display.run_and_show(recipe, chosen.force, console)
     display.print_summary(recipe, sentence, console)
     if chosen.deterministic and sentence.startswith("Nothing changed"):
-        console.print("  --deterministic is about trainings, of which none was due: add --force to train again")
+        hint = "  --deterministic is about trainings, of which none was due: add --force to train again"
+        console.print(hint, highlight=False, soft_wrap=True)
     if chosen.results:
         from mobilenet_pipeline.results import results_path
 
