@@ -77,8 +77,12 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     links.append(_commit(version.git_commit, of_run.get("git_dirty") == "true", workspace))
     links.append(_data(recipe, version.data_digest, tags.get("data_version"), workspace))
     links.append(_validation(recipe, version.data_digest, workspace))
-    links.append(_verdict(registry.read_text(version, "verdict.json"), version, recipe, workspace))
-    links.append(_history(recipe, number, workspace))
+    try:
+        events, damage = [event for event in history.read(recipe, workspace) if event.version == number], None
+    except history.HistoryError as error:
+        events, damage = [], str(error)
+    links.append(_verdict(registry.read_text(version, "verdict.json"), version, events))
+    links.append(_history(events, damage))
     return links
 
 
@@ -126,17 +130,11 @@ def _validation(recipe: Recipe, digest: str, workspace: Path) -> Link:
     return Link("validation", f"{met} of {len(report['expectations'])} expectations met", bool(report["success"]))
 
 
-def _verdict(document: str | None, version: "Version", recipe: Recipe, workspace: Path) -> Link:
+def _verdict(document: str | None, version: "Version", events: list[history.Event]) -> Link:
     if document is None:
         return Link("verdict", "the gate has not judged it", None)
     verdict = json.loads(document)
-    try:
-        events = history.read(recipe, workspace)
-    except history.HistoryError:
-        events = []  # told by the link after this one
-    recorded = [
-        event for event in events if event.verdict and (event.version, event.run) == (version.version, version.run_id)
-    ]
+    recorded = [event for event in events if event.verdict and event.run == version.run_id]
     found, wanted = hashlib.sha256(document.encode()).hexdigest(), recorded[-1].verdict if recorded else None
     if wanted and found != wanted:
         if verdict["judged_at"] > recorded[-1].at:
@@ -145,10 +143,8 @@ def _verdict(document: str | None, version: "Version", recipe: Recipe, workspace
     return Link("verdict", str(verdict["reason"]), verdict["artefacts"].get(version.candidate) == version.sha256)
 
 
-def _history(recipe: Recipe, number: str, workspace: Path) -> Link:
-    try:
-        events = [event for event in history.read(recipe, workspace) if event.version == number]
-    except history.HistoryError as error:
-        return Link("history", str(error), False)
+def _history(events: list[history.Event], damage: str | None) -> Link:
+    if damage:
+        return Link("history", damage, False)
     said = "; ".join(f"{event.what} {event.at} by {event.who}" for event in events)
     return Link("history", said or "nothing happened to it", True)
