@@ -62,8 +62,9 @@ def test_muon_turns_a_pointwise_kernel_by_its_rate():
 
 def test_muon_leaves_all_other_variables_to_nesterov():
     (_, plain), (_, muon) = stepped(PLAIN), stepped(MUON)
-    # Not to the last bit: where in memory a variable lies decides which instructions round it.
-    differ = {path for path in plain if not np.allclose(plain[path], muon[path], rtol=1e-5, atol=1e-7)}
+    distance = {path: float(np.abs(plain[path] - muon[path]).max()) for path in plain}
+    # Where in memory a variable lies decides which instructions round it: a sum of terms near 1 by some 1e-7.
+    differ = {path for path, far in distance.items() if far > 1e-6}
     pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
     assert len(pointwise) == 13
-    assert differ == pointwise
+    assert differ == pointwise, distance
