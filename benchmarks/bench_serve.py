@@ -30,7 +30,7 @@ import keeping
 import numpy as np
 import orjson
 import psutil
-from load import FORM, RAW, REFUSED, Round, arrivals, form, load, png, post, request
+from load import FORM, NO_CONNECTION, RAW, REFUSED, Round, arrivals, form, load, png, post, request
 from PIL import Image
 from services import BASELINES, BATCHING, BenchError, baseline, ours, say
 from timing import milliseconds
@@ -254,7 +254,7 @@ def overload(bench: Bench, port: int, capacity: float) -> list[dict[str, float]]
     for times in tqdm(OVERLOAD, "overload"):
         done = arrivals(port, asked, times * capacity, bench.seconds)
         offered = len(done.milliseconds) + done.failures.total()
-        refused = done.failures.pop(REFUSED, 0)
+        refused, unsent = (done.failures.pop(reason, 0) for reason in (REFUSED, NO_CONNECTION))
         note(bench, f"ours at {times:g} times its capacity", done)
         found = done.figures()
         rates.append(
@@ -263,6 +263,7 @@ def overload(bench: Bench, port: int, capacity: float) -> list[dict[str, float]]
                 "offered_per_second": round(offered / bench.seconds, 1),
                 "accepted_per_second": round(found["requests_per_second"], 1),
                 "refused_share": round(refused / offered, 4),
+                "unsent_share": round(unsent / offered, 4),
                 "p50_ms": round(found["p50_ms"], 2),
                 "p99_ms": round(found["p99_ms"], 2),
             }

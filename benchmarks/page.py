@@ -104,8 +104,8 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
     ]
     requests = ["| recipe | service | clients | requests/s | p50 ms | p95 ms | p99 ms |", "| --- |" + " --- |" * 6]
     overload = [
-        "| recipe | times capacity | offered/s | accepted/s | refused | p50 ms | p99 ms |",
-        "| --- |" + " --- |" * 6,
+        "| recipe | times capacity | offered/s | accepted/s | refused | not sent | p50 ms | p99 ms |",
+        "| --- |" + " --- |" * 7,
     ]
     parts = ["| recipe | part | ms |", "| --- |" + " --- |" * 2]
     batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
@@ -120,7 +120,8 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
         parts += [f"| `{recipe}` | {name} | {taken:.3g} |" for name, taken in found.get("parts_ms", {}).items()]
         for row in found.get("overload", ()):
             cells = [f"{row[key]:.4g}" for key in ("times_capacity", "offered_per_second", "accepted_per_second")]
-            cells += [f"{row['refused_share']:.1%}", *(f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms"))]
+            cells += [f"{row[key]:.1%}" for key in ("refused_share", "unsent_share")]
+            cells += [f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms")]
             overload.append(f"| `{recipe}` | {' | '.join(cells)} |")
     tables = {"ratios": ratios, "requests": requests, "batches": batches, "parts": parts, "overload": overload}
     tables["batching"] = batching

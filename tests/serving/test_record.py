@@ -1,14 +1,28 @@
 import numpy as np
 import pytest
 
-from serving.record import Answer, describe
+from serving import record
+from serving.record import Answer, Record, describe
 
 
 def test_a_line_has_the_mean_and_the_spread_of_each_colour() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
     pixels[1, :, :, 2] = 255
     predictions = [{"class": "cat", "probabilities": {"cat": np.float32(1)}}] * 2
-    lines = list(describe(Answer("/predict_batch", {}, predictions, pixels), keep_images=False))
+    lines = describe([Answer("/predict_batch", {}, predictions, pixels)], keep_images=False)
     for line, image in zip(lines, pixels, strict=True):
         assert line["mean"] == pytest.approx(image.mean(axis=(0, 1)), abs=0.006)
         assert line["spread"] == pytest.approx(image.std(axis=(0, 1)), abs=0.006)
+
+
+def test_answers_wait_for_the_writer_up_to_a_bound_and_are_written_at_the_end(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(record, "SECONDS", 3600)
+    lost = []
+    monkeypatch.setattr(record.measures, "count_unrecorded", lost.append)
+    kept = Record(tmp_path / "answers.jsonl")
+    answer = Answer("/predict", {}, [{"class": "cat", "probabilities": {}}], np.zeros((1, 32, 32, 3), np.uint8))
+    for _ in range(record.WAITING + 1):
+        kept.add(answer)
+    kept.write()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == record.WAITING
+    assert lost == [1]

@@ -251,6 +251,15 @@ def test_overload_offers_multiples_of_the_capacity_and_tells_refusals_from_failu
     assert not bench.failures
 
 
+def test_overload_tells_what_no_connection_was_free_for(monkeypatch):
+    monkeypatch.setattr(
+        bench_serve, "arrivals", lambda *_: load.Round([1.0] * 3, 1.0, Counter({load.NO_CONNECTION: 1}))
+    )
+    bench = a_bench(seconds=1.0)
+    assert [row["unsent_share"] for row in bench_serve.overload(bench, 80, 100.0)] == [0.25] * 3
+    assert not bench.failures
+
+
 def test_overload_notes_what_fails_otherwise(monkeypatch):
     lost = load.Round([1.0], 1.0, Counter({"the connection was closed": 2, load.REFUSED: 1, "status 503": 1}))
     monkeypatch.setattr(bench_serve, "arrivals", lambda *_: load.Round(lost.milliseconds, 1.0, Counter(lost.failures)))
