@@ -22,8 +22,8 @@ ANSWER_SECONDS = 30
 CONNECTIONS = 512
 """That are open at most where requests do not wait for answers; a process may usually have 1,024 files open."""
 KEPT = CONNECTIONS
-"""That are opened beforehand, as a proxy before the service has them: uvloop takes in one a turn of its loop, and in a crowd
-those that are new wait for seconds."""
+"""That are opened beforehand, as a proxy before the service has them: uvloop takes in one a turn of its loop, and in a
+crowd those that are new wait for seconds."""
 IDLE_SECONDS = 2
 """A connection that is idle for longer is not used again: the service closes it after five, maybe just then."""
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
