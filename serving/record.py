@@ -95,18 +95,21 @@ def describe(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str,
     # Colour by colour, NumPy adds up three times as fast as pixel by pixel.
     colours = pixels.reshape(len(pixels), -1, 3).transpose(0, 2, 1).astype(np.float32, order="C")
     means, spreads = colours.mean(axis=2).round(2), colours.std(axis=2).round(2)
-    said = [(answer, prediction) for answer in answers for prediction in answer.predictions]
-    for (answer, prediction), image, mean, spread in zip(said, pixels, means, spreads, strict=True):
-        yield {
-            "at": datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="milliseconds"),
-            "endpoint": answer.endpoint,
-            **answer.model,
-            "class": prediction["class"],
-            "probabilities": prediction["probabilities"],
-            "mean": mean,
-            "spread": spread,
-            **({"pixels": base64.b64encode(image.tobytes()).decode()} if keep_images else {}),
-        }
+    rows = zip(pixels, means, spreads, strict=True)
+    for answer in answers:
+        at = datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="milliseconds")
+        # The predictions first: when they end, no row has been taken for the next.
+        for prediction, (image, mean, spread) in zip(answer.predictions, rows, strict=False):
+            yield {
+                "at": at,
+                "endpoint": answer.endpoint,
+                **answer.model,
+                "class": prediction["class"],
+                "probabilities": prediction["probabilities"],
+                "mean": mean,
+                "spread": spread,
+                **({"pixels": base64.b64encode(image.tobytes()).decode()} if keep_images else {}),
+            }
 
 
 class _Raising(logging.handlers.RotatingFileHandler):
