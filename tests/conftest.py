@@ -1,13 +1,18 @@
 """Every test starts without telemetry and with quiet frameworks, as the program does."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
+from absl import logging as absl_logging
 
 from mobilenet_pipeline import environment
 
 environment.prepare()
+# Prefect sets logging up anew and so closes all handlers; that of absl, which Keras brings, would close what pytest has put
+# in place of stderr, and every later test of the process would fail.
+absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 ROOT = Path(__file__).resolve().parent.parent
 
 
