@@ -10,8 +10,8 @@ from absl import logging as absl_logging
 from mobilenet_pipeline import environment
 
 environment.prepare()
-# Prefect sets logging up anew and so closes all handlers; that of absl, which Keras brings, would close what pytest has put
-# in place of stderr, and every later test of the process would fail.
+# Prefect sets logging up anew and so closes all handlers. That of absl, which Keras brings, would close what pytest has
+# put in place of stderr, and every later test of the process would fail.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 ROOT = Path(__file__).resolve().parent.parent
 
