@@ -8,6 +8,7 @@ The test images are not read.
 import argparse
 import json
 import multiprocessing
+import signal
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +23,7 @@ RESULTS = Path("docs/results/studies.jsonl")
 
 def main() -> None:
     """Train the rows that are missing."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # who is told to end ends its training, too
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("studies", nargs="*", help="their names (default: all)")
     parser.add_argument("--list", action="store_true", help="only say which rows there are, and which are done")
@@ -46,7 +48,7 @@ def main() -> None:
             if known or chosen.list:
                 continue
             child = multiprocessing.get_context("spawn").Process(
-                target=_train, args=(name, changes or {}, recipe, candidate)
+                target=_train, args=(name, changes or {}, recipe, candidate), daemon=True
             )
             child.start()
             child.join()

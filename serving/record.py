@@ -8,7 +8,6 @@ slow one loses lines, which are counted, and never an answer. BentoML's own moni
 writes while the request waits.
 """
 
-import atexit
 import base64
 import logging.handlers
 import threading
@@ -55,7 +54,6 @@ class Record:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.handler = _Raising(path, maxBytes=FILE_BYTES, backupCount=FILES - 1, encoding="utf-8", delay=True)
             threading.Thread(target=self._write_for_ever, name="record", daemon=True).start()
-            atexit.register(self.write)
 
     def add(self, answer: Answer) -> None:
         """Keep the answer, some time soon. Never waits for the disk and never fails."""
@@ -68,7 +66,7 @@ class Record:
             measures.count_unrecorded(count)
 
     def write(self) -> None:
-        """Write what waits."""
+        """Write what waits; also to be called at the end."""
         with self.writing:
             with self.adding:
                 answers, count = self.waiting, self.images

@@ -10,18 +10,21 @@ from mobilenet_pipeline import config, mobilenet, optimizer
 ROOT = Path(__file__).resolve().parents[2]
 PLAIN = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
 MUON = PLAIN.model_copy(update={"muon_rate": 0.02})
-RATE = 0.1
+RATE = 0.125
 
 
 def stepped(candidate: config.Candidate) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Variables by path, before and after a step whose gradients are of the variables' own size."""
+    """Variables by path, before and after a step whose gradients are 1 or -1.
+
+    With these and a rate of a power of two, only the last sum of a step is rounded, however it is computed.
+    """
     keras.utils.set_random_seed(0)
     variables = mobilenet.build_trained(candidate, 10).trainable_variables
     chosen = optimizer.optimizer_of(candidate, RATE)
     chosen.build(variables)
     before = {v.path: np.array(v) for v in variables}
     rng = np.random.default_rng(0)
-    chosen.apply([tf.constant(rng.normal(size=v.shape).astype(np.float32)) for v in variables])
+    chosen.apply([tf.constant(rng.choice([-1, 1], v.shape).astype(np.float32)) for v in variables])
     return before, {v.path: np.array(v) for v in variables}
 
 
@@ -63,8 +66,7 @@ def test_muon_turns_a_pointwise_kernel_by_its_rate():
 def test_muon_leaves_all_other_variables_to_nesterov():
     (_, plain), (_, muon) = stepped(PLAIN), stepped(MUON)
     distance = {path: float(np.abs(plain[path] - muon[path]).max()) for path in plain}
-    # Where in memory a variable lies decides which instructions round it: a sum of terms near 1 by some 1e-7.
-    differ = {path for path, far in distance.items() if far > 1e-6}
+    differ = {path for path, far in distance.items() if far > 1e-7}
     pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
     assert len(pointwise) == 13
     assert differ == pointwise, distance

@@ -150,6 +150,15 @@ def test_answers_are_kept_on_record_without_the_image(
     assert "pixels" not in line
 
 
+def test_who_is_told_to_end_still_records_all_answers(
+    filled_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    with start(filled_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        for _ in range(20):
+            assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
+    assert len((tmp_path / "record" / "answers-1.jsonl").read_text().splitlines()) == 20
+
+
 def test_images_are_kept_only_where_that_is_asked_for(
     filled_store: Path, start: Any, encode: Encode, tmp_path: Path
 ) -> None:

@@ -20,7 +20,7 @@ def test_a_line_has_the_mean_and_the_spread_of_each_colour() -> None:
         assert line["spread"] == pytest.approx(image.std(axis=(0, 1)), abs=0.006)
 
 
-def test_answers_wait_for_the_writer_up_to_a_bound_and_are_written_at_the_end(tmp_path, monkeypatch) -> None:
+def test_answers_wait_up_to_a_bound_and_those_beyond_are_counted_as_lost(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(record, "SECONDS", 3600)
     lost = []
     monkeypatch.setattr(record.measures, "count_unrecorded", lost.append)
