@@ -1,5 +1,6 @@
 """Devices to a `tf.distribute.Strategy`, and a strategy's share of the work."""
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -58,6 +59,24 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
         return True
     first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
     return (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+def check_same(strategy: tf.distribute.Strategy, facts: object) -> None:
+    """Raise ValueError where this worker's facts, whatever JSON can hold, are not those of all workers of TF_CONFIG."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+    own = float(int.from_bytes(digest[:2], "big"))  # few enough bits for float32 to add them up exactly
+
+    @tf.function
+    def total() -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(lambda: tf.constant(own)), axis=None)
+
+    with peers_named():
+        alike = workers() == 1 or float(total()) == own * strategy.num_replicas_in_sync
+    if not alike:
+        raise ValueError(
+            "the workers of TF_CONFIG differ in code, knobs, data or the checkpoint they go on from: give all of them "
+            "the same workspace, on a disk that all see"
+        )
 
 
 @contextmanager

@@ -157,6 +157,7 @@ def train(
             "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
         )
     state = checkpoint.load(saved, identity) if saved else None
+    distribution.check_same(strategy, [identity, state.step if state else 0])
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
     answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)

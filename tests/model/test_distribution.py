@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,17 +56,22 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     return found
 
 
+def start_two(folder: Path) -> tuple[list[subprocess.Popen], list[Path]]:
+    """Two worker processes, each with a checkpoint and a log of its own in the folder."""
+    logs = [folder / f"{index}.log" for index in (0, 1)]
+    started = [
+        start(log, TF_CONFIG=config, SAVED=str(log.with_suffix(".npz")))
+        for log, config in zip(logs, cluster(), strict=True)
+    ]
+    return started, logs
+
+
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What came of it on two worker processes."""
-    folder = tmp_path_factory.mktemp("workers")
-    logs = [folder / f"{index}.log" for index in (0, 1)]
-    started = [
-        start(log, TF_CONFIG=config, SAVED=str(folder / f"{index}.npz"))
-        for index, (log, config) in enumerate(zip(logs, cluster(), strict=True))
-    ]
+    started, logs = start_two(tmp_path_factory.mktemp("workers"))
     found = [finish(process, log) for process, log in zip(started, logs, strict=True)]
-    return [one | {"saved": (folder / f"{index}.npz").exists()} for index, one in enumerate(found)]
+    return [one | {"saved": log.with_suffix(".npz")} for one, log in zip(found, logs, strict=True)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
@@ -95,7 +101,20 @@ def test_two_workers_lose_what_one_process_does(devices, workers):
 
 
 def test_only_the_first_worker_writes(workers):
-    assert [worker["saved"] for worker in workers] == [True, False]
+    assert [worker["saved"].exists() for worker in workers] == [True, False]
+
+
+def test_workers_of_which_one_has_no_checkpoint_do_not_train(workers, tmp_path):
+    shutil.copy(workers[0]["saved"], tmp_path)
+    started, logs = start_two(tmp_path)
+    try:
+        for process, log in zip(started, logs, strict=True):
+            assert process.wait(120) != 0
+            assert "the workers of TF_CONFIG differ" in log.read_text(errors="replace")
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_resumes(tmp_path):
