@@ -4,6 +4,10 @@ import hashlib
 import json
 import os
 import queue
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,12 @@ CORES = int(os.environ.get("SERVING_CORES") or len(os.sched_getaffinity(0)))
 WORKERS = int(os.environ.get("SERVING_WORKERS") or max(1, CORES // 2))
 THREADS = max(1, CORES // WORKERS)
 """Of each worker, that decode and compute."""
+PIECE, PIECE_SECONDS = 8, 0.01
+"""The fewest images of a batch that are computed at once, and how long that may take.
+
+More of them need more memory, and take longer each where they no longer fit into the processor's caches; fewer spend
+their time waiting for Python.
+"""
 
 
 class Served:
@@ -37,22 +47,32 @@ class Served:
                 f"this Bento decodes images otherwise than the training of version {self.metadata['version']} did: "
                 "build it with the code and the version of Pillow that trained it, or train anew"
             )
-        # For one small image a second thread costs more than it brings: each core computes one of its own. Batches have
-        # a model of their own, because a model that is asked for another number of images sets its memory up anew.
-        self.singles: queue.SimpleQueue[Artefact] = queue.SimpleQueue()
-        self.batch = Artefact(path, threads=THREADS)
+        # Every thread computes on a copy of its own: two that share a network wait for each other in every layer.
+        # Batches have their own, so that who sends one image need not wait for them.
+        self.singles, self.batches = queue.SimpleQueue[Artefact](), queue.SimpleQueue[Artefact]()
+        self.helpers = ThreadPoolExecutor(THREADS, thread_name_prefix="helper")
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
+        one = np.zeros((1, *IMAGE_SHAPE), np.uint8)
         for _ in range(THREADS):
             single = Artefact(path, threads=1)
             # What is done for the first time takes longer; who is told "ready" is answered as fast as everybody.
-            single.predict(np.zeros((1, *IMAGE_SHAPE), np.uint8))
+            single.predict(one)
             self.singles.put(single)
+            self.batches.put(Artefact(path, threads=1))
+        self.piece = max(PIECE, int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5))))
 
-    def predict(self, pixels: np.ndarray) -> list[dict[str, Any]]:
-        """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3)."""
-        shares = self._alone(pixels) if len(pixels) == 1 else self.batch.predict(pixels)
+    def predict(self, pixels: np.ndarray, alone: bool = False) -> list[dict[str, Any]]:
+        """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3).
+
+        Several images are computed by one thread, or by all where nobody else is waiting for an answer.
+        """
+        if len(pixels) == 1:
+            with _taken(self.singles) as (single,):
+                shares = single.predict(pixels)
+        else:
+            shares = self._together(pixels, min(THREADS, len(pixels) // PIECE) if alone else 1)
         best = shares.argmax(axis=1).tolist()
         return [
             {
@@ -64,12 +84,15 @@ class Served:
             for index, row in zip(best, shares, strict=True)
         ]
 
-    def _alone(self, image: np.ndarray) -> np.ndarray:
-        single = self.singles.get()
-        try:
-            return single.predict(image)
-        finally:
-            self.singles.put(single)
+    def _together(self, pixels: np.ndarray, threads: int) -> np.ndarray:
+        with _taken(self.batches, threads) as (first, *others):
+            part, *parts = np.array_split(pixels, 1 + len(others))
+            helped = [self.helpers.submit(self._in_pieces, *each) for each in zip(others, parts, strict=True)]
+            return np.concatenate([self._in_pieces(first, part), *(each.result() for each in helped)])
+
+    def _in_pieces(self, copy: Artefact, pixels: np.ndarray) -> np.ndarray:
+        starts = range(0, len(pixels), self.piece)
+        return np.concatenate([copy.predict(pixels[start : start + self.piece]) for start in starts])
 
     def description(self) -> dict[str, Any]:
         """Where the model comes from, how good it is on the test images, and the verdict that promoted it."""
@@ -90,6 +113,26 @@ class Served:
             **{key: self.metadata.get(key) for key in keys},
             "verdict": self.metadata.get("verdict"),
         }
+
+
+def _seconds(model: Artefact, pixels: np.ndarray) -> float:
+    started = time.perf_counter()
+    model.predict(pixels)
+    return time.perf_counter() - started
+
+
+@contextmanager
+def _taken(copies: "queue.SimpleQueue[Artefact]", most: int = 1) -> Iterator[list[Artefact]]:
+    """One of the copies, as soon as one is free, and more of them if they are free then."""
+    taken = [copies.get()]
+    try:
+        with suppress(queue.Empty):
+            while len(taken) < most:
+                taken.append(copies.get_nowait())
+        yield taken
+    finally:
+        for copy in taken:
+            copies.put(copy)
 
 
 Roles = dict[str, Served | None]

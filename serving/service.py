@@ -138,6 +138,7 @@ class Classifier:
         self.record = Record(Path(record) / name if record else None, os.environ.get("SERVING_KEEP_IMAGES") == "1")
         # Decoding a photograph takes a tenth of a second: that long nobody else would be answered.
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
+        self.working = 0
         # Threads take turns every 5 ms by default, which is longer than most answers take.
         sys.setswitchinterval(0.0005)
         _see_no_image()
@@ -176,10 +177,13 @@ class Classifier:
 
     async def work(self, how: Callable[[Any], T], upload: Any) -> T:
         """Do it in a thread. Raises Refusal where the upload is no image."""
+        self.working += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self.threads, how, upload)
         except preprocess.ImageError as error:
             raise Refusal(400, error.code, str(error)) from None
+        finally:
+            self.working -= 1
 
     def _predict(self, data: bytes) -> Response:
         champion, pixels = self._champion(), preprocess.decode(data)[None]
@@ -210,7 +214,7 @@ class Classifier:
 
     def _ask(self, model: Served, pixels: np.ndarray, endpoint: str) -> list[dict[str, Any]]:
         """What the model says of the images (n, 32, 32, 3), counted and kept on record."""
-        found = model.predict(pixels)
+        found = model.predict(pixels, alone=self.working == 1)
         measures.count_answers(endpoint, model.version, [one["class"] for one in found])
         self.record.add(Answer(endpoint, model.names, found, pixels))
         return found

@@ -15,23 +15,52 @@ ROOT = Path(__file__).resolve().parents[2]
 IMAGE = np.zeros((1, 32, 32, 3), np.uint8)
 
 
-def test_images_of_two_requests_are_computed_side_by_side(
-    versions: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+BATCH = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def model(versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> served.Served:
+    """A model for two threads."""
     monkeypatch.setattr(served, "THREADS", 2)
-    model = served.Served(versions[0])
-    met, at_work, compute = threading.Barrier(2), [], Artefact.predict
+    return served.Served(versions[0])
+
+
+@pytest.fixture
+def at_work(model: served.Served, monkeypatch: pytest.MonkeyPatch) -> list[Artefact]:
+    """Let every computation wait until there is another; who computes comes into this list."""
+    met, found, compute = threading.Barrier(2), [], Artefact.predict
 
     def meet(artefact: Artefact, images: np.ndarray) -> np.ndarray:
-        at_work.append(artefact)
+        found.append(artefact)
         met.wait(10)
         return compute(artefact, images)
 
     monkeypatch.setattr(Artefact, "predict", meet)
+    return found
+
+
+@pytest.mark.parametrize("images", [IMAGE, BATCH[:8]], ids=["one", "batch"])
+def test_images_of_two_requests_are_computed_side_by_side(
+    model: served.Served, at_work: list[Artefact], images: np.ndarray
+) -> None:
     with ThreadPoolExecutor(2) as pool:
-        first, second = pool.map(model.predict, [IMAGE, IMAGE])
+        first, second = pool.map(model.predict, [images, images])
     assert first == second
     assert at_work[0] is not at_work[1]
+
+
+def test_a_batch_that_is_alone_is_computed_by_all_threads(model: served.Served, at_work: list[Artefact]) -> None:
+    model.predict(BATCH, alone=True)
+    assert at_work[0] is not at_work[1]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_batch_in_pieces_is_answered_in_its_order_as_each_image_alone(model: served.Served, alone: bool) -> None:
+    model.piece = 4
+    singly = [model.predict(image[None])[0]["probabilities"] for image in BATCH]
+    batched = [found["probabilities"] for found in model.predict(BATCH, alone)]
+    assert [pytest.approx(one, abs=1e-6) for one in singly] == batched
+    assert len({found["cat"] for found in singly}) == len(BATCH)  # no two images have the same answer
 
 
 @pytest.mark.parametrize(
