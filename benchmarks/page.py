@@ -68,7 +68,8 @@ def study_table(rows: Sequence[Mapping]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        changed = ", ".join(f"`{key}: {value}`" for key, value in row["changes"].items()) or "–"
+        named = {key: "null" if value is None else value for key, value in row["changes"].items()}  # as in params.yaml
+        changed = ", ".join(f"`{key}: {value}`" for key, value in named.items()) or "–"
         lines.append(
             f"| {changed} | {row['million_multiply_adds']:.1f} M | {row['epochs']:.3g} | {row['cpu_minutes']:.1f} "
             f"| {row['train_accuracy']:.2%} | {row['validation_accuracy']:.2%} "
