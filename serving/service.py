@@ -138,7 +138,7 @@ class Classifier:
         self.record = Record(Path(record) / name if record else None, os.environ.get("SERVING_KEEP_IMAGES") == "1")
         # Decoding a photograph takes a tenth of a second: that long nobody else would be answered.
         self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
-        self.working = 0
+        self.working = 0  # uploads that are in a thread or wait for one; the event loop alone changes it
         # Threads take turns every 5 ms by default, which is longer than most answers take.
         sys.setswitchinterval(0.0005)
         _see_no_image()
