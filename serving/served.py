@@ -25,9 +25,9 @@ WORKERS = int(os.environ.get("SERVING_WORKERS") or max(1, CORES // 2))
 THREADS = max(1, CORES // WORKERS)
 """Of each worker, that decode and compute."""
 PIECE, PIECE_SECONDS = 8, 0.01
-"""The fewest images of a batch that are computed at once, and how long that may take.
+"""The fewest images of a batch that are computed at once, and the seconds that more of them may take.
 
-More of them need more memory, and take longer each where they no longer fit into the processor's caches; fewer spend
+More need more memory, and take longer each where they no longer fit into the processor's caches; fewer spend
 their time waiting for Python.
 """
 

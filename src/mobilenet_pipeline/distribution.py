@@ -61,8 +61,8 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return (resolver.task_type, resolver.task_id) == (first, 0)
 
 
-def check_same(strategy: tf.distribute.Strategy, facts: object) -> None:
-    """Raise ValueError where this worker's facts, whatever JSON can hold, are not those of all workers of TF_CONFIG."""
+def same_everywhere(strategy: tf.distribute.Strategy, facts: object) -> bool:
+    """Whether all workers of TF_CONFIG, who must all ask, ask with the same facts, which are whatever JSON can hold."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
     own = float(int.from_bytes(digest[:2], "big"))  # few enough bits for float32 to add them up exactly
 
@@ -71,12 +71,7 @@ def check_same(strategy: tf.distribute.Strategy, facts: object) -> None:
         return strategy.reduce("SUM", strategy.run(lambda: tf.constant(own)), axis=None)
 
     with peers_named():
-        alike = workers() == 1 or float(total()) == own * strategy.num_replicas_in_sync
-    if not alike:
-        raise ValueError(
-            "the workers of TF_CONFIG differ in code, knobs, data or the checkpoint they go on from: give all of them "
-            "the same workspace, on a disk that all see"
-        )
+        return workers() == 1 or float(total()) == own * strategy.num_replicas_in_sync
 
 
 @contextmanager

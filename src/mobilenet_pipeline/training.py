@@ -157,7 +157,11 @@ def train(
             "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
         )
     state = checkpoint.load(saved, identity) if saved else None
-    distribution.check_same(strategy, [identity, state.step if state else 0])
+    if not distribution.same_everywhere(strategy, [identity, state.step if state else 0]):
+        raise ValueError(
+            "the workers of TF_CONFIG differ in code, knobs, labels or the checkpoint they go on from: give all of "
+            "them the same workspace, on a disk that all see"
+        )
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
     answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)
