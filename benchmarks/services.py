@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -37,13 +36,10 @@ def ours(tag: str) -> Iterator[tuple[int, float, psutil.Process]]:
     Gives its port, the seconds that it took to be ready, and its first process.
     """
     port = free_port()
-    try:
-        with tempfile.TemporaryDirectory() as record:
-            command = packaging.serve_command(tag, HOST, port, record=Path(record))
-            with running("ours", command, port, dict(os.environ)) as (seconds, process):
-                yield port, seconds, process
-    finally:
-        shutil.rmtree(packaging.home() / "servers" / str(port), ignore_errors=True)
+    with tempfile.TemporaryDirectory() as record:
+        command = packaging.serve_command(tag, HOST, port, record=Path(record))
+        with running("ours", command, port, dict(os.environ)) as (seconds, process):
+            yield port, seconds, process
 
 
 @contextmanager

@@ -25,12 +25,12 @@ from PIL import Image
 
 from mobilenet_pipeline import preprocess
 from mobilenet_pipeline.artefact import Artefact
+from serving.workers import PROGRAM
 
 START_SECONDS = 120
 STOP_SECONDS = 15
 LOG_LINES = 20
 TIMED = 50
-WORKER = "_bentoml_impl.worker.service"
 # Proxies are for the world outside.
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -131,7 +131,7 @@ def wait_until_ready(server: psutil.Popen, address: str) -> None:
 def is_worker(process: psutil.Process) -> bool:
     """Whether this is a BentoML worker that lives."""
     try:
-        return WORKER in process.cmdline()
+        return PROGRAM in process.cmdline()
     except psutil.Error:  # it has ended
         return False
 

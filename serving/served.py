@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import queue
 import time
 from collections.abc import Iterator
@@ -16,14 +15,10 @@ import numpy as np
 
 from mobilenet_pipeline import preprocess
 from mobilenet_pipeline.artefact import IMAGE_SHAPE, Artefact
+from serving.workers import THREADS
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
-CORES = int(os.environ.get("SERVING_CORES") or len(os.sched_getaffinity(0)))
-"""Processors that the service may keep busy; a container's limit has to be told."""
-WORKERS = int(os.environ.get("SERVING_WORKERS") or max(1, CORES // 2))
-THREADS = max(1, CORES // WORKERS)
-"""Of each worker, that decode and compute."""
 PIECE, PIECE_SECONDS = 8, 0.01
 """The fewest images of a batch that are computed at once, and the seconds that more of them may take.
 

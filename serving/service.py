@@ -33,7 +33,8 @@ from serving.front_door import BATCH_PATH, FIELDS, UPLOAD, FrontDoor, Refusal
 from serving.live import Live
 from serving.measures import VERSION_HEADER
 from serving.record import Answer, Record
-from serving.served import THREADS, WORKERS, Served
+from serving.served import Served
+from serving.workers import THREADS, WORKERS
 
 DESCRIPTION = """Tells what is on an image.
 

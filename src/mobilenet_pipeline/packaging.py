@@ -42,6 +42,7 @@ SERVICE = (
     "record.py",
     "served.py",
     "service.py",
+    "workers.py",
 )
 # All that a serving process needs; BentoML adds itself, in the version that builds. With uvloop and httptools, which
 # uvicorn takes where they are there, a request takes less time to be read and answered.
@@ -143,20 +144,13 @@ def discard(tag: str) -> None:
 def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, record: Path | None = None) -> list[str]:
     """The command line that serves the Bento over HTTP, for `os.execv` or `subprocess`.
 
-    With a folder `record`, it takes over what goes live later, and keeps its answers there. Every port gets a BentoML
-    home that shares the store: a second server in the same home deletes the first's metrics.
+    With a folder `record`, it takes over what goes live later, and keeps its answers there.
     """
-    own = home() / "servers" / str(port)
-    own.mkdir(parents=True, exist_ok=True)
-    for name in ("bentos", "models"):
-        if not (own / name).is_symlink():
-            (own / name).symlink_to(Path("../..") / name)
-    name = tag.partition(":")[0]
-    variables: dict[str, Path | str] = {"BENTOML_HOME": own}
+    variables: dict[str, Path | str] = {"BENTOML_HOME": home()}
     if record:
-        variables |= {"SERVING_LIVE": _pointer(name), "SERVING_RECORD": record.resolve() / str(port)}
+        variables |= {"SERVING_LIVE": _pointer(tag.partition(":")[0]), "SERVING_RECORD": record.resolve() / str(port)}
     start = [shutil.which("env") or "/usr/bin/env", *(f"{key}={value}" for key, value in variables.items())]
-    return [*start, sys.executable, "-m", "bentoml", "serve", tag, "--host", host, "--port", str(port)]
+    return [*start, sys.executable, "-P", str(_serving() / "start.py"), tag, "--host", host, "--port", str(port)]
 
 
 def record_of(tag: str) -> Path:
@@ -181,10 +175,7 @@ def check(tag: str, milliseconds: float) -> None:
         "champion": str(_folders(tag)["champion"]),
         "milliseconds": milliseconds,
     }
-    try:
-        _run([str(_serving() / "check.py")], f"checking {tag}", order)
-    finally:
-        shutil.rmtree(home() / "servers" / str(port), ignore_errors=True)
+    _run([str(_serving() / "check.py")], f"checking {tag}", order)
 
 
 def home() -> Path:

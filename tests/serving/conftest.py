@@ -105,7 +105,7 @@ def store(filled_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own_store(filled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the filled store."""
     copy = tmp_path / "store"
-    shutil.copytree(filled_store, copy, ignore=shutil.ignore_patterns("servers"))
+    shutil.copytree(filled_store, copy)
     monkeypatch.setenv("BENTOML_HOME", str(copy))
     return copy
 
@@ -154,7 +154,8 @@ def started(store: Path, recipe: Recipe, folder: Path, follow: bool = False, **v
     finally:
         client.close()
         everything = running.processes()
-        process.terminate()
+        if everything:
+            process.terminate()
         for left in psutil.wait_procs(everything, timeout=15)[1]:
             left.kill()
 

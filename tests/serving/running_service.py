@@ -32,4 +32,5 @@ class Service:
         return 0.0
 
     def processes(self) -> list[psutil.Process]:
-        return [self.process, *self.process.children(recursive=True)]
+        """Those that live."""
+        return [self.process, *self.process.children(recursive=True)] if self.process.is_running() else []

@@ -73,7 +73,7 @@ def test_a_batch_in_pieces_is_answered_in_its_order_as_each_image_alone(model: s
     ],
 )
 def test_every_two_cores_get_a_worker_and_every_core_a_thread(told: dict[str, str], expected: str) -> None:
-    ask = "from serving.served import THREADS, WORKERS; print(WORKERS, THREADS)"
+    ask = "from serving.workers import THREADS, WORKERS; print(WORKERS, THREADS)"
     env = {**os.environ, **told}
     assert subprocess.check_output([sys.executable, "-c", ask], env=env, text=True, cwd=ROOT).strip() == expected
 
