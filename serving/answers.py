@@ -1,27 +1,18 @@
 """The shapes of what the service takes and answers, as its OpenAPI page shows them."""
 
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated
 
 import bentoml
-from _bentoml_impl.serde import Serde
 from bentoml.validators import ContentType
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.requests import Request
-
-from serving.front_door import UPLOAD
 
 
 class Upload(bentoml.IODescriptor):
     """One image file; any size and colour mode."""
 
     image: Annotated[Path, ContentType("image/*")]
-    """For the OpenAPI page a file; in the service the bytes that the front door has read."""
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: Serde) -> Self:
-        """Take what the front door left, instead of BentoML's own parsers."""
-        return cls.model_construct(image=request.scope[UPLOAD])
+    """For the OpenAPI page and clients a file; in the service the bytes that the front door has read."""
 
 
 class Uploads(bentoml.IODescriptor):
@@ -29,11 +20,6 @@ class Uploads(bentoml.IODescriptor):
 
     images: list[Annotated[Path, ContentType("image/*")]]
     """In the service, what the front door has read: a list of files' bytes, or the bytes of all pixels."""
-
-    @classmethod
-    async def from_http_request(cls, request: Request, serde: Serde) -> Self:
-        """Take what the front door left, instead of BentoML's own parsers."""
-        return cls.model_construct(images=request.scope[UPLOAD])
 
 
 class Answered(BaseModel):

@@ -7,6 +7,7 @@ shapes. So a body is read here, whole and bounded, and nothing behind this door 
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Iterable
 
@@ -20,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import measures
 from serving.measures import VERSION_HEADER
 
+LOG = logging.getLogger("bentoml.serving.front_door")
 LIMIT = 10 * 2**20
 """Bytes of a request body; a 24-megapixel photograph is usually smaller."""
 HELD = 128 * 2**20
@@ -124,6 +126,11 @@ def unread(kind: str, path: str) -> Refusal:
     return Refusal(415, "unsupported_media_type", sentence, "content-type")
 
 
+def failed() -> Refusal:
+    """500, for a fault of the service."""
+    return Refusal(500, "fault", "The service failed at this request; its log says why.", None)
+
+
 def overloaded(what: str = "Too many requests are waiting") -> Refusal:
     """503, for who comes when too much is being worked on."""
     return Refusal(503, "overloaded", f"{what}; try again in a second.", None, {"Retry-After": "1"})
@@ -148,12 +155,12 @@ class FrontDoor:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
-        status, version = 500, ""
+        status, version, begun = 500, "", False
 
         async def counted(message: Message) -> None:
-            nonlocal status, version
+            nonlocal status, version, begun
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, begun = message["status"], True
                 version = next((value.decode() for name, value in message["headers"] if name == VERSION_HEADER), "")
             await send(message)
 
@@ -172,6 +179,11 @@ class FrontDoor:
         except Refusal as refusal:
             # The rest of the body is left to the server, which reads past it, so the sender gets to the answer.
             await refusal.response()(scope, receive, counted)
+        except Exception:
+            if begun:
+                raise
+            LOG.exception("%s %s failed", scope["method"], scope["path"])
+            await failed().response()(scope, receive, counted)
         finally:
             self.held -= held
             self.working -= working

@@ -56,12 +56,10 @@ FAULTS = {
     408: "The upload takes too long.",
     413: "The upload is too large.",
     415: "The body is of a type that is not read here.",
+    500: "A fault of the service.",
     503: "Too much is being worked on; `Retry-After` says when to come back.",
 }
-BENTOML_S = {
-    "500": "A fault of the service; the body is not of this shape.",
-    "504": "No answer within 60 s; the body is not of this shape.",
-}
+BENTOML_S = {"504": "No answer within 60 s; the body is not of this shape."}
 _PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "32 by 32 pixels."}
 
 
@@ -117,6 +115,7 @@ def refusals(path: str) -> list[Refusal]:
         front_door.too_slow(),
         front_door.too_large(),
         front_door.unread("text/plain", path),
+        front_door.failed(),
         front_door.overloaded(),
     ]
     if path == BATCH_PATH:

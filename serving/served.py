@@ -19,8 +19,8 @@ from serving.workers import THREADS
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
-PIECE, PIECE_SECONDS = 8, 0.01
-"""The fewest images of a batch that are computed at once, and the seconds that more of them may take.
+PIECES, PIECE_SECONDS = (8, 32), 0.01
+"""How many images of a batch are computed at once, at least and at most, and the seconds that they may take.
 
 More need more memory, and take longer each where they no longer fit into the processor's caches; fewer spend
 their time waiting for Python.
@@ -56,7 +56,8 @@ class Served:
             single.predict(one)
             self.singles.put(single)
             self.batches.put(Artefact(path, threads=1))
-        self.piece = max(PIECE, int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5))))
+        fits = int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5)))
+        self.piece = min(max(fits, PIECES[0]), PIECES[1])
 
     def predict(self, pixels: np.ndarray, alone: bool = False) -> list[dict[str, Any]]:
         """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3).
@@ -67,7 +68,7 @@ class Served:
             with _taken(self.singles) as (single,):
                 shares = single.predict(pixels)
         else:
-            shares = self._together(pixels, min(THREADS, len(pixels) // PIECE) if alone else 1)
+            shares = self._together(pixels, min(THREADS, len(pixels) // PIECES[0]) if alone else 1)
         best = shares.argmax(axis=1).tolist()
         return [
             {

@@ -16,8 +16,8 @@ from mobilenet_pipeline.layout import whole
 class State:
     """Everything that the rest of a training of `length` steps follows from: `step` are done, `arrays` hold weights.
 
-    `totals` are the running sums of the epoch that `step` is in, `history` the rows of the epochs before it, and
-    `cpu_seconds` what all of this took.
+    `totals` are the running sums of the epoch that `step` is in, `seconds` its wall time so far, `history` the rows of
+    the epochs before it, and `cpu_seconds` what all of this took.
     """
 
     step: int
@@ -25,6 +25,7 @@ class State:
     costs: Costs
     arrays: dict[str, np.ndarray]
     totals: tuple[float, float]
+    seconds: float
     history: list[dict[str, Any]]
     cpu_seconds: float
 
@@ -37,6 +38,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
         "length": state.length,
         "costs": asdict(state.costs),
         "totals": state.totals,
+        "seconds": state.seconds,
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
     }
@@ -58,7 +60,8 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
             arrays = {name: archive[name] for name in archive.files if name != "document"}
         totals = float(document["totals"][0]), float(document["totals"][1])
         step, length, costs = int(document["step"]), int(document["length"]), Costs(**document["costs"])
-        return State(step, length, costs, arrays, totals, document["history"], float(document["cpu_seconds"]))
+        seconds, cpu_seconds = float(document["seconds"]), float(document["cpu_seconds"])
+        return State(step, length, costs, arrays, totals, seconds, document["history"], cpu_seconds)
     except FileNotFoundError:
         return None
     except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for a damaged file

@@ -171,7 +171,6 @@ def train(
         on_epoch(row, loop.epochs)
     if loop.step:
         say(f"going on after step {loop.step} of {length}")
-    started = time.perf_counter()
     logits = None
     while loop.step < loop.length or loop.lacks_validation:
         if not loop.lacks_validation:  # a process that was asked to end may have left that to this one
@@ -186,8 +185,7 @@ def train(
                 loss, accuracy = _scores(logits, shown.labels)
                 if not math.isfinite(loss):
                     raise DivergedError(_diverged("validation loss", loss, loop.step))
-                loop.end_epoch(loss, accuracy, time.perf_counter() - started)
-                started = time.perf_counter()
+                loop.end_epoch(loss, accuracy)
         ended = loop.at_epoch_end and not loop.lacks_validation
         if saved and (leave or ended) and distribution.is_chief(strategy):
             checkpoint.save(saved, identity, loop.state())
@@ -300,6 +298,7 @@ class _Loop:
         if state:
             self._restore(state)
         self.before = self.step, self.cpu_seconds
+        self.clock = time.perf_counter() - (state.seconds if state else 0)
         self.stream = self._stream(self.candidate.epochs or budget.MOST_EPOCHS)
 
     def _last_until(self, length: int) -> None:
@@ -347,6 +346,11 @@ class _Loop:
         return self.spent + time.process_time()
 
     @property
+    def seconds(self) -> float:
+        """Wall seconds of the current epoch, those of a process before this one too."""
+        return time.perf_counter() - self.clock
+
+    @property
     def seconds_left(self) -> float:
         """CPU seconds of the budget, but for the reserve."""
         given = (self.candidate.cpu_minutes or 0) * 60
@@ -366,13 +370,14 @@ class _Loop:
             raise DivergedError(_diverged("loss", float(losses), self.step))
         self.totals = self.totals[0] + float(losses), self.totals[1] + float(hits)
 
-    def end_epoch(self, loss: float, accuracy: float, seconds: float) -> None:
+    def end_epoch(self, loss: float, accuracy: float) -> None:
         """Put the epoch's row into the history."""
+        seconds = self.seconds
         rate = float(self.schedule(self.step - 1))
         losses, hits = self.totals[0] / self.steps_of_epoch, self.totals[1] / (self.steps_of_epoch * self.batch)
         row = Epoch(len(self.history) + 1, rate, losses, hits, loss, accuracy, seconds)
         self.history.append(row)
-        self.totals = 0.0, 0.0
+        self.totals, self.clock = (0.0, 0.0), time.perf_counter()
         if self.candidate.epochs is None and self.step < self.length:
             self._plan_again()
 
@@ -389,8 +394,9 @@ class _Loop:
         optimizer = [np.asarray(v) for v in self.optimizer.variables]
         named = {"weight": self.model.get_weights(), "optimizer": optimizer}
         arrays = {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
+        history = to_rows(self.history)
         return checkpoint.State(
-            self.step, self.length, self.costs, arrays, self.totals, to_rows(self.history), self.cpu_seconds
+            self.step, self.length, self.costs, arrays, self.totals, self.seconds, history, self.cpu_seconds
         )
 
     def _restore(self, state: checkpoint.State) -> None:

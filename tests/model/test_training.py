@@ -1,5 +1,6 @@
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -258,6 +259,22 @@ def test_an_epoch_that_was_resumed_in_between_says_nothing_of_what_epochs_cost(t
     with pytest.raises(training.Interrupted):
         trained(candidate, saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: True)
     assert trained(candidate, saved=tmp_path / "checkpoint.npz").epochs == 2
+
+
+def test_an_epoch_that_was_resumed_in_between_took_the_seconds_before_that_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHUNK", 2)
+    monkeypatch.setattr(training, "plan", lambda *_: (8, budget.Costs([1.0], 0.0)))  # of four steps an epoch
+    now = 0.0
+
+    def after_a_minute() -> bool:
+        nonlocal now
+        now += 60
+        return True
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: now, process_time=time.process_time))
+    with pytest.raises(training.Interrupted):
+        trained(saved=tmp_path / "checkpoint.npz", asked_to_end=after_a_minute)
+    assert [row.seconds for row in trained(saved=tmp_path / "checkpoint.npz").history] == [60, 0]
 
 
 def test_several_workers_take_one_step_at_a_time_whatever_each_has_measured(monkeypatch):

@@ -128,6 +128,33 @@ def test_who_is_sent_away_costs_no_reading_of_the_body() -> None:
     assert len(read) == WAITING + 1
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_fault_behind_the_door_is_told_in_json_unless_the_answer_has_begun(
+    begun: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    sent = []
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("out of order")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/model", "headers": []}
+    asked = FrontDoor(fail)(scope, None, send)
+    if begun:
+        with pytest.raises(RuntimeError, match="out of order"):
+            asyncio.run(asked)
+        assert [message.get("status") for message in sent] == [200]
+    else:
+        asyncio.run(asked)
+        assert sent[0]["status"] == 500
+        assert json.loads(sent[1]["body"])["error"]["code"] == "fault"
+        assert "out of order" in caplog.text
+
+
 def test_an_upload_that_takes_too_long_is_cut_off(service: Service) -> None:
     host, port = service.address.removeprefix("http://").split(":")
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n"

@@ -20,6 +20,12 @@ def test_a_line_has_the_mean_and_the_spread_of_each_colour() -> None:
         assert line["spread"] == pytest.approx(image.std(axis=(0, 1)), abs=0.006)
 
 
+def test_an_image_of_one_colour_has_no_spread() -> None:
+    answer = Answer("/predict", {}, [{"class": "cat", "probabilities": {}}], np.full((1, 32, 32, 3), 250, np.uint8))
+    (line,) = describe([answer], keep_images=False)
+    assert (line["mean"], line["spread"]) == ([250.0] * 3, [0.0] * 3)
+
+
 def test_answers_wait_up_to_a_bound_and_those_beyond_are_counted_as_lost(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(record, "SECONDS", 3600)
     lost = []

@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
+from running_service import Service
 
 from mobilenet_pipeline import packaging
 from serving.check import is_worker
-from tests.serving.running_service import Service
 
 
 def test_a_taken_port_is_an_error_that_names_the_address(service: Service) -> None:
