@@ -79,7 +79,7 @@ def running(port: int = PORT) -> Iterator[str]:
 
 def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> None:
     """Raise OSError if something listens there, or the port cannot be had for another reason."""
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))

@@ -55,7 +55,7 @@ class Fault(BaseModel):
 
 
 class Refused(BaseModel):
-    """What every 4xx and 503 has as its body."""
+    """What every refusal and fault has as its body."""
 
     error: Fault
 

@@ -1,4 +1,4 @@
-"""What stands between the network and BentoML: reads the upload, or answers 4xx and 503 with a sentence.
+"""What stands between the network and BentoML: reads the upload, or answers 4xx, 500 and 503 with a sentence.
 
 BentoML 1.4 has no limit on uploads (it ignores `max_request_size`), spools files to disk, fetches a URL that stands
 where a file should be, picks a parser by content type (pickle among them) and answers faults in three different

@@ -1,7 +1,7 @@
 """The promoted model over HTTP.
 
-`/predict`, `/predict_batch` and `/compare` are BentoML APIs, so they stand in its OpenAPI page and its client knows
-them, but requests come to them by a shorter way than BentoML's; they return ready responses. The other addresses are
+`/predict`, `/predict_batch` and `/compare` are BentoML APIs, so they stand in its OpenAPI page, but requests come to
+them by a shorter way than BentoML's; they return ready responses. The other addresses are
 mounted Starlette routes, because a BentoML API answers POST with JSON only. What comes in over the network is read by
 `front_door` and by nothing else.
 """
@@ -21,10 +21,9 @@ import numpy as np
 import orjson
 from bentoml import get_current_service  # found by name, every time, where it is bentoml's attribute
 from PIL import Image
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mobilenet_pipeline import preprocess
@@ -110,8 +109,8 @@ ROUTES = [
 class ShortWay:
     """ASGI middleware behind the front door: from an upload right to the API method that answers it.
 
-    BentoML's way there, which looks the method's signature up and opens a context for every request, takes as long as
-    all that the service itself does for a small network.
+    BentoML's way there, which looks the method's signature up and opens a context for every request, takes half a
+    millisecond: with a small network, a quarter of a request.
     """
 
     def __init__(self, app: ASGIApp, methods: dict[str, Callable[..., Awaitable[Response]]]) -> None:
@@ -133,7 +132,7 @@ def behind_front_door(service: Any) -> Any:
 
 
 @behind_front_door
-@bentoml.asgi_app(Starlette(routes=ROUTES))
+@bentoml.asgi_app(Router(ROUTES))
 @bentoml.service(
     description=DESCRIPTION,
     http={"host": "127.0.0.1"},

@@ -263,7 +263,8 @@ def serve(chosen: argparse.Namespace) -> None:
     recipe = load_recipe(chosen.recipe)
     bento = packaging.must_be_live(recipe)
     server.check_port(chosen.port, "the API", "--port", chosen.host)
-    print(f"{bento} on http://{chosen.host}:{chosen.port}, Ctrl-C ends it", flush=True)
+    host = f"[{chosen.host}]" if ":" in chosen.host else chosen.host
+    print(f"{bento} on http://{host}:{chosen.port}, Ctrl-C ends it", flush=True)
     command = packaging.serve_command(bento.tag, chosen.host, chosen.port, packaging.record_of(bento.tag))
     os.execv(command[0], command)
 

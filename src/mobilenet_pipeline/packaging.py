@@ -150,7 +150,8 @@ def serve_command(tag: str, host: str = "127.0.0.1", port: int = 3000, record: P
     if record:
         variables |= {"SERVING_LIVE": _pointer(tag.partition(":")[0]), "SERVING_RECORD": record.resolve() / str(port)}
     start = [shutil.which("env") or "/usr/bin/env", *(f"{key}={value}" for key, value in variables.items())]
-    return [*start, sys.executable, "-P", str(_serving() / "start.py"), tag, "--host", host, "--port", str(port)]
+    address = ["--host", host, "--port", str(port), "--metrics", str(home() / "metrics" / f"{host}-{port}")]
+    return [*start, sys.executable, "-P", str(_serving() / "start.py"), tag, *address]
 
 
 def record_of(tag: str) -> Path:

@@ -105,7 +105,7 @@ def store(filled_store: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def own_store(filled_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the filled store."""
     copy = tmp_path / "store"
-    shutil.copytree(filled_store, copy)
+    shutil.copytree(filled_store, copy, ignore=shutil.ignore_patterns("metrics"))
     monkeypatch.setenv("BENTOML_HOME", str(copy))
     return copy
 
@@ -132,20 +132,22 @@ def encode() -> Callable[..., bytes]:
 
 
 @contextmanager
-def started(store: Path, recipe: Recipe, folder: Path, follow: bool = False, **variables: str) -> Iterator[Service]:
+def started(
+    store: Path, recipe: Recipe, folder: Path, follow: bool = False, host: str = "127.0.0.1", **variables: str
+) -> Iterator[Service]:
     """The store's live Bento, served on a free port, with these variables in its environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as free:
+        free.bind((host, 0))
         port = free.getsockname()[1]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BENTOML_HOME", str(store))
         bento = packaging.live(recipe)
         assert bento is not None
-        command = packaging.serve_command(bento.tag, port=port, record=folder / "answers" if follow else None)
+        command = packaging.serve_command(bento.tag, host, port, record=folder / "answers" if follow else None)
     log = folder / "service.log"
     with log.open("wb") as file:
         process = psutil.Popen(command, stdout=file, stderr=file, env={**os.environ, **variables})
-    address = f"http://127.0.0.1:{port}"
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     client = httpx.Client(base_url=address, trust_env=False, timeout=30)
     running = Service(address, client, process, bento.tag)
     try:

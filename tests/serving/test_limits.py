@@ -15,6 +15,7 @@ import pytest
 from running_service import Service
 
 from serving.front_door import WAITING, FrontDoor
+from serving.service import Classifier
 
 Encode = Callable[..., bytes]
 
@@ -153,6 +154,17 @@ def test_a_fault_behind_the_door_is_told_in_json_unless_the_answer_has_begun(
         assert sent[0]["status"] == 500
         assert json.loads(sent[1]["body"])["error"]["code"] == "fault"
         assert "out of order" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/model"), ("POST", "/predict"), ("POST", "/input")])
+def test_a_fault_of_any_address_is_told_in_json(method: str, path: str) -> None:
+    async def ask() -> httpx.Response:
+        app = httpx.ASGITransport(Classifier.to_asgi(is_main=True))  # not started, so nobody is there to answer
+        async with httpx.AsyncClient(transport=app, base_url="http://service") as client:
+            return await client.request(method, path, content=b"x", headers={"Content-Type": "image/png"})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "fault")
 
 
 def test_an_upload_that_takes_too_long_is_cut_off(service: Service) -> None:

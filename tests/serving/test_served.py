@@ -63,6 +63,14 @@ def test_a_batch_in_pieces_is_answered_in_its_order_as_each_image_alone(model: s
     assert len({found["cat"] for found in singly}) == len(BATCH)  # no two images have the same answer
 
 
+@pytest.mark.parametrize(("seconds", "images"), [(1.0, 8), (0.0005, 20), (0.00001, 32)])
+def test_a_piece_takes_ten_milliseconds_within_bounds(
+    versions: list[Path], monkeypatch: pytest.MonkeyPatch, seconds: float, images: int
+) -> None:
+    monkeypatch.setattr(served, "_seconds", lambda *_: seconds)
+    assert served.Served(versions[0]).piece == images
+
+
 @pytest.mark.parametrize(
     ("told", "expected"),
     [
