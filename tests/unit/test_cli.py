@@ -107,19 +107,24 @@ def test_a_photo_that_is_not_there_is_named(workspace: Path, capsys: pytest.Capt
     assert "nosuch.png cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
 def test_a_port_that_is_taken_is_named_before_the_server_starts(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    host: str,
+    family: int,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     monkeypatch.setattr(packaging, "must_be_live", lambda recipe: None)
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
+    with socket.socket(family) as other:
+        other.bind((host, 0))
         other.listen()
         port = other.getsockname()[1]
-        assert cli.main(["serve", "--port", str(port)]) == 1
+        assert cli.main(["serve", "--host", host, "--port", str(port)]) == 1
     assert f"port {port}, for the API, is taken" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "::1"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
 def test_a_host_that_is_not_this_machine_is_named_and_not_the_port(
     host: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
