@@ -12,7 +12,7 @@ class Upload(bentoml.IODescriptor):
     """One image file; any size and colour mode."""
 
     image: Annotated[Path, ContentType("image/*")]
-    """For the OpenAPI page and clients a file; in the service the bytes that the front door has read."""
+    """For the OpenAPI page a file; in the service the bytes that the front door has read."""
 
 
 class Uploads(bentoml.IODescriptor):

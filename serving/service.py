@@ -1,9 +1,9 @@
 """The promoted model over HTTP.
 
 `/predict`, `/predict_batch` and `/compare` are BentoML APIs, so they stand in its OpenAPI page, but requests come to
-them by a shorter way than BentoML's; they return ready responses. The other addresses are
-mounted Starlette routes, because a BentoML API answers POST with JSON only. What comes in over the network is read by
-`front_door` and by nothing else.
+them by a shorter way than BentoML's; they return ready responses. The other addresses are mounted Starlette routes,
+because a BentoML API answers POST with JSON only. What comes in over the network is read by `front_door` and by nothing
+else.
 """
 
 import asyncio
