@@ -40,9 +40,10 @@ def test_nothing_but_the_api_listens(service: Service) -> None:
 
 
 def test_a_worker_that_was_killed_is_replaced(
-    filled_store: Path, start: Callable[..., AbstractContextManager[Service]]
+    filled_store: Path, start: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
     with start(filled_store, SERVING_WORKERS="1") as service:
+        _await_word(tmp_path / "service.log")
         (killed,) = [each for each in service.processes() if is_worker(each)]
         killed.kill()
         deadline = time.monotonic() + 60
@@ -75,4 +76,12 @@ def test_an_address_of_version_6_is_listened_on(
 ) -> None:
     with start(filled_store, host="::1") as service:
         assert service.ask("GET", "/model").status_code == 200
-    assert "ready after" in (tmp_path / "service.log").read_text()
+        _await_word(tmp_path / "service.log")
+
+
+def _await_word(log: Path) -> None:
+    """Wait until the program knows that its service is ready, which it may hear a moment later than others."""
+    deadline = time.monotonic() + 30
+    while "ready after" not in log.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
