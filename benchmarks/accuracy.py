@@ -11,16 +11,17 @@ is set, and two candidates may be trained side by side.
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
-from functools import partial
+import time
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
-from mobilenet_pipeline import config, environment, layout, provenance
+from mobilenet_pipeline import config, environment, layout, pipeline, provenance
 
 CLONES = Path(".bench")
 RESULTS = Path("docs/results/training.json")
@@ -29,6 +30,7 @@ CURVES = Path("docs/results/curves")
 
 def main() -> None:
     """Train what is missing, then write the candidate's row anew."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
     parser.add_argument("candidate", choices=config.CANDIDATES)
@@ -55,7 +57,6 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
-    dvc = partial(subprocess.run, cwd=clone, env=variables, check=True)
     if not clone.exists():
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
@@ -63,8 +64,14 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     # One cache for all: what the workspace or another clone has trained is not made again.
-    dvc(["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())])
-    dvc(["dvc", "repro", f"evaluate@{recipe}-{candidate}"])
+    cache = ["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())]
+    subprocess.run(cache, cwd=clone, env=variables, check=True)
+    # On a leash: whoever ends this program ends its training, too.
+    with pipeline.leashed(["dvc", "repro", f"evaluate@{recipe}-{candidate}"], variables, cwd=clone) as child:
+        while not child.ended:
+            time.sleep(0.5)
+    if child.returncode:
+        sys.exit(child.returncode)
     loaded = config.load_recipe(recipe, clone / "params.yaml")
     here, there = layout.ledger_path(loaded), layout.ledger_path(loaded, clone)
     known = here.read_text(encoding="utf-8").splitlines() if here.exists() else []

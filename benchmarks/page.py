@@ -85,7 +85,11 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        bars = [bar for bar in BARS if bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]]
+        bars = [
+            bar
+            for bar in BARS
+            if row["recipe"].startswith("cifar10") and bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]
+        ]
         limit = f"{bars[0][2]:.1%} in {bars[0][1]} | {bars[0][3]:.1%}" if bars else "– | –"
         spread = f" ± {row['sd'] * 100:.2f}" if row["sd"] is not None else ""
         commits = ", ".join(dict.fromkeys(run["git_commit"][:7] for run in row["runs"]))

@@ -91,7 +91,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
         training.Images(pixels[held_out], labels[held_out]),
         len(data.class_names),
         tf.distribute.get_strategy(),
-        on_epoch=lambda row, epochs: print(
+        on_epoch=lambda row, epochs, left: print(
             f"  {row.epoch}/{epochs} {row.train_accuracy:.4f} {row.validation_accuracy:.4f} {row.seconds:.0f} s",
             flush=True,
         ),

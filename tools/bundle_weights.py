@@ -44,8 +44,8 @@ def main() -> None:
         for name, rows in (("train", kept), ("validation", held_out), ("test", np.flatnonzero(data.is_test)))
     }
 
-    def on_epoch(row: training.Epoch, epochs: int) -> None:
-        print(progress(row, epochs, candidate.input_sizes), flush=True)
+    def on_epoch(row: training.Epoch, epochs: int, left: float) -> None:
+        print(progress(row, epochs, left), flush=True)
 
     trained = training.train(
         candidate, parts["train"], parts["validation"], len(data.class_names), distribution.choose(), on_epoch

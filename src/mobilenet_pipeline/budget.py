@@ -17,6 +17,10 @@ class Costs:
     epochs: list[float]
     last: float
 
+    def times(self, slowness: float) -> "Costs":
+        """What everything costs where it takes that much more than it did."""
+        return Costs([cost * slowness for cost in self.epochs], self.last * slowness)
+
     def between(self, first: int, step: int, length: int, per_epoch: int) -> float:
         """CPU seconds from step `first` to `step` of a training of `length` steps, `per_epoch` of them an epoch."""
         share = length / len(self.epochs)
@@ -26,13 +30,12 @@ class Costs:
         )
 
 
-def affordable(costs: Costs, per_epoch: int, seconds: float, step: int = 0, slowness: float = 1.0) -> int:
+def affordable(costs: Costs, per_epoch: int, seconds: float, step: int = 0) -> int:
     """The most steps a training can have that is at `step` and has this much CPU time left.
 
-    `slowness` says how much more than `costs` everything takes. It is at least one step more than there are: a
-    training ends with a step at the lowest rate, and a validation.
+    It is at least one step more than there are: a training ends with a step at the lowest rate, and a validation.
     """
-    left = seconds / slowness - costs.last
+    left = seconds - costs.last
     lengths = range(step + 1, per_epoch * MOST_EPOCHS)
     fit = bisect_right(lengths, left, key=lambda length: costs.between(step, length, length, per_epoch))
     return step + max(fit, 1)

@@ -1,6 +1,9 @@
 """A training's state in one file, so that it goes on where it was after its process died."""
 
+import hashlib
+import io
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,9 +32,17 @@ class State:
     history: list[dict[str, Any]]
     cpu_seconds: float
 
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of the step and the arrays: equal where the same training would go on."""
+        return hashlib.sha256(b"".join([str(self.step).encode(), *map(bytes, self.arrays.values())])).hexdigest()
+
 
 def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
-    """Write the state, whole or not at all. `identity` says of which training it is."""
+    """Write the state, whole or not at all. `identity` says of which training it is.
+
+    Raises OSError, which names the file, where that cannot be done; the state that was there stays.
+    """
     document = {
         "identity": dict(identity),
         "step": state.step,
@@ -42,14 +53,32 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
     }
-    with whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, allow_pickle=False, document=np.array(json.dumps(document)), **state.arrays)
+    for leftover in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+        leftover.unlink(missing_ok=True)
+    try:
+        with whole(path) as partial, partial.open("wb") as file:
+            np.savez(file, allow_pickle=False, document=np.array(json.dumps(document)), **state.arrays)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        remedy = "run again once it can be written: the training goes on from the state that was kept there before"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> State | None:
-    """The state in the file; None where there is none, or one of another training, or a damaged one."""
+    """The state in the file; None where there is none, or one of another training, or a damaged one.
+
+    Raises OSError where the file is there and its disk or its permissions do not let it be read.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        remedy = "a training's state is in it: make it readable, or delete it to start afresh"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             if document["identity"] != json.loads(json.dumps(dict(identity))):
                 print(
@@ -62,8 +91,8 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         step, length, costs = int(document["step"]), int(document["length"]), Costs(**document["costs"])
         seconds, cpu_seconds = float(document["seconds"]), float(document["cpu_seconds"])
         return State(step, length, costs, arrays, totals, seconds, document["history"], cpu_seconds)
-    except FileNotFoundError:
-        return None
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for a damaged file
         print(f"{path} cannot be read ({error}); the training starts afresh", flush=True)
         return None

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import tensorflow as tf
 
@@ -12,22 +12,18 @@ from mobilenet_pipeline import processor
 from mobilenet_pipeline.dataset import Share
 
 
-def choose(cpu_replicas: int = 1) -> tf.distribute.Strategy:
+def choose() -> tf.distribute.Strategy:
     """The strategy for the devices that are there.
 
     With TF_CONFIG naming several workers, all of them train one model, each on all its GPUs. Else mirror over every
-    GPU of this machine; without one, train on the CPU, split into `cpu_replicas` logical devices: these share the cores
-    and prove that distributed training is right, not that it is fast. They can be made only before TensorFlow has
-    started; a later call with another number raises ValueError. So does a TF_CONFIG that is not JSON.
+    GPU of this machine; without one, train on the CPU. Raises ValueError where TF_CONFIG is not JSON.
     """
     if workers() > 1:
         return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         return tf.distribute.MirroredStrategy([device.name for device in gpus])
-    if cpu_replicas == 1:
-        return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy(_logical_cpus(cpu_replicas))
+    return tf.distribute.get_strategy()
 
 
 def workers() -> int:
@@ -111,13 +107,3 @@ def describe(strategy: tf.distribute.Strategy) -> str:
     devices = [device.partition("device:")[2] for device in strategy.extended.worker_devices]
     elsewhere = f", worker {strategy.cluster_resolver.task_id} of {workers()}" if workers() > 1 else ""
     return f"{type(strategy).__name__} over {', '.join(devices)}{elsewhere}"
-
-
-def _logical_cpus(count: int) -> list[str]:
-    physical = tf.config.list_physical_devices("CPU")[0]
-    with suppress(RuntimeError):  # TensorFlow has started: fine, if with enough devices
-        tf.config.set_logical_device_configuration(physical, [tf.config.LogicalDeviceConfiguration()] * count)
-    devices = tf.config.list_logical_devices("CPU")
-    if len(devices) < count:
-        raise ValueError(f"{count} CPU replicas asked for, but TensorFlow has started with {len(devices)} CPU devices")
-    return [device.name for device in devices[:count]]

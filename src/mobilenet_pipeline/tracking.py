@@ -371,7 +371,7 @@ def _describe(run_id: str, recipe: Recipe, candidate: str, dataset: Mapping[str,
 
 def _failure(error: BaseException) -> str:
     if isinstance(error, SystemExit):
-        return "ended by SIGTERM"
+        return "asked to end, by SIGTERM or Ctrl-C"
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     return " ".join(f"{type(error).__name__}: {error}".split())[:500]

@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline import (
+    anatomy,
     budget,
     checkpoint,
     dataset,
@@ -57,6 +58,9 @@ class DivergedError(ValueError):
 
 class Interrupted(SystemExit):
     """The training was asked to end, and has saved its state."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -131,44 +135,45 @@ def train(
     validation: Images,
     classes: int,
     strategy: tf.distribute.Strategy,
-    on_epoch: Callable[[Epoch, int], None] = lambda row, epochs: None,
+    on_epoch: Callable[[Epoch, int, float], None] = lambda row, epochs, left: None,
     say: Callable[[str], None] = lambda line: None,
     saved: Path | None = None,
     asked_to_end: Callable[[], bool] = lambda: False,
 ) -> Trained:
     """Train the candidate on `strategy`.
 
-    `on_epoch` is told each epoch and of how many, `say` what people want to know meanwhile.
+    `on_epoch` is told each epoch, of how many, and how many seconds are left; `say` what people want to know meanwhile.
 
     The global batch is `batch_size` × replicas, and the learning rate grows with the replicas (Goyal et al. 2017,
     arXiv:1706.02677). With a file `saved`, the state is kept there after every epoch, and a training that was cut short
     goes on from it: `on_epoch` hears of the epochs before, too. Raises DivergedError naming the step when the loss is
     not finite, and Interrupted, with the state saved, soon after `asked_to_end` says so, unless all is done by then.
     """
-    keras.utils.set_random_seed(candidate.seed)
-    with strategy.scope():
-        model = mobilenet.build_trained(candidate, classes)
-        origin = mobilenet.load_pretrained(model, candidate)
     labels = hashlib.sha256(np.concatenate([training.labels, validation.labels]).tobytes()).hexdigest()
     identity = {"candidate": candidate.model_dump(), "replicas": strategy.num_replicas_in_sync, "labels": labels}
-    identity |= {"code": _code(), "tensorflow": tf.__version__}
+    identity |= {"code": _code(), "tensorflow": tf.__version__, "keras": keras.__version__}
     if candidate.epochs is None and distribution.workers() > 1:
         raise ValueError(
             "cpu_minutes cannot be shared by several workers, who would count different epochs; set epochs"
         )
     state = checkpoint.load(saved, identity) if saved else None
-    if not distribution.same_everywhere(strategy, [identity, state.step if state else 0]):
+    # Before anything is built: workers that differ would wait for each other's weights, or take them.
+    if not distribution.same_everywhere(strategy, [identity, state.digest if state else ""]):
         raise ValueError(
             "the workers of TF_CONFIG differ in code, knobs, labels or the checkpoint they go on from: give all of "
             "them the same workspace, on a disk that all see"
         )
+    keras.utils.set_random_seed(candidate.seed)
+    with strategy.scope():
+        model = mobilenet.build_trained(candidate, classes)
+        origin = mobilenet.load_pretrained(model, candidate)
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
     answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)
-    length, costs = (state.length, state.costs) if state else plan(loop, answer, validation, say)
+    length, costs = (state.length, state.costs) if state else plan(loop, answer, validation, say, asked_to_end)
     loop.begin(length, costs, state)
     for row in loop.history:
-        on_epoch(row, loop.epochs)
+        on_epoch(row, loop.epochs, loop.left_after(row))
     if loop.step:
         say(f"going on after step {loop.step} of {length}")
     logits = None
@@ -190,14 +195,14 @@ def train(
         if saved and (leave or ended) and distribution.is_chief(strategy):
             checkpoint.save(saved, identity, loop.state())
         if ended:  # told once it can no longer be lost
-            on_epoch(loop.history[-1], loop.epochs)
+            on_epoch(loop.history[-1], loop.epochs, loop.left_after(loop.history[-1]))
         if leave:
-            raise Interrupted(128 + signal.SIGTERM)
+            raise Interrupted
     if logits is None:  # the process ended after its last epoch
         measured.set_weights(model.get_weights())
         logits = answer(validation, candidate.input_size, asked_to_end)
         if logits is None:
-            raise Interrupted(128 + signal.SIGTERM)
+            raise Interrupted
     plain = mobilenet.build(candidate, classes)
     plain.set_weights(model.get_weights())
     temperature = metrics.fit_temperature(logits, validation.labels)
@@ -207,21 +212,27 @@ def train(
 
 
 def plan(
-    loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images, say: Callable[[str], None]
+    loop: "_Loop",
+    evaluate: Callable[[Images, int], object],
+    validation: Images,
+    say: Callable[[str], None],
+    asked_to_end: Callable[[], bool],
 ) -> tuple[int, budget.Costs]:
     """How many steps to train, and what they cost, after timing a few; what is said is how long that will take.
 
-    Raises ValueError where `cpu_minutes` do not suffice for one epoch.
+    Raises ValueError where `cpu_minutes` do not suffice for one epoch, and Interrupted.
     """
     candidate, per_epoch = loop.candidate, loop.per_epoch
-    costs, wall = _costs(loop, evaluate, validation)
+    costs, wall = _costs(loop, evaluate, validation, asked_to_end)
     if candidate.epochs is None:
         length = budget.affordable(costs, per_epoch, loop.seconds_left)
         if length < per_epoch:
-            one = costs.between(0, per_epoch, per_epoch, per_epoch)
+            one = costs.between(0, per_epoch, per_epoch, per_epoch) + costs.last
+            least = math.ceil((one + loop.cpu_seconds + RESERVE_SECONDS) / (1 - RESERVE) / 6) / 10
             raise ValueError(
-                f"one epoch takes {one / 60:.1f} CPU-minutes here, cpu_minutes leaves {loop.seconds_left / 60:.1f}: "
-                "raise it, or lower alpha or input_sizes"
+                f"cpu_minutes is {candidate.cpu_minutes:.3g}, and one epoch with its validation takes {one / 60:.2g} "
+                f"here, after {loop.cpu_seconds / 60:.2g} to make ready: raise it to {least:g} at least, or lower "
+                "alpha or input_sizes"
             )
     else:
         length = per_epoch * candidate.epochs
@@ -232,17 +243,31 @@ def plan(
     return length, costs
 
 
-def _costs(loop: "_Loop", evaluate: Callable[[Images, int], object], validation: Images) -> tuple[budget.Costs, float]:
+def _costs(
+    loop: "_Loop",
+    evaluate: Callable[[Images, int], object],
+    validation: Images,
+    asked_to_end: Callable[[], bool],
+) -> tuple[budget.Costs, float]:
     """What was timed, and the wall seconds that a CPU second takes."""
+
+    def time_of(work: Callable[[], object]) -> np.ndarray:
+        """Wall and CPU seconds."""
+        if asked_to_end():
+            raise Interrupted
+        before = time.perf_counter(), time.process_time()
+        work()
+        return np.subtract((time.perf_counter(), time.process_time()), before)
+
     some = _first(validation, TRIAL_IMAGES)
     glance, whole = min(GLANCE, len(validation.labels)) / len(some.labels), len(validation.labels) / len(some.labels)
     epochs = []
     for size in loop.candidate.input_sizes:
-        loop.rehearse(size, 1)  # this and the next trace and warm up
-        evaluate(some, size)
-        few, more = (_time_of(partial(loop.rehearse, size, count)) for count in TRIAL_STEPS)
+        time_of(partial(loop.rehearse, size, 1))  # this and the next trace and warm up
+        time_of(partial(evaluate, some, size))
+        few, more = (time_of(partial(loop.rehearse, size, count)) for count in TRIAL_STEPS)
         each = np.maximum(more - few, 0) / (TRIAL_STEPS[1] - TRIAL_STEPS[0])
-        validated = _time_of(partial(evaluate, some, size))
+        validated = time_of(partial(evaluate, some, size))
         epochs.append(few + each * (loop.per_epoch - TRIAL_STEPS[0]) + glance * validated)
     wall, cpu = sum(epochs)
     return budget.Costs([float(epoch[1]) for epoch in epochs], float(whole * validated[1])), wall / cpu
@@ -255,13 +280,6 @@ def steps_at_once(seconds: float) -> int:
 
 def _first(images: Images, count: int) -> Images:
     return Images(images.pixels[:count], images.labels[:count])
-
-
-def _time_of(work: Callable[[], object]) -> np.ndarray:
-    """Wall and CPU seconds."""
-    before = time.perf_counter(), time.process_time()
-    work()
-    return np.subtract((time.perf_counter(), time.process_time()), before)
 
 
 class _Loop:
@@ -293,11 +311,11 @@ class _Loop:
 
     def begin(self, length: int, costs: budget.Costs, state: checkpoint.State | None) -> None:
         """Make ready for a training of `length` steps, or for what is left of it after `state`."""
-        self.costs = costs
+        self.costs, self.resumed_at = costs, state.step if state else -1
         self._last_until(length)
         if state:
             self._restore(state)
-        self.before = self.step, self.cpu_seconds
+        self.spent_before = self.cpu_seconds
         self.clock = time.perf_counter() - (state.seconds if state else 0)
         self.stream = self._stream(self.candidate.epochs or budget.MOST_EPOCHS)
 
@@ -383,11 +401,19 @@ class _Loop:
 
     def _plan_again(self) -> None:
         """Change the length, so that the budget is kept where steps take more time than was measured, or less."""
-        (step, spent), self.before = self.before, (self.step, self.cpu_seconds)
-        if self.step - step < self.per_epoch:  # resumed in between: that little says nothing of how fast it goes
-            return
-        slowness = (self.cpu_seconds - spent) / self.costs.between(step, self.step, self.length, self.per_epoch)
-        self._last_until(budget.affordable(self.costs, self.per_epoch, self.seconds_left, self.step, slowness))
+        taken, self.spent_before = self.cpu_seconds - self.spent_before, self.cpu_seconds
+        began = self.step - self.per_epoch
+        if began > self.resumed_at:  # else it is a part of an epoch, or has built the graphs, too
+            self.costs = self.costs.times(taken / self._cost(began, self.step))
+        self._last_until(budget.affordable(self.costs, self.per_epoch, self.seconds_left, self.step))
+
+    def _cost(self, first: int, step: int) -> float:
+        return self.costs.between(first, step, self.length, self.per_epoch)
+
+    def left_after(self, row: Epoch) -> float:
+        """Wall seconds from that epoch to the end, as far as its own tell."""
+        end = min(row.epoch * self.per_epoch, self.length)
+        return row.seconds * self._cost(end, self.length) / self._cost((row.epoch - 1) * self.per_epoch, end)
 
     def state(self) -> checkpoint.State:
         """Everything that `_restore` needs."""
@@ -429,7 +455,7 @@ def _logits(
 
 def _code() -> str:
     """SHA-256, hex, of what decides how a training goes on: other code does not take its state up."""
-    modules = (budget, checkpoint, dataset, distribution, fast_layers, mobilenet, optimizer, steps)
+    modules = (anatomy, budget, checkpoint, dataset, distribution, fast_layers, mobilenet, optimizer, steps)
     files = [__file__, *(str(module.__file__) for module in modules)]
     return hashlib.sha256(b"".join(Path(file).read_bytes() for file in files)).hexdigest()
 

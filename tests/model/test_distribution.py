@@ -56,12 +56,12 @@ def devices(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
     return found
 
 
-def start_two(folder: Path) -> tuple[list[subprocess.Popen], list[Path]]:
-    """Two worker processes, each with a checkpoint and a log of its own in the folder."""
+def start_two(folder: Path, *changes: dict) -> tuple[list[subprocess.Popen], list[Path]]:
+    """Two worker processes, each with knobs, a checkpoint and a log of its own in the folder."""
     logs = [folder / f"{index}.log" for index in (0, 1)]
     started = [
-        start(log, TF_CONFIG=config, SAVED=str(log.with_suffix(".npz")))
-        for log, config in zip(logs, cluster(), strict=True)
+        start(log, 1, change, TF_CONFIG=config, SAVED=str(log.with_suffix(".npz")))
+        for log, config, change in zip(logs, cluster(), changes or ({}, {}), strict=True)
     ]
     return started, logs
 
@@ -104,9 +104,13 @@ def test_only_the_first_worker_writes(workers):
     assert [worker["saved"].exists() for worker in workers] == [True, False]
 
 
-def test_workers_of_which_one_has_no_checkpoint_do_not_train(workers, tmp_path):
-    shutil.copy(workers[0]["saved"], tmp_path)
-    started, logs = start_two(tmp_path)
+@pytest.mark.parametrize("difference", ["checkpoint", "knobs"])
+def test_workers_that_differ_say_so_and_do_not_train(workers, tmp_path, difference):
+    if difference == "checkpoint":
+        shutil.copy(workers[0]["saved"], tmp_path)
+        started, logs = start_two(tmp_path)
+    else:  # with which their weights have other shapes
+        started, logs = start_two(tmp_path, {"weights": "none"}, {"weights": "none", "alpha": 0.5})
     try:
         for process, log in zip(started, logs, strict=True):
             assert process.wait(120) != 0

@@ -59,6 +59,8 @@ def test_a_training_killed_in_its_second_epoch_ends_with_the_weights_of_one_that
         time.sleep(0.05)
     process.send_signal(number)
     assert process.wait(30) == (-number if number == signal.SIGKILL else 128 + number)
+    said = "asked to end: the next run goes on from models/digits/scratch/checkpoint.npz"
+    assert (said in (folder / "log").read_text()) == (number == signal.SIGTERM)
     resumed = trained(folder)
     assert "going on after step" in (folder / "log").read_text()
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed, whole, strict=True))

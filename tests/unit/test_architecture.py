@@ -130,6 +130,17 @@ def pipeline() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
 
+def test_a_training_s_state_is_of_the_code_of_every_module_that_decides_how_it_goes_on():
+    function = next(
+        node
+        for node in ast.parse(modules()["training"].read_text(encoding="utf-8")).body
+        if isinstance(node, ast.FunctionDef) and node.name == "_code"
+    )
+    named = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
+    # `metrics` comes after the last step; `processor` only makes a precision of `auto`, and that is a knob.
+    assert reached(modules()["training"]) - named <= {"metrics", "processor"}
+
+
 @pytest.mark.parametrize("stage", ["ingest", "validate", "train", "export", "evaluate"])
 def test_a_stage_depends_on_every_module_it_imports(stage):
     entry = PACKAGE / "stages" / f"{stage}.py"

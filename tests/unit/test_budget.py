@@ -19,7 +19,7 @@ def test_a_training_that_has_gone_some_way_pays_only_for_what_is_left():
 
 
 def test_where_everything_takes_twice_as_long_half_as_much_is_affordable():
-    assert budget.affordable(COSTS, 100, 85.0, slowness=2.0) == pytest.approx(188, abs=1)
+    assert budget.affordable(COSTS.times(2.0), 100, 85.0) == pytest.approx(188, abs=1)
 
 
 def test_a_training_whose_budget_is_spent_has_one_more_step():

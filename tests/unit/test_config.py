@@ -33,7 +33,7 @@ def test_a_precision_that_is_given_stays_on_any_processor():
     assert recipe.with_precision(bfloat16=True) == recipe
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "seed"])
+@pytest.mark.parametrize("name", yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
 def test_every_recipe_of_the_project_loads(name):
     assert config.load_recipe(name, ROOT / "params.yaml").name == name
 

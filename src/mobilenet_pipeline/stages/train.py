@@ -3,7 +3,7 @@
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ def main(recipe: Recipe, name: str) -> None:
     keras.config.disable_interactive_logging()  # its bars would fill the log
     recipe = recipe.with_precision(bfloat16=distribution.bfloat16_helps())
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
+    saved = folder / "checkpoint.npz"
     data = images.open_dataset(data_folder(recipe))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
@@ -37,30 +38,34 @@ def main(recipe: Recipe, name: str) -> None:
     devices = distribution.describe(strategy)
     say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {devices}, in {candidate.precision}")
 
-    def fit(on_epoch: Callable[[training.Epoch, int], None]) -> training.Trained:
+    def fit(on_epoch: Callable[[training.Epoch, int, float], None]) -> training.Trained:
         with asked_to_end() as asked:
-            return training.train(
-                candidate,
-                training.Images(pixels[kept], labels[kept]),
-                training.Images(pixels[held_out], labels[held_out]),
-                len(data.class_names),
-                strategy,
-                on_epoch,
-                say,
-                folder / "checkpoint.npz",
-                asked,
-            )
+            try:
+                return training.train(
+                    candidate,
+                    training.Images(pixels[kept], labels[kept]),
+                    training.Images(pixels[held_out], labels[held_out]),
+                    len(data.class_names),
+                    strategy,
+                    on_epoch,
+                    say,
+                    saved,
+                    asked,
+                )
+            except training.Interrupted:
+                say(f"asked to end: the next run {f'goes on from {saved}' if saved.exists() else 'starts afresh'}")
+                raise
 
     if not distribution.is_chief(strategy):
-        fit(lambda row, epochs: say(progress(row, epochs, candidate.input_sizes)))
+        fit(lambda row, epochs, left: say(progress(row, epochs, left)))
         return
     began = datetime.now(UTC)
     document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
     with tracking.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run:
 
-        def on_epoch(row: training.Epoch, epochs: int) -> None:
+        def on_epoch(row: training.Epoch, epochs: int, left: float) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
-            say(progress(row, epochs, candidate.input_sizes))
+            say(progress(row, epochs, left))
 
         trained = fit(on_epoch)
         save(folder, trained)
@@ -87,7 +92,7 @@ def main(recipe: Recipe, name: str) -> None:
         "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)
-    (folder / "checkpoint.npz").unlink(missing_ok=True)
+    saved.unlink(missing_ok=True)
 
 
 def save(folder: Path, trained: training.Trained) -> None:
@@ -120,13 +125,8 @@ def asked_to_end() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def progress(row: training.Epoch, epochs: int, sizes: Sequence[int]) -> str:
-    """A line with a bar for people, and `epoch 3/12` for whoever follows the log.
-
-    The time that is left counts an epoch's pixels: those with a larger input size take longer.
-    """
-    pixels = [sizes[epoch * len(sizes) // epochs] ** 2 for epoch in range(epochs)]
-    left = row.seconds * sum(pixels[row.epoch :]) / pixels[row.epoch - 1]
+def progress(row: training.Epoch, epochs: int, left: float) -> str:
+    """A line with a bar for people, and `epoch 3/12` for whoever follows the log; `left` are seconds."""
     filled = BAR * row.epoch // epochs
     return (
         f"{'█' * filled}{'░' * (BAR - filled)} epoch {row.epoch}/{epochs} "
