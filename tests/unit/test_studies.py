@@ -84,3 +84,9 @@ def test_a_candidate_is_held_against_the_bar_of_its_budget(page: ModuleType):
     runs = [{"git_commit": commit * 40} for commit in "aba"]
     table = page.accuracy_table([row | {"seeds": 3, "runs": runs}])
     assert "| 91.30% | 3 | 91.0% in 60 | 92.0% | aaaaaaa, bbbbbbb |" in table
+
+
+def test_a_recipe_of_other_images_is_held_against_no_bar(page: ModuleType):
+    row = {"candidate": "scratch", "recipe": "digits", "cpu_minutes": 0.5, "test_accuracy": 0.97, "sd": None}
+    table = page.accuracy_table([row | {"seeds": 1, "runs": [{"git_commit": "a" * 40}]}])
+    assert "| 97.00% | 1 | – | – | aaaaaaa |" in table
