@@ -83,7 +83,7 @@ def check_parity(model: keras.Model, path: Path, images: np.ndarray) -> dict:
     return found
 
 
-def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 250) -> dict:
+def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 50) -> dict:
     """How far artefact and model are apart on `images` (n, 32, 32, 3) uint8."""
     artefact = Artefact(path)
     differences, largest = 0, 0.0
