@@ -57,10 +57,11 @@ class DivergedError(ValueError):
 
 
 class Interrupted(SystemExit):
-    """The training was asked to end, and has saved its state."""
+    """The training was asked to end, and has saved its state; or not, where it had not taken a step yet."""
 
-    def __init__(self) -> None:
+    def __init__(self, saved: bool) -> None:
         super().__init__(128 + signal.SIGTERM)
+        self.saved = saved
 
 
 @dataclass(frozen=True)
@@ -197,12 +198,12 @@ def train(
         if ended:  # told once it can no longer be lost
             on_epoch(loop.history[-1], loop.epochs, loop.left_after(loop.history[-1]))
         if leave:
-            raise Interrupted
+            raise Interrupted(saved is not None)
     if logits is None:  # the process ended after its last epoch
         measured.set_weights(model.get_weights())
         logits = answer(validation, candidate.input_size, asked_to_end)
         if logits is None:
-            raise Interrupted
+            raise Interrupted(saved is not None)
     plain = mobilenet.build(candidate, classes)
     plain.set_weights(model.get_weights())
     temperature = metrics.fit_temperature(logits, validation.labels)
@@ -254,7 +255,7 @@ def _costs(
     def time_of(work: Callable[[], object]) -> np.ndarray:
         """Wall and CPU seconds."""
         if asked_to_end():
-            raise Interrupted
+            raise Interrupted(saved=False)
         before = time.perf_counter(), time.process_time()
         work()
         return np.subtract((time.perf_counter(), time.process_time()), before)

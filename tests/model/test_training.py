@@ -204,8 +204,9 @@ def test_a_training_that_was_asked_to_end_while_it_validates_keeps_its_epoch_and
 def test_a_training_that_is_asked_to_end_while_it_times_its_steps_ends_before_the_first(tmp_path):
     asked = iter([False, True])
     said: list[str] = []
-    with pytest.raises(training.Interrupted):
+    with pytest.raises(training.Interrupted) as raised:
         trained(saved=tmp_path / "checkpoint.npz", asked_to_end=lambda: next(asked), say=said.append)
+    assert not raised.value.saved
     assert said == []
     assert not (tmp_path / "checkpoint.npz").exists()
 

@@ -52,8 +52,8 @@ def main(recipe: Recipe, name: str) -> None:
                     saved,
                     asked,
                 )
-            except training.Interrupted:
-                say(f"asked to end: the next run {f'goes on from {saved}' if saved.exists() else 'starts afresh'}")
+            except training.Interrupted as end:
+                say(f"asked to end: the next run {f'goes on from {saved}' if end.saved else 'starts afresh'}")
                 raise
 
     if not distribution.is_chief(strategy):
