@@ -99,6 +99,8 @@ def summarise(chosen: argparse.Namespace, found: list[dict]) -> dict:
     """A candidate's row: means over the seeds, and the standard deviation of the accuracy where there are several."""
     accuracies = [one["test_accuracy"] for one in found]
     seeds = " ".join(map(str, chosen.seeds))
+    threads = os.environ.get("TF_NUM_INTRAOP_THREADS")
+    prefix = f"TF_NUM_INTRAOP_THREADS={threads} " if threads else ""
     return {
         "recipe": chosen.recipe,
         "candidate": chosen.candidate,
@@ -106,7 +108,7 @@ def summarise(chosen: argparse.Namespace, found: list[dict]) -> dict:
         "test_accuracy": round(statistics.mean(accuracies), 5),
         "sd": round(statistics.stdev(accuracies), 5) if len(accuracies) > 1 else None,
         "seeds": len(accuracies),
-        "command": f"python benchmarks/accuracy.py {chosen.recipe} {chosen.candidate} --seeds {seeds}",
+        "command": f"{prefix}python benchmarks/accuracy.py {chosen.recipe} {chosen.candidate} --seeds {seeds}",
         "commit": found[0]["git_commit"],
         "runs": found,
     }

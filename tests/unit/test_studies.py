@@ -1,5 +1,6 @@
 """The studies that the recipes' choices come from, and the page that shows them."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -27,6 +28,11 @@ def program(name: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def page() -> ModuleType:
     return program("page")
+
+
+@pytest.fixture(scope="module")
+def accuracy() -> ModuleType:
+    return program("accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +96,16 @@ def test_a_recipe_of_other_images_is_held_against_no_bar(page: ModuleType):
     row = {"candidate": "scratch", "recipe": "digits", "cpu_minutes": 0.5, "test_accuracy": 0.97, "sd": None}
     table = page.accuracy_table([row | {"seeds": 1, "runs": [{"git_commit": "a" * 40}]}])
     assert "| 97.00% | 1 | – | – | aaaaaaa |" in table
+
+
+@pytest.mark.parametrize(("threads", "prefix"), [(None, ""), ("2", "TF_NUM_INTRAOP_THREADS=2 ")])
+def test_the_command_of_a_row_is_one_that_trains_with_as_many_threads(
+    accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, threads: str | None, prefix: str
+):
+    monkeypatch.delenv("TF_NUM_INTRAOP_THREADS", raising=False)
+    if threads:
+        monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", threads)
+    chosen = argparse.Namespace(recipe="cifar10_90m", candidate="scratch", seeds=[0, 1])
+    found = [{"test_accuracy": 0.9, "cpu_minutes": 20.0, "git_commit": "a" * 40}]
+    expected = f"{prefix}python benchmarks/accuracy.py cifar10_90m scratch --seeds 0 1"
+    assert accuracy.summarise(chosen, found)["command"] == expected
