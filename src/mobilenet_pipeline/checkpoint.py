@@ -5,6 +5,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> State | None:
-    """The state in the file; None where there is none, or one of another training, or a damaged one.
+    """The state in the file; None where there is none, or a damaged one. One of another training is set aside.
 
     Raises OSError where the file is there and its disk or its permissions do not let it be read.
     """
@@ -81,10 +82,7 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             if document["identity"] != json.loads(json.dumps(dict(identity))):
-                print(
-                    f"{path} is of other code, knobs, data, processor or devices; the training starts afresh",
-                    flush=True,
-                )
+                _set_aside(path)
                 return None
             arrays = {name: archive[name] for name in archive.files if name != "document"}
         totals = float(document["totals"][0]), float(document["totals"][1])
@@ -96,3 +94,20 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
     except Exception as error:  # zipfile, zlib, NumPy and JSON each have their own for a damaged file
         print(f"{path} cannot be read ({error}); the training starts afresh", flush=True)
         return None
+
+
+def _set_aside(path: Path) -> None:
+    """Keep what another training has left, which may be hours of work, from being written over."""
+    aside = other(path)
+    with suppress(FileNotFoundError):  # another worker has been faster
+        path.replace(aside)
+    print(
+        f"{path} is of other code, knobs, data, processor or devices; the training starts afresh. That state is kept "
+        f"as {aside} until it is done: to go on from it, put back what was changed, and name it {path.name} again",
+        flush=True,
+    )
+
+
+def other(path: Path) -> Path:
+    """Where a state of another training is kept."""
+    return path.with_stem(f"{path.stem}.other")

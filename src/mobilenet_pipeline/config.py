@@ -66,8 +66,8 @@ class Candidate(Section):
     as many as fit into `cpu_minutes` of user and system time as measured when it starts, the last of them cut short.
     `precision` is what the layers compute in while training: `pointwise_bfloat16` is for CPUs that have instructions
     for it, `auto` takes it there and float32 on others, `mixed_*` are for GPUs. The weights are float32 in all.
-    `sync_norm` takes the moments of batch normalisation over all replicas. `shift` and `cutout` are in pixels of the
-    original image.
+    `sync_norm` takes the moments of batch normalisation over all replicas; without it each normalises by its own share
+    of the batch, and what is kept is their average. `shift` and `cutout` are in pixels of the original image.
     """
 
     weights: Literal["none", "imagenet", "bundled"]

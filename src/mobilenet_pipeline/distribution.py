@@ -61,13 +61,32 @@ def same_everywhere(strategy: tf.distribute.Strategy, facts: object) -> bool:
     """Whether all workers of TF_CONFIG, who must all ask, ask with the same facts, which are whatever JSON can hold."""
     digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
     own = float(int.from_bytes(digest[:2], "big"))  # few enough bits for float32 to add them up exactly
+    return workers() == 1 or summed(strategy)(own) == own * strategy.num_replicas_in_sync
+
+
+def summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
+    """A function of a number to its sum over all replicas, which all workers must call, each with a number of its own.
+
+    It raises ConnectionError where another worker has gone.
+    """
 
     @tf.function
-    def total() -> tf.Tensor:
-        return strategy.reduce("SUM", strategy.run(lambda: tf.constant(own)), axis=None)
+    def total(own: tf.Tensor) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(lambda each: each, args=(own,)), axis=None)
 
-    with peers_named():
-        return workers() == 1 or float(total()) == own * strategy.num_replicas_in_sync
+    def total_of(own: float) -> float:
+        with peers_named():
+            return float(total(tf.constant(own)))
+
+    return total_of
+
+
+def anywhere(strategy: tf.distribute.Strategy, wish: Callable[[], bool]) -> Callable[[], bool]:
+    """A function that says whether any worker of TF_CONFIG wishes it; all must ask at the same points."""
+    if workers() == 1:
+        return wish
+    wishes = summed(strategy)
+    return lambda: wishes(float(wish())) > 0
 
 
 @contextmanager
@@ -85,8 +104,8 @@ def peers_named() -> Iterator[None]:
             raise
         reason = " ".join(gone.message.split())[:200]
         raise ConnectionError(
-            f"another worker of TF_CONFIG has gone ({reason}); start all of them again: with the workspace on "
-            "a disk that all see, they go on where they were"
+            f"another worker of TF_CONFIG has gone ({reason}); start again whichever does not by itself: "
+            "with the workspace on a disk that all see, they go on where they were"
         ) from None
 
 

@@ -48,6 +48,7 @@ def steps_in_graph(
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
     compute = gradients_of(model, optimizer, candidate, global_batch)
+    apart = [] if candidate.sync_norm or strategy.num_replicas_in_sync == 1 else moments(model)
 
     def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
         gradients, loss, right = compute(images, labels, size)
@@ -57,6 +58,11 @@ def steps_in_graph(
         if candidate.precision == "mixed_float16":
             gradients = agreed(gradients)
         optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        if apart:
+            own = [tf.identity(moment.value) for moment in apart]  # a variable as it was read is on no device
+            means = tf.distribute.get_replica_context().all_reduce("MEAN", own)
+            for moment, mean in zip(apart, means, strict=True):
+                moment.assign(mean)
         return loss, right
 
     @tf.function
@@ -71,6 +77,12 @@ def steps_in_graph(
         return done, losses, right
 
     return run
+
+
+def moments(model: keras.Model) -> list[keras.Variable]:
+    """The running moments of the batch norms that learn: each replica moves its own, by its share of the batch."""
+    norms = [each for each in model.layers if isinstance(each, keras.layers.BatchNormalization) and each.trainable]
+    return [moment for norm in norms for moment in (norm.moving_mean, norm.moving_variance)]
 
 
 def agreed(gradients: list[tf.Tensor]) -> list[tf.Tensor]:

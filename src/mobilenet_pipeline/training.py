@@ -148,7 +148,8 @@ def train(
     The global batch is `batch_size` × replicas, and the learning rate grows with the replicas (Goyal et al. 2017,
     arXiv:1706.02677). With a file `saved`, the state is kept there after every epoch, and a training that was cut short
     goes on from it: `on_epoch` hears of the epochs before, too. Raises DivergedError naming the step when the loss is
-    not finite, and Interrupted, with the state saved, soon after `asked_to_end` says so, unless all is done by then.
+    not finite, and Interrupted, with the state saved, soon after `asked_to_end` says so, unless all is done by then;
+    of several workers, all of them once one was asked.
     """
     labels = hashlib.sha256(np.concatenate([training.labels, validation.labels]).tobytes()).hexdigest()
     identity = {"candidate": candidate.model_dump(), "replicas": strategy.num_replicas_in_sync, "labels": labels}
@@ -161,13 +162,15 @@ def train(
     # Before anything is built: workers that differ would wait for each other's weights, or take them.
     if not distribution.same_everywhere(strategy, [identity, state.digest if state else ""]):
         raise ValueError(
-            "the workers of TF_CONFIG differ in code, knobs, labels or the checkpoint they go on from: give all of "
-            "them the same workspace, on a disk that all see"
+            "the workers of TF_CONFIG differ in candidate, code, knobs, labels or the checkpoint they go on from: "
+            "train the same candidate on all, in the same workspace, on a disk that all see"
         )
+    # One that left alone would take from the others what they have not saved.
+    asked_to_end = distribution.anywhere(strategy, asked_to_end)
     keras.utils.set_random_seed(candidate.seed)
-    with strategy.scope():
+    with distribution.peers_named(), strategy.scope():
         model = mobilenet.build_trained(candidate, classes)
-        origin = mobilenet.load_pretrained(model, candidate)
+    origin = mobilenet.load_pretrained(model, candidate)
     measured = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
     answer = partial(_logits, steps.answers(measured, candidate))
     loop = _Loop(candidate, model, strategy, training)
@@ -292,7 +295,7 @@ class _Loop:
         self.candidate, self.model, self.strategy, self.training = candidate, model, strategy, training
         self.batch = candidate.batch_size * strategy.num_replicas_in_sync
         self.per_epoch = len(training.labels) // self.batch
-        with strategy.scope():
+        with distribution.peers_named(), strategy.scope():
             self.schedule = OneCycle()
             self.optimizer = optimizer.optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)

@@ -5,6 +5,7 @@ Trained weights and a low rate, because fresh ones magnify rounding from step to
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def main() -> None:
     pixels = np.repeat(enlarged[..., None], 3, -1).astype(np.uint8)
     images = training.Images(pixels, digits.target[:330].astype(np.uint8))
     saved = Path(os.environ["SAVED"]) if "SAVED" in os.environ else None
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
     trained = training.train(
         candidate.model_copy(update=changes),
         images,
@@ -51,6 +54,7 @@ def main() -> None:
         lambda row, epochs, left: print(f"epoch {row.epoch}", flush=True),
         lambda line: print(line, flush=True),
         saved,
+        lambda: bool(asked),
     )
     found = {
         "strategy": distribution.describe(strategy),

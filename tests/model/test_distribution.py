@@ -8,14 +8,19 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 
 from mobilenet_pipeline import distribution, processor
 
 PROGRAM = Path(__file__).with_name("distributed.py")
+# Synchronised moments are exchanged in every layer, which a busy machine takes long for.
+LONG = {"epochs": 200, "sync_norm": False}
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -95,6 +100,13 @@ def test_two_workers_end_with_the_same_weights(workers):
     assert workers[0]["weights"] == workers[1]["weights"]
 
 
+def test_two_workers_whose_norms_are_not_synchronised_end_with_the_same_weights(tmp_path):
+    changes = {"sync_norm": False, "epochs": 1}
+    started, logs = start_two(tmp_path, changes, changes)
+    first, second = (finish(process, log)["weights"] for process, log in zip(started, logs, strict=True))
+    assert first == second
+
+
 def test_two_workers_lose_what_one_process_does(devices, workers):
     assert workers[0]["train"] == pytest.approx(devices[2]["train"], abs=1e-5)
     assert workers[0]["train"] == pytest.approx(devices[1]["train"], rel=1e-4)
@@ -111,14 +123,56 @@ def test_workers_that_differ_say_so_and_do_not_train(workers, tmp_path, differen
         started, logs = start_two(tmp_path)
     else:  # with which their weights have other shapes
         started, logs = start_two(tmp_path, {"weights": "none"}, {"weights": "none", "alpha": 0.5})
-    try:
+    with ended(started):
         for process, log in zip(started, logs, strict=True):
             assert process.wait(120) != 0
             assert "the workers of TF_CONFIG differ" in log.read_text(errors="replace")
+
+
+def wait_for(line: str, process: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 300
+    while line not in log.read_text(errors="replace"):
+        assert process.poll() is None, log.read_text(errors="replace")[-2000:]
+        assert time.monotonic() < deadline, log.read_text(errors="replace")[-2000:]
+        time.sleep(0.2)
+
+
+@contextmanager
+def ended(processes: list[subprocess.Popen]) -> Iterator[None]:
+    """None of the processes, which may become more meanwhile, is left at the end."""
+    try:
+        yield
     finally:
-        for process in started:
+        for process in processes:
             process.kill()
             process.wait()
+
+
+def test_all_workers_save_and_end_where_one_is_asked_to(tmp_path):
+    started, logs = start_two(tmp_path, LONG, LONG)
+    with ended(started):
+        wait_for("epoch 1", started[1], logs[1])
+        began = time.time()
+        started[1].send_signal(signal.SIGTERM)
+        assert [process.wait(60) for process in started] == [128 + signal.SIGTERM] * 2
+        assert logs[0].with_suffix(".npz").stat().st_mtime > began
+
+
+def test_a_worker_whose_peer_has_no_weights_to_begin_with_says_that_it_has_gone(tmp_path):
+    """And not that its own weights are damaged."""
+    weights = tmp_path / "weights" / "mobilenet_2_5_224_imagenet_no_top.weights.h5"
+    weights.parent.mkdir()
+    keras.applications.MobileNet((224, 224, 3), 0.25, include_top=False, weights=None).save_weights(weights)
+    logs = [tmp_path / f"{index}.log" for index in (0, 1)]
+    folders = [weights.parent, tmp_path]
+    started = [
+        start(log, 1, {"weights": "imagenet"}, TF_CONFIG=config, IMAGENET_WEIGHTS_DIR=str(folder))
+        for log, config, folder in zip(logs, cluster(), folders, strict=True)
+    ]
+    with ended(started):
+        assert all(process.wait(120) != 0 for process in started)
+    assert "ConnectionError: another worker of TF_CONFIG has gone" in logs[0].read_text(errors="replace")
+    assert "IMAGENET_WEIGHTS_DIR has no" in logs[1].read_text(errors="replace")
 
 
 def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_resumes(tmp_path):
@@ -126,30 +180,18 @@ def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_re
     started = []
 
     def train_on_two() -> None:
-        # Synchronised moments are exchanged in every layer, which a busy machine takes long for.
-        long = {"epochs": 200, "sync_norm": False}
         for log, config in zip(logs, cluster(), strict=True):
-            started.append(start(log, 1, long, TF_CONFIG=config, SAVED=str(tmp_path / "checkpoint.npz")))
+            started.append(start(log, 1, LONG, TF_CONFIG=config, SAVED=str(tmp_path / "checkpoint.npz")))
 
-    def wait_for(line: str) -> None:
-        deadline = time.monotonic() + 300
-        while line not in logs[0].read_text(errors="replace"):
-            assert time.monotonic() < deadline, logs[0].read_text(errors="replace")[-2000:]
-            time.sleep(0.2)
-
-    try:
+    with ended(started):
         train_on_two()
-        wait_for("epoch 1")
+        wait_for("epoch 1", started[0], logs[0])
         started[1].send_signal(signal.SIGKILL)
         started[0].wait(60)
         assert started[0].returncode != 0
         assert "ConnectionError: another worker of TF_CONFIG has gone" in logs[0].read_text(errors="replace")
         train_on_two()
-        wait_for("going on after step")
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
+        wait_for("going on after step", started[2], logs[0])
 
 
 @pytest.mark.parametrize(("workers", "helps"), [(1, True), (2, False)])

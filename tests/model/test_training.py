@@ -238,6 +238,19 @@ def test_the_state_of_another_training_is_not_taken_up_and_that_is_said(tmp_path
     assert "the training starts afresh" in capsys.readouterr().out
 
 
+def test_a_training_goes_on_once_its_code_and_its_state_are_put_back(tmp_path, monkeypatch):
+    saved, asked = tmp_path / "checkpoint.npz", iter([False] * 7 + [True])
+    with pytest.raises(training.Interrupted):
+        trained(saved=saved, asked_to_end=lambda: next(asked))
+    with monkeypatch.context() as changed:
+        changed.setattr(training, "_code", lambda: "of tomorrow")
+        trained(saved=saved)
+    said: list[str] = []
+    saved.with_name("checkpoint.other.npz").replace(saved)
+    trained(saved=saved, say=said.append)
+    assert any("going on" in line for line in said)
+
+
 def test_a_damaged_state_is_told_and_the_training_starts_afresh(tmp_path, capsys):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK damaged")
     assert len(trained(saved=tmp_path / "checkpoint.npz").history) == 2

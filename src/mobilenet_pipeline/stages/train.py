@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import tensorflow as tf
 
-from mobilenet_pipeline import anatomy, distribution, figures, images, provenance, split, tracking, training
+from mobilenet_pipeline import anatomy, checkpoint, distribution, figures, images, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.layout import data_folder, model_folder, whole, write_json
 
@@ -34,6 +34,8 @@ def main(recipe: Recipe, name: str) -> None:
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
     limits = recipe.split
     kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
+    if (count := distribution.workers()) > 1:
+        say(f"waiting for all {count} workers of TF_CONFIG")
     strategy = distribution.choose()
     devices = distribution.describe(strategy)
     say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {devices}, in {candidate.precision}")
@@ -92,7 +94,8 @@ def main(recipe: Recipe, name: str) -> None:
         "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)
-    saved.unlink(missing_ok=True)
+    for state in (saved, checkpoint.other(saved)):
+        state.unlink(missing_ok=True)
 
 
 def save(folder: Path, trained: training.Trained) -> None:
