@@ -1,8 +1,8 @@
 """What a candidate of a recipe reaches on the test images, over one seed or several: `docs/results/training.json`.
 
 Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, of the commit that
-is checked out and named after it, so that the workspace may be edited meanwhile. Run again after an interruption, it
-goes on from the last epoch. A seed reads the test images once.
+is checked out, or named with `--commit`, so that the workspace may be edited meanwhile. Run again for the same commit
+after an interruption, it goes on from the last epoch. A seed reads the test images once.
 
 What is budgeted is CPU time, of which one thread for each operation spends least: TF_NUM_INTRAOP_THREADS is 1 unless it
 is set, and two candidates may be trained side by side.
@@ -35,12 +35,17 @@ def main() -> None:
     parser.add_argument("recipe", help="a section of params.yaml")
     parser.add_argument("candidate", choices=config.CANDIDATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    parser.add_argument("--commit", help="whose code and recipe it is (default: that which is checked out)")
     chosen = parser.parse_args()
     config.load_recipe(chosen.recipe)
     environment.prepare()
-    if provenance.git_commit(Path("."))[1]:
+    if not chosen.commit and provenance.git_commit(Path("."))[1]:
         sys.exit("there are changes that are not committed: commit or stash them, so that the figures have a commit")
-    commit = str(provenance.git_commit(Path("."))[0])  # of all seeds, whatever is committed while they train
+    named = ["git", "rev-parse", "--verify", "--quiet", f"{chosen.commit or 'HEAD'}^{{commit}}"]
+    # Of all seeds, whatever is committed while they train.
+    commit = subprocess.run(named, check=False, stdout=subprocess.PIPE, text=True).stdout.strip()
+    if not commit:
+        sys.exit(f"--commit is {chosen.commit}, which git does not know here: git log lists those that it does")
     found = [reach(chosen.recipe, chosen.candidate, seed, commit) for seed in dict.fromkeys(chosen.seeds)]
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     rows = [row for row in rows if (row["recipe"], row["candidate"]) != (chosen.recipe, chosen.candidate)]
@@ -58,6 +63,8 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     }
     variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
     if not clone.exists():
+        for other in unfinished(recipe, candidate, seed):
+            print(f"a training of commit {other} is not finished; what goes on with it is --commit {other}", flush=True)
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
     params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
@@ -93,6 +100,12 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
             for key in ("epochs", "cpu_minutes", "wall_minutes", "git_commit", "trained_at", "machine")
         },
     }
+
+
+def unfinished(recipe: str, candidate: str, seed: int) -> list[str]:
+    """The commits at which this seed's training was begun and can go on."""
+    states = CLONES.glob(f"{recipe}-{candidate}-{seed}-*/models/{recipe}/{candidate}/checkpoint.npz")
+    return sorted(state.relative_to(CLONES).parts[0].rpartition("-")[2] for state in states)
 
 
 def summarise(chosen: argparse.Namespace, found: list[dict]) -> dict:

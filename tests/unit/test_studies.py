@@ -98,6 +98,18 @@ def test_a_recipe_of_other_images_is_held_against_no_bar(page: ModuleType):
     assert "| 97.00% | 1 | – | – | aaaaaaa |" in table
 
 
+def test_a_training_that_an_earlier_commit_has_not_finished_is_named(
+    accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    monkeypatch.setattr(accuracy, "CLONES", tmp_path)
+    for commit, left in (("aaaaaaa", "checkpoint.npz"), ("bbbbbbb", "model.keras")):
+        folder = tmp_path / f"cifar10-scratch-0-{commit}" / "models" / "cifar10" / "scratch"
+        folder.mkdir(parents=True)
+        (folder / left).touch()
+    assert accuracy.unfinished("cifar10", "scratch", 0) == ["aaaaaaa"]
+    assert accuracy.unfinished("cifar10", "scratch", 1) == []
+
+
 @pytest.mark.parametrize(("threads", "prefix"), [(None, ""), ("2", "TF_NUM_INTRAOP_THREADS=2 ")])
 def test_the_command_of_a_row_is_one_that_trains_with_as_many_threads(
     accuracy: ModuleType, monkeypatch: pytest.MonkeyPatch, threads: str | None, prefix: str
