@@ -194,6 +194,12 @@ def test_a_worker_whose_peer_was_killed_ends_with_a_clear_error_and_a_restart_re
         wait_for("going on after step", started[2], logs[0])
 
 
+def test_every_operation_of_a_training_can_be_deterministic(tmp_path):
+    changes = {"epochs": 1, "sync_norm": False, "flip": "random", "shift": 2, "cutout": 6, "muon_rate": 0.001}
+    log = tmp_path / "log"
+    assert finish(start(log, 1, changes, TF_DETERMINISTIC_OPS="1"), log)["train"]
+
+
 @pytest.mark.parametrize(("workers", "helps"), [(1, True), (2, False)])
 def test_several_workers_compute_in_float32_unless_told_otherwise(monkeypatch, workers, helps):
     if tf.config.list_physical_devices("GPU"):
