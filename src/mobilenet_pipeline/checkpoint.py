@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +66,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> State | None:
-    """The state in the file; None where there is none, or a damaged one. One of another training is set aside.
+    """The state in the file; None where there is none, or one of another training, or a damaged one.
 
     Raises OSError where the file is there and its disk or its permissions do not let it be read.
     """
@@ -82,7 +81,10 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         with np.load(io.BytesIO(data), allow_pickle=False) as archive:
             document = json.loads(str(archive["document"]))
             if document["identity"] != json.loads(json.dumps(dict(identity))):
-                _set_aside(path)
+                print(
+                    f"{path} is of other code, knobs, data, processor or devices; the training starts afresh",
+                    flush=True,
+                )
                 return None
             arrays = {name: archive[name] for name in archive.files if name != "document"}
         totals = float(document["totals"][0]), float(document["totals"][1])
@@ -96,18 +98,17 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         return None
 
 
-def _set_aside(path: Path) -> None:
-    """Keep what another training has left, which may be hours of work, from being written over."""
-    aside = other(path)
-    with suppress(FileNotFoundError):  # another worker has been faster
-        path.replace(aside)
-    print(
-        f"{path} is of other code, knobs, data, processor or devices; the training starts afresh. That state is kept "
-        f"as {aside} until it is done: to go on from it, put back what was changed, and name it {path.name} again",
-        flush=True,
-    )
+def set_aside(path: Path) -> None:
+    """Keep a state that was not taken up, which may be hours of work, from being written over. Raises OSError."""
+    if path.exists():
+        path.replace(other(path))
+        print(
+            f"what was in {path} is kept as {other(path)} until this training is done: to go on from it, put back what "
+            f"was changed, and name it {path.name} again",
+            flush=True,
+        )
 
 
 def other(path: Path) -> Path:
-    """Where a state of another training is kept."""
+    """Where a state that was not taken up is kept."""
     return path.with_stem(f"{path.stem}.other")

@@ -165,6 +165,8 @@ def train(
             "the workers of TF_CONFIG differ in candidate, code, knobs, labels or the checkpoint they go on from: "
             "train the same candidate on all, in the same workspace, on a disk that all see"
         )
+    if saved and state is None and distribution.is_chief(strategy):
+        checkpoint.set_aside(saved)
     # One that left alone would take from the others what they have not saved.
     asked_to_end = distribution.anywhere(strategy, asked_to_end)
     keras.utils.set_random_seed(candidate.seed)

@@ -251,6 +251,17 @@ def test_a_training_goes_on_once_its_code_and_its_state_are_put_back(tmp_path, m
     assert any("going on" in line for line in said)
 
 
+def test_workers_that_differ_leave_the_state_where_it_is(tmp_path, monkeypatch):
+    saved = tmp_path / "checkpoint.npz"
+    trained(saved=saved)
+    before = saved.read_bytes()
+    monkeypatch.setattr(training, "_code", lambda: "of this worker alone")
+    monkeypatch.setattr(distribution, "same_everywhere", lambda strategy, facts: False)
+    with pytest.raises(ValueError, match="the workers of TF_CONFIG differ"):
+        trained(saved=saved)
+    assert saved.read_bytes() == before
+
+
 def test_a_damaged_state_is_told_and_the_training_starts_afresh(tmp_path, capsys):
     (tmp_path / "checkpoint.npz").write_bytes(b"PK damaged")
     assert len(trained(saved=tmp_path / "checkpoint.npz").history) == 2
