@@ -8,71 +8,78 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
+.PHONY: demo run results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
-demo: $(READY)  ## the whole pipeline on real handwritten digits, from images to a promoted model
+demo: $(READY)  ## run the whole pipeline on handwritten digits, from images to a promoted model
 	@$(BIN)/mobilenet-pipeline run --recipe digits
 
-run: $(READY)  ## the whole pipeline on RECIPE (digits, cifar10, seed)
+run: $(READY)  ## run the whole pipeline on RECIPE (digits, cifar10, seed)
 	@$(BIN)/mobilenet-pipeline run --recipe $(RECIPE)
 
-results: $(READY)  ## like run, and keep the figures in docs/results/RECIPE.json
+results: $(READY)  ## like run, and copy the results to docs/results/RECIPE.json
 	@$(BIN)/mobilenet-pipeline run --recipe $(RECIPE) --results docs/results
 
-serve: $(READY)  ## the promoted model of RECIPE as an HTTP API on 127.0.0.1:3000
+serve: $(READY)  ## serve the promoted model of RECIPE as an HTTP API on 127.0.0.1:3000
 	@$(BIN)/mobilenet-pipeline serve --recipe $(RECIPE)
 
-ui: $(READY)  ## the MLflow and Prefect pages
+ui: $(READY)  ## show the MLflow and Prefect pages
 	@$(BIN)/mobilenet-pipeline ui
 
-test: $(READY)  ## all tests
+test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## check with ruff and mypy, and every link of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-format: $(READY)  ## put the code into ruff's format
+format: $(READY)  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## build the documentation site: site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+reference: $(READY)  ## generate docs/reference from the code
+	$(BIN)/python tools/reference.py
 
 gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
 	$(UV) pip install --python $(BIN)/python -e '.[gpu]'
 
-lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
+lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
-bench-train: $(READY)  ## CPU time of a training step beside stock Keras's, in turns
+bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras
 	@$(BIN)/python benchmarks/bench_train.py
 
-bench-gate: $(READY)  ## how often the gate is right about made-up models, and how long it takes
+bench-gate: $(READY)  ## measure how often the gate is right about synthetic models
 	@$(BIN)/python benchmarks/bench_gate.py
 
-bench-serve: $(READY)  ## requests a second of RECIPE's service beside three other BentoML services
+bench-serve: $(READY)  ## compare the throughput of RECIPE's service with three other BentoML services
 	@$(BIN)/python benchmarks/bench_serve.py --recipe $(RECIPE) && $(BIN)/python benchmarks/page.py
 
-bench-runtimes: $(READY)  ## LiteRT beside ONNX Runtime, SavedModel and Keras, with the model of RECIPE's CANDIDATE
+bench-runtimes: $(READY)  ## compare LiteRT with ONNX Runtime, SavedModel and Keras, for RECIPE's CANDIDATE
 	@$(BIN)/python benchmarks/bench_runtimes.py $(RECIPE) $(CANDIDATE) && $(BIN)/python benchmarks/page.py
 
-study: $(READY)  ## train what STUDY (of benchmarks/studies.yaml) has not got yet; hours for all of them
+study: $(READY)  ## train the missing rows of STUDY in benchmarks/studies.yaml; hours for all studies
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --quiet ingest@cifar10
 	@$(BIN)/python benchmarks/study.py $(STUDY)
 	@$(BIN)/python benchmarks/page.py
 
-accuracy: $(READY)  ## train CANDIDATE of RECIPE with each of SEEDS, and keep what it reaches on the test images
+accuracy: $(READY)  ## train CANDIDATE of RECIPE with each of SEEDS and record its test accuracy
 	@$(BIN)/python benchmarks/accuracy.py $(RECIPE) $(CANDIDATE) --seeds $(SEEDS)
 	@$(BIN)/python benchmarks/page.py
 
-weights: $(READY)  ## train the bundled checkpoint again, on CIFAR-10
+weights: $(READY)  ## train the bundled checkpoint again on CIFAR-10
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10
 	$(BIN)/python tools/bundle_weights.py
 
-clean:  ## remove what runs have made, registry and data included; environment, download cache and records stay
+clean:  ## remove outputs, registry and data of all runs; environment, downloads and records stay
 	rm -rf data models metrics reports mlruns mlflow.db* .bentoml .prefect .dvc/tmp .dvc/cache .dvc-storage .pytest_cache .mypy_cache .ruff_cache
 
 # uv, if the machine has none, comes from the package index into the environment itself.

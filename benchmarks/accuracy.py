@@ -21,7 +21,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from mobilenet_pipeline import config, environment, layout, pipeline, provenance
+from mobilenet_pipeline import config
+from mobilenet_pipeline.system import environment, process
+from mobilenet_pipeline.workspace import files, provenance
+from mobilenet_pipeline.workspace import paths as layout
 
 CLONES = Path(".bench")
 RESULTS = Path("docs/results/training.json")
@@ -50,7 +53,7 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     rows = [row for row in rows if (row["recipe"], row["candidate"]) != (chosen.recipe, chosen.candidate)]
     rows.append(summarise(chosen, found))
-    layout.write_json(RESULTS, sorted(rows, key=lambda row: (row["candidate"], row["cpu_minutes"])))
+    files.write_json(RESULTS, sorted(rows, key=lambda row: (row["candidate"], row["cpu_minutes"])))
     print(json.dumps(rows[-1], indent=1))
 
 
@@ -74,7 +77,7 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     cache = ["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())]
     subprocess.run(cache, cwd=clone, env=variables, check=True)
     # On a leash: whoever ends this program ends its training, too.
-    with pipeline.leashed(["dvc", "repro", f"evaluate@{recipe}-{candidate}"], variables, cwd=clone) as child:
+    with process.leashed(["dvc", "repro", f"evaluate@{recipe}-{candidate}"], variables, cwd=clone) as child:
         while not child.ended:
             time.sleep(0.5)
     if child.returncode:
@@ -84,12 +87,12 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     known = here.read_text(encoding="utf-8").splitlines() if here.exists() else []
     for line in there.read_text(encoding="utf-8").splitlines() if there.exists() else []:
         if line not in known:  # what the clone has read of the test images counts here
-            layout.append_line(here, line)
+            files.append_line(here, line)
     history = pd.read_csv(layout.model_folder(loaded, candidate, clone) / "history.csv")
     CURVES.mkdir(parents=True, exist_ok=True)
     history.to_csv(CURVES / f"{recipe}-{candidate}-{seed}.csv", index=False, float_format="%.5g")
-    metrics = provenance.read_json(layout.metrics_path(loaded, candidate, clone))
-    training = provenance.read_json(layout.model_folder(loaded, candidate, clone) / "training.json")
+    metrics = files.read_json(layout.metrics_path(loaded, candidate, clone))
+    training = files.read_json(layout.model_folder(loaded, candidate, clone) / "training.json")
     return {
         "seed": seed,
         "test_accuracy": metrics["test"]["accuracy"],

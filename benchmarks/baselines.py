@@ -96,7 +96,7 @@ class Single:
     """The artefact, a copy for each core: every request is computed by itself."""
 
     def __init__(self) -> None:
-        from mobilenet_pipeline.artefact import Artefact
+        from mobilenet_pipeline.inference.artefact import Artefact
 
         self.free: queue.SimpleQueue[Artefact] = queue.SimpleQueue()
         for _ in range(CORES):
@@ -117,7 +117,7 @@ class Batched:
     """The artefact on all cores: requests wait for each other, and are computed together."""
 
     def __init__(self) -> None:
-        from mobilenet_pipeline.artefact import Artefact
+        from mobilenet_pipeline.inference.artefact import Artefact
 
         self.artefact = Artefact(Path(os.environ["BENCH_MODEL"]), threads=CORES)
 

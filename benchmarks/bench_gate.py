@@ -13,8 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenet_pipeline import config, corruptions, evaluation, gate, layout, provenance
-from mobilenet_pipeline.checks import Facts, Predictions
+from mobilenet_pipeline import config
+from mobilenet_pipeline.evaluation import corruptions, evaluate
+from mobilenet_pipeline.evaluation.predictions import Facts, Predictions
+from mobilenet_pipeline.gate import verdict as gate
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.workspace import files, provenance
 
 RESULTS = Path("docs/results/gate.json")
 ROWS, CLASSES = 10_000, 10
@@ -22,9 +26,7 @@ LABELS = (np.arange(ROWS) % CLASSES).astype(np.uint8)
 ACCURACY, SHARED = 0.93, 0.8
 LIMITS = {"accuracy_floor": 0.5, "calibration_error": 1.0, "loss_margin": 1.0}
 # As many images as an evaluation corrupts: their comparison belongs to the time of a verdict.
-FACTS = Facts(
-    {name: np.ones(evaluation.CORRUPTED, bool) for name in corruptions.names()}, 1_000_000, 1.0, 2.0, "same", 0
-)
+FACTS = Facts({name: np.ones(evaluate.CORRUPTED, bool) for name in corruptions.names()}, 1_000_000, 1.0, 2.0, "same", 0)
 
 
 def main() -> None:
@@ -51,10 +53,10 @@ def main() -> None:
         "seconds_a_verdict": round(float(np.median(seconds)), 4),
         "command": "make bench-gate",
         "commit": provenance.git_commit(Path("."))[0],
-        "machine": provenance.describe_machine(),
+        "machine": machine.describe_machine(),
         "date": datetime.now(UTC).date().isoformat(),
     }
-    layout.write_json(RESULTS, document)
+    files.write_json(RESULTS, document)
     print(json.dumps({key: document[key] for key in ("promoted", "seconds_a_verdict")}))
 
 

@@ -18,23 +18,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline import environment
+from mobilenet_pipeline.system import environment
 
 environment.prepare()
 
-import keeping  # noqa: E402
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import onnx  # noqa: E402
-import onnxruntime  # noqa: E402
-import tensorflow as tf  # noqa: E402
-from onnx import helper, numpy_helper  # noqa: E402
-from timing import milliseconds  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import keeping
+import keras
+import numpy as np
+import onnx
+import onnxruntime
+import tensorflow as tf
+from onnx import helper, numpy_helper
+from timing import milliseconds
+from tqdm import tqdm
 
-from mobilenet_pipeline import config, export, images, layout, provenance, split  # noqa: E402
-from mobilenet_pipeline.artefact import Artefact  # noqa: E402
-from mobilenet_pipeline.stages.export import CALIBRATION  # noqa: E402
+from mobilenet_pipeline import config
+from mobilenet_pipeline.data import dataset
+from mobilenet_pipeline.data.split import split_rows
+from mobilenet_pipeline.evaluation import export
+from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.stages.export import CALIBRATION
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.workspace import files, paths
 
 RESULTS = Path("docs/results/runtimes.json")
 PACKAGES = ("ai-edge-litert", "onnx", "onnxruntime", "tensorflow", "keras", "numpy")
@@ -80,10 +85,10 @@ def main() -> int:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     try:
         recipe = config.load_recipe(chosen.recipe)
-        path = provenance.existing(chosen.model or layout.model_folder(recipe, chosen.candidate) / "model.keras")
-        data = images.open_dataset(layout.data_folder(recipe))
+        path = files.existing(chosen.model or paths.model_folder(recipe, chosen.candidate) / "model.keras")
+        data = dataset.open_dataset(paths.data_folder(recipe))
         figures = measure(path, recipe, data, chosen.seconds)
-    except (UnsupportedError, images.DatasetError, provenance.ProvenanceError) as error:
+    except (UnsupportedError, dataset.DatasetError, files.WorkspaceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     unlike = [
@@ -95,25 +100,25 @@ def main() -> int:
         print(f"error: {line}", file=sys.stderr)
     if not unlike:
         keep(chosen, figures)
-    if provenance.describe_machine()["cores"] < 2:
+    if machine.describe_machine()["cores"] < 2:
         print("this process has one core: the figures of 2 threads mean nothing", file=sys.stderr)
     print(json.dumps(figures["ratios"]))
     return 1 if unlike else 0
 
 
-def measure(path: Path, recipe: config.Recipe, data: images.Dataset, seconds: float) -> dict[str, Any]:
+def measure(path: Path, recipe: config.Recipe, data: dataset.Dataset, seconds: float) -> dict[str, Any]:
     """All figures of the Keras model in `path`, and the ratios."""
-    kept, held_out = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
-    pixels, labels = np.asarray(data.images[held_out]), data.labels[held_out]
+    training, validation = split_rows(data, recipe.split)
+    pixels, labels = np.asarray(data.images[validation]), data.labels[validation]
     with tempfile.TemporaryDirectory() as scratch:
-        runtimes = load(path, np.asarray(data.images[kept[:CALIBRATION]]), Path(scratch))
+        runtimes = load(path, np.asarray(data.images[training[:CALIBRATION]]), Path(scratch))
         exact = exactness(runtimes, pixels, labels)  # and warms all up
         times = speeds(runtimes, pixels, seconds)
     found = {name: {"bytes": runtimes[name].size, **times[name], **exact[name]} for name in runtimes}
     return {
         "ratios": ratios(found),
         "runtimes": found,
-        "model_sha256": provenance.sha256_of(path),
+        "model_sha256": files.sha256_of(path),
         "validation_images": len(pixels),
         "compared_images": min(COMPARED, len(pixels)),
     }
@@ -193,7 +198,7 @@ def speeds(runtimes: Mapping[str, Runtime], pixels: np.ndarray, seconds: float) 
         found[name]["one_image_ms"].append(round(float(np.median(taken)), 4))
         found[name]["one_image_p99_ms"].append(round(float(np.percentile(taken, 99, method="inverted_cdf")), 4))
         for threads, answer in runtimes[name].answers.items():
-            taken = repeated(answer, np.resize(pixels, (BATCH, *images.IMAGE_SHAPE)), seconds)
+            taken = repeated(answer, np.resize(pixels, (BATCH, *pixels.shape[1:])), seconds)
             rate = BATCH * len(taken) / sum(taken) * 1000
             found[name]["images_per_second"][str(threads)].append(round(rate, 1))
     return found

@@ -36,8 +36,13 @@ from services import BASELINES, BATCHING, BenchError, baseline, ours, say
 from timing import milliseconds
 from tqdm import tqdm
 
-from mobilenet_pipeline import config, environment, images, layout, packaging, preprocess, provenance
-from mobilenet_pipeline.artefact import Artefact
+from mobilenet_pipeline import config
+from mobilenet_pipeline.data import dataset as images
+from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.release import bento as packaging
+from mobilenet_pipeline.system import environment
+from mobilenet_pipeline.workspace import files, paths
 
 RESULTS = Path("docs/results/serving.json")
 PACKAGES = ("bentoml", "tensorflow", "keras", "ai-edge-litert")
@@ -61,7 +66,7 @@ TENTHS = 10
 FAULTS = (
     BenchError,
     packaging.PackagingError,
-    provenance.ProvenanceError,
+    files.WorkspaceError,
     images.DatasetError,
     OSError,
     http.client.HTTPException,
@@ -128,18 +133,19 @@ def prepare(chosen: argparse.Namespace) -> Bench:
     folder = packaging.served_models(recipe)["champion"]
     if folder is None:
         raise BenchError(f"{bento} serves no champion")
-    metadata = provenance.read_json(folder / packaging.METADATA)
-    trained = layout.model_folder(recipe, metadata["candidate"])
+    metadata = files.read_json(folder / packaging.METADATA)
+    trained = paths.model_folder(recipe, metadata["candidate"])
     if not (trained / "model.keras").is_file():
         raise BenchError(f"{trained / 'model.keras'} does not exist; `make run RECIPE={recipe.name}` makes it")
-    if provenance.read_json(trained / "export.json")["sha256"] != metadata["sha256"]:
+    if files.read_json(trained / "export.json")["sha256"] != metadata["sha256"]:
         say(f"{trained} was trained after the champion: the same network, other weights; it is as fast")
-    made_up = not layout.data_folder(recipe).is_dir()
+    made_up = not paths.data_folder(recipe).is_dir()
     if made_up:
-        say(f"{layout.data_folder(recipe)} is not there: made-up images, and no answers are compared")
-        pixels = np.random.default_rng(0).integers(0, 256, (max(BATCHES), *images.IMAGE_SHAPE), dtype=np.uint8)
+        say(f"{paths.data_folder(recipe)} is not there: made-up images, and no answers are compared")
+        shape = (max(BATCHES), *Artefact(folder / packaging.MODEL).image_shape)
+        pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     else:
-        dataset = images.open_dataset(layout.data_folder(recipe))
+        dataset = images.open_dataset(paths.data_folder(recipe))
         pixels = np.ascontiguousarray(dataset.images[dataset.is_test])
     clients = sorted({*chosen.clients, REFERENCE})
     return Bench(
@@ -308,7 +314,7 @@ def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:
     `one_image_ms`: with one thread; `best`: of the batch size and number of threads that reaches most; `http`: what the
     service reaches with 8 clients. None where the live Bento has no such endpoint.
     """
-    body = np.resize(bench.pixels, (BATCH, *images.IMAGE_SHAPE)).tobytes()
+    body = np.resize(bench.pixels, (BATCH, *bench.pixels.shape[1:])).tobytes()
     status, _ = post(port, "/predict_batch", RAW, body)
     if status != 200:
         bench.failures.append(f"{bench.tag} answers /predict_batch with {status}: is it older than this endpoint?")
@@ -324,7 +330,7 @@ def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:
             add(http_rates, {str(count): done.figures()["requests_per_second"] * BATCH})
         for threads, artefact in artefacts.items():
             for size in BATCHES:
-                part = np.resize(bench.pixels, (size, *images.IMAGE_SHAPE))
+                part = np.resize(bench.pixels, (size, *bench.pixels.shape[1:]))
                 add(own_rates, {f"{size} images, {threads} threads": rate(artefact, part, bench.seconds / TURNS / 4)})
     return {
         "one_image_ms": round(1000 / statistics.median(own_rates["1 images, 1 threads"]), 4),
@@ -344,8 +350,8 @@ def in_parts(bench: Bench) -> dict[str, float]:
     shares = artefact.predict(one)[0]
     document = {"class": names[0], "confidence": shares[0], "probabilities": dict(zip(names, shares, strict=True))}
     parts: dict[str, Callable[[], object]] = {
-        "decode PNG, 32×32": lambda: preprocess.decode(small),
-        f"decode JPEG, {PHOTO[1]}×{PHOTO[0]}": lambda: preprocess.decode(photo.getvalue()),
+        "decode PNG, 32×32": lambda: preprocess.decode(small, one.shape[1]),
+        f"decode JPEG, {PHOTO[1]}×{PHOTO[0]}": lambda: preprocess.decode(photo.getvalue(), one.shape[1]),
         "compute": lambda: artefact.predict(one),
         "write JSON": lambda: orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY),
     }

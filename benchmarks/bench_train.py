@@ -12,15 +12,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mobilenet_pipeline import environment
+from mobilenet_pipeline.system import environment
 
 environment.prepare()
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import keras
+import numpy as np
+import tensorflow as tf
 
-from mobilenet_pipeline import config, dataset, distribution, mobilenet, processor, steps  # noqa: E402
+from mobilenet_pipeline import config
+from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.system import processor
+from mobilenet_pipeline.training import batches, distribution, steps
 
 CLASSES = 10
 
@@ -65,18 +68,18 @@ def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) ->
     optimizer.build(model.trainable_variables)
     batch, size = candidate.batch_size, candidate.input_size
     run = steps.steps_in_graph(tf.distribute.get_strategy(), model, optimizer, candidate, batch)
-    stream = iter(dataset.training_batches(images, labels, candidate, batch, 1_000))
+    stream = iter(batches.training_batches(batches.Images(images, labels), candidate, batch, 1_000))
     return lambda: run(stream, tf.constant(len(labels) // batch), size)
 
 
 def stock(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """A function that trains one epoch as Keras does."""
-    size, share = candidate.input_size, candidate.shift / mobilenet.IMAGE_SIZE
+    size, share = candidate.input_size, candidate.shift / images.shape[1]
     network = keras.applications.MobileNet(
         (size, size, 3), alpha=candidate.alpha, include_top=False, weights=None, pooling="avg"
     )
     layers = [
-        keras.Input((mobilenet.IMAGE_SIZE, mobilenet.IMAGE_SIZE, 3), dtype="uint8"),
+        keras.Input(images.shape[1:], dtype="uint8"),
         keras.layers.RandomFlip("horizontal"),
         keras.layers.RandomTranslation(share, share, fill_mode="reflect"),
         keras.layers.Resizing(size, size),

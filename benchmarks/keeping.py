@@ -7,7 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline import layout, provenance
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.workspace import files, provenance
 
 
 def keep(path: Path, name: str, figures: Mapping[str, Any], command: str, packages: Iterable[str]) -> None:
@@ -17,8 +18,8 @@ def keep(path: Path, name: str, figures: Mapping[str, Any], command: str, packag
         **figures,
         "command": command,
         "commit": provenance.git_commit(Path("."))[0],
-        "machine": provenance.describe_machine(),
+        "machine": machine.describe_machine(),
         "packages": {package: importlib.metadata.version(package) for package in packages},
         "date": datetime.now(UTC).date().isoformat(),
     }
-    layout.write_json(path, document)
+    files.write_json(path, document)

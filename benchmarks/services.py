@@ -15,8 +15,9 @@ import psutil
 from load import HOST
 from tqdm import tqdm
 
-from mobilenet_pipeline import packaging, pipeline
-from serving import check
+from mobilenet_pipeline.release import bento
+from mobilenet_pipeline.system import process as pipeline
+from serving import check, start
 
 BASELINES = {"noop": "Noop", "keras": "KerasPredict", "savedmodel": "SavedModel"}
 BATCHING = {"single": "Single", "batched": "Batched"}
@@ -37,7 +38,7 @@ def ours(tag: str) -> Iterator[tuple[int, float, psutil.Process]]:
     """
     port = free_port()
     with tempfile.TemporaryDirectory() as record:
-        command = packaging.serve_command(tag, HOST, port, record=Path(record))
+        command = bento.serve_command(tag, HOST, port, record=Path(record))
         with running("ours", command, port, dict(os.environ)) as (seconds, process):
             yield port, seconds, process
 
@@ -97,11 +98,9 @@ def wait_until_ready(child: pipeline.Leashed, port: int) -> float:
     while (now := time.perf_counter()) < started + START_SECONDS:
         if child.ended:
             raise BenchError("ended before it was ready")
-        try:
-            check.ask(f"http://{HOST}:{port}/readyz", seconds=1)
+        if start.is_ready(HOST, port):
             return time.perf_counter() - started
-        except OSError:
-            time.sleep(0.02)
+        time.sleep(0.02)
         if now > looked + 1:  # seldom: looking takes time from the service
             looked = now
             workers |= {each for each in holder.children(recursive=True) if check.is_worker(each)}

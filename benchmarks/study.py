@@ -70,32 +70,38 @@ def rows() -> list[dict]:
 
 
 def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.Candidate) -> None:
-    from mobilenet_pipeline import environment
+    from mobilenet_pipeline.system import environment
 
     environment.prepare()
     import keras
     import numpy as np
     import tensorflow as tf
 
-    from mobilenet_pipeline import anatomy, distribution, images, provenance, split, training
-    from mobilenet_pipeline.layout import data_folder
+    from mobilenet_pipeline.data import dataset
+    from mobilenet_pipeline.data.split import split_rows
+    from mobilenet_pipeline.models import anatomy
+    from mobilenet_pipeline.system import machine
+    from mobilenet_pipeline.training import distribution, train
+    from mobilenet_pipeline.training.batches import Images
+    from mobilenet_pipeline.workspace import provenance
+    from mobilenet_pipeline.workspace.paths import data_folder
 
     keras.config.disable_interactive_logging()
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
-    data = images.open_dataset(data_folder(recipe))
+    data = dataset.open_dataset(data_folder(recipe))
     pixels, labels = np.asarray(data.images), np.asarray(data.labels)
-    kept, held_out = split.training_rows(labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
-    trained = training.train(
+    training, validation = (Images(pixels[rows], labels[rows]) for rows in split_rows(data, recipe.split))
+    trained = train.train(
         candidate,
-        training.Images(pixels[kept], labels[kept]),
-        training.Images(pixels[held_out], labels[held_out]),
-        len(data.class_names),
+        train.TrainingData(training, validation, len(data.class_names)),
         tf.distribute.get_strategy(),
-        on_epoch=lambda row, epochs, left: print(
-            f"  {row.epoch}/{epochs} {row.train_accuracy:.4f} {row.validation_accuracy:.4f} {row.seconds:.0f} s",
-            flush=True,
+        train.Callbacks(
+            on_epoch=lambda row, epochs, left: print(
+                f"  {row.epoch}/{epochs} {row.train_accuracy:.4f} {row.validation_accuracy:.4f} {row.seconds:.0f} s",
+                flush=True,
+            ),
+            say=lambda line: print(f"  {line}", flush=True),
         ),
-        say=lambda line: print(f"  {line}", flush=True),
     )
     last = trained.history[-1]
     row = {
@@ -111,7 +117,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
         "train_accuracy": round(last.train_accuracy, 4),
         "candidate": candidate.model_dump(),
         "commit": provenance.git_commit(Path("."))[0],
-        "machine": provenance.describe_machine()["cpu"],
+        "machine": machine.describe_machine()["cpu"],
         "date": datetime.now(UTC).date().isoformat(),
     }
     with RESULTS.open("a", encoding="utf-8") as file:

@@ -15,6 +15,7 @@ from prefect.artifacts import (
 )
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.gate.verdict import Verdict
 
 EPOCH = re.compile(r"\bepoch (\d+)/(\d+)")
 
@@ -52,7 +53,7 @@ def follow_epochs(stage: str) -> Callable[[str], None]:
 def publish(
     recipe: Recipe,
     results: Mapping[str, Any],
-    verdict: Mapping[str, Any],
+    verdict: Verdict,
     stages: Sequence[Mapping[str, Any]],
     page: Path,
 ) -> None:
@@ -98,25 +99,24 @@ def stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def describe_verdict(verdict: Mapping[str, Any]) -> str:
+def describe_verdict(verdict: Verdict) -> str:
     """The verdict as Markdown: the decision, every check behind it, and who is served."""
-    checks = [f"- {'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"]]
-    champion = verdict["leaves"]["champion"]
-    served = (
-        f"Version {champion} of {verdict['registered_model']} is champion." if champion else "There is no champion."
-    )
-    warning = [verdict["warning"], ""] if verdict.get("warning") else []
-    return "\n".join([f"**{verdict['reason']}**", "", *checks, "", *warning, served])
+    checks = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in verdict.checks]
+    champion = verdict.leaves.champion
+    served = f"Version {champion} of {verdict.registered_model} is champion." if champion else "There is no champion."
+    warning = [verdict.warning, ""] if verdict.warning else []
+    return "\n".join([f"**{verdict.reason}**", "", *checks, "", *warning, served])
 
 
 def draw(recipe: Recipe, workspace: Path) -> dict[str, bytes]:
-    """Learning curves and confusion matrices of both candidates, as PNG."""
-    from mobilenet_pipeline import figures, report
+    """Return learning curves and confusion matrices of the candidates, as PNG."""
+    from mobilenet_pipeline.reports import figures
+    from mobilenet_pipeline.reports import page as report
 
-    evidence = report.gather(recipe, workspace)
-    matrices = {name: files["metrics"]["confusion_matrix"] for name, files in evidence.candidates.items()}
+    contents = report.gather(recipe, workspace)
+    matrices = {name: files["metrics"]["confusion_matrix"] for name, files in contents.candidates.items()}
     return {
-        "learning curves": figures.learning_curves(evidence.histories),
+        "learning curves": figures.learning_curves(contents.histories),
         "confusion matrices": figures.confusion_matrices(matrices, recipe.data.class_names),
     }
 

@@ -17,7 +17,7 @@ from prefect.schedules import Cron, Schedule
 from prefect.settings import get_current_settings
 
 from flows.training import train_and_promote
-from mobilenet_pipeline import pipeline
+from mobilenet_pipeline.system import process
 
 ONE_AT_A_TIME = ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.CANCEL_NEW)
 CRASHED = "mobilenet-pipeline: a flow run whose process is gone has crashed"
@@ -29,7 +29,7 @@ def keep_schedule(recipe: str, cron: str, timezone: str) -> None:
     Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises
     ChildProcessError where the child ends by itself.
     """
-    with pipeline.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
+    with process.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
         while not child.ended:
             time.sleep(0.5)
     raise ChildProcessError(f"the schedule of {recipe} has ended with exit code {child.returncode}")

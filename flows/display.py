@@ -17,8 +17,12 @@ from rich.text import Text
 
 from flows import training
 from flows.artifacts import epoch_of
-from mobilenet_pipeline import layout, pipeline, provenance, results
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.release.judging import read_verdict
+from mobilenet_pipeline.reports import results
+from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.workspace import files, paths
 
 # What DVC says around a stage, of use to those who call it by hand.
 CHATTER = (
@@ -114,7 +118,7 @@ class Display:
 
 def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
     """Run the flow in this process, show it, and give its last sentence. What the flow raises is raised here."""
-    with Display(console, [*pipeline.stage_names(recipe), *STEPS_AFTER]) as display:
+    with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER]) as display:
         token = training.listener.set(display)
         try:
             state = training.train_and_promote(recipe.name, force, return_state=True)
@@ -128,13 +132,13 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
 
 def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
     """Both candidates' figures, what came of the run and why, and the next commands."""
-    reports = layout.report_folder(recipe, workspace)
+    reports = paths.report_folder(recipe, workspace)
     path, champion = results.results_path(recipe, workspace), None
     if path.exists():
-        document = provenance.read_json(path)
+        document = files.read_json(path)
         champion = document["champion"]
         console.print(candidate_table(document))
-    verdict = provenance.read_json(reports / "verdict.json") if (reports / "verdict.json").exists() else None
+    verdict = read_verdict(recipe, workspace) if (reports / "verdict.json").exists() else None
     console.print(f"\n[bold]{escape(sentence)}[/]", highlight=False, soft_wrap=True)
     for line in reasons(verdict, sentence) if verdict else []:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
@@ -162,11 +166,11 @@ def candidate_table(document: Mapping[str, Any]) -> Table:
     return table
 
 
-def reasons(verdict: Mapping[str, Any], sentence: str) -> list[str]:
-    """Every check behind the verdict, a line each, and the verdict itself where the sentence does not have it."""
-    opening = [] if verdict["reason"] in sentence else [f"The last verdict: {verdict['reason']}"]
-    checks = (f"{'✓' if check['passed'] else '✗'} {check['sentence']}" for check in verdict["checks"])
-    return [*opening, *checks, *([verdict["warning"]] if verdict.get("warning") else [])]
+def reasons(verdict: Verdict, sentence: str) -> list[str]:
+    """Return every check behind the verdict, one a line, and the verdict itself if the sentence lacks it."""
+    opening = [] if verdict.reason in sentence else [f"The last verdict: {verdict.reason}"]
+    checks = (f"{'✓' if check.passed else '✗'} {check.sentence}" for check in verdict.checks)
+    return [*opening, *checks, *([verdict.warning] if verdict.warning else [])]
 
 
 def next_commands(recipe: Recipe, reports: Path, has_champion: bool) -> dict[str, str]:

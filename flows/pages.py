@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from flows import server
-from mobilenet_pipeline import pipeline
+from mobilenet_pipeline.system import ports, process
 
 
 def show(mlflow_port: int, prefect_port: int) -> None:
@@ -15,7 +15,7 @@ def show(mlflow_port: int, prefect_port: int) -> None:
 
     Raises OSError where a port is taken or a server does not start.
     """
-    from mobilenet_pipeline import tracking
+    from mobilenet_pipeline.registry import store as tracking
 
     server.prepare(quiet=True)
     store = tracking.use_store()
@@ -34,11 +34,11 @@ def show(mlflow_port: int, prefect_port: int) -> None:
 @contextmanager
 def mlflow_server(store: str, port: int) -> Iterator[str]:
     """Run MLflow's server for as long as the `with` body, and give its address; its log is mlruns/ui.log."""
-    server.check_port(port, "MLflow", "--mlflow-port")
+    ports.check_port(port, "MLflow", "--mlflow-port")
     log = Path("mlruns") / "ui.log"
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with log.open("wb") as file, pipeline.leashed(command, stdout=file) as child:
-        server.wait_for(f"http://127.0.0.1:{port}/health", child, log)
+    with log.open("wb") as file, process.leashed(command, stdout=file) as child:
+        ports.wait_for(f"http://127.0.0.1:{port}/health", child, log)
         yield f"http://127.0.0.1:{port}"

@@ -1,4 +1,4 @@
-"""The shapes of what the service takes and answers, as its OpenAPI page shows them."""
+"""The types of requests and answers, as the OpenAPI page shows them."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,21 +9,21 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class Upload(bentoml.IODescriptor):
-    """One image file; any size and colour mode."""
+    """One image file of any size and colour mode."""
 
     image: Annotated[Path, ContentType("image/*")]
-    """For the OpenAPI page a file; in the service the bytes that the front door has read."""
+    """A file on the OpenAPI page; in the service, the bytes that the front door has read."""
 
 
 class Uploads(bentoml.IODescriptor):
     """Up to 256 image files."""
 
     images: list[Annotated[Path, ContentType("image/*")]]
-    """In the service, what the front door has read: a list of files' bytes, or the bytes of all pixels."""
+    """In the service, what the front door has read: a list of the files' bytes, or the raw pixels of all images."""
 
 
 class Answered(BaseModel):
-    """What a model says of one image. Confidence and probabilities are shares of 1."""
+    """A model's answer for one image. Confidence and probabilities are between 0 and 1."""
 
     class_: Annotated[str, Field(alias="class")]
     confidence: float
@@ -31,7 +31,7 @@ class Answered(BaseModel):
 
 
 class Prediction(Answered):
-    """What one model says of one image, and which model it was."""
+    """A model's answer for one image, with the model's name and version."""
 
     model_config = ConfigDict(protected_namespaces=())
 
@@ -40,14 +40,14 @@ class Prediction(Answered):
 
 
 class Comparison(BaseModel):
-    """What champion and challenger say of the same image; no challenger, no second answer."""
+    """The answers of champion and challenger for the same image; null without a challenger."""
 
     champion: Prediction
     challenger: Prediction | None
 
 
 class Fault(BaseModel):
-    """Why there is no answer: a word for programs, a sentence for people, and the field that it is about."""
+    """Why there is no answer: a code for programs, a sentence for people, and the field that it is about."""
 
     code: str
     message: str
@@ -55,13 +55,13 @@ class Fault(BaseModel):
 
 
 class Refused(BaseModel):
-    """What every refusal and fault has as its body."""
+    """The body of every refusal and every error."""
 
     error: Fault
 
 
 class Predictions(BaseModel):
-    """The images' answers in their order; where one cannot be read, its fault."""
+    """The answers for all images in their order; an unreadable image has an error instead."""
 
     model_config = ConfigDict(protected_namespaces=())
 

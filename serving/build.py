@@ -1,7 +1,7 @@
-"""Write models and a Bento into the BentoML store that BENTOML_HOME names.
+"""Write models and a Bento into the BentoML store at BENTOML_HOME.
 
-A program of its own: it reads a plan (JSON) from its standard input, so that BentoML, which keeps its store for as
-long as a process lives and imports the service that it builds, never gets into the process that orders the build.
+A program that reads its plan (JSON) from standard input. BentoML keeps its first store for the life of a process, and
+imports the service that it builds; a child process keeps both away from the caller.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ ARTEFACTS = ("model.tflite", "metadata.json")
 
 
 def build(plan: dict[str, Any]) -> None:
-    """Carry out the plan.
+    """Write the models and the Bento of the plan.
 
-    `models`: {model tag: folder with the artefacts} to be written, over what is there; `tag`: the Bento's, also over
-    what is there; `source`: the folder that becomes its code; `uses`: all its models' tags; `packages`: pinned
+    `models`: {model tag: folder of the artefacts} to write, replacing models of these tags; `tag`: the Bento's, which
+    is replaced too; `source`: the folder of its code; `uses`: the tags of all its models; `packages`: pinned
     requirements; `labels`.
     """
     for tag, folder in plan["models"].items():
@@ -39,7 +39,7 @@ def build(plan: dict[str, Any]) -> None:
         version=version,
         labels=plan["labels"],
         models=plan["uses"],
-        # Locking would ask a package index and write its address into the Bento; these are pinned already.
+        # Locking would query a package index and write its address into the Bento. The requirements are pinned already.
         python={"packages": plan["packages"], "lock_packages": False},
         build_ctx=plan["source"],
     )

@@ -1,7 +1,6 @@
-"""A new champion without a restart: follows the file that says which Bento is live, and takes its models over.
+"""A new champion without a restart: follow the pointer to the live Bento and load its models.
 
-Requests that have begun are answered by the models they began with. What cannot be loaded is refused, and what is
-served stays.
+The old models answer the requests that have begun. A Bento that cannot be loaded is refused, and the old models stay.
 """
 
 import logging
@@ -17,10 +16,10 @@ LOG = logging.getLogger("bentoml.serving.live")
 
 
 class Live:
-    """What is served now.
+    """The models that are served now: `roles`.
 
-    `pointer` is a file with a Bento's tag in it; the Bentos are in `bentos` beside its folder. Without one, what was
-    packaged is served for good.
+    `pointer` is the file that holds the tag of the live Bento. The Bentos are in `bentos`, beside the pointer's folder.
+    Without a pointer the packaged models are served until the process ends.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class Live:
         self.seen: tuple[str, int] | None = None
 
     def follow(self) -> None:
-        """Look at the file now and then, until the process ends."""
+        """Start a thread that reads the pointer until the process ends."""
         if self.pointer:
             threading.Thread(target=self._look_for_ever, name="live", daemon=True).start()
 
@@ -46,23 +45,23 @@ class Live:
             self.look()
 
     def look(self) -> None:
-        """Take over what the file names, if it was written anew."""
+        """Load the models of the live Bento if the pointer was written since the last call."""
         assert self.pointer is not None
         try:
-            found = self.pointer.read_text(encoding="utf-8").strip(), self.pointer.stat().st_mtime_ns
-        except (OSError, ValueError):  # no Bento is live, or the disk is away: what is served stays
+            tag, written = self.pointer.read_text(encoding="utf-8").strip(), self.pointer.stat().st_mtime_ns
+        except (OSError, ValueError):  # no Bento is live, or the disk is away
             return
-        if found == self.seen:
+        if (tag, written) == self.seen:
             return
-        self.seen, tag = found, found[0]
+        self.seen = tag, written
         try:
-            self._take_over(self.pointer.parent.parent, tag)
+            self._load(self.pointer.parent.parent, tag)
             self.refused = None
-        except Exception as error:  # a damaged Bento raises whatever its damage leads to; the old one goes on
-            LOG.exception("%s is refused, the models from before go on", tag)
+        except Exception as error:  # a damaged Bento raises any error; the old models stay
+            LOG.exception("%s is refused; the old models stay", tag)
             self.refused = {"bento": tag, "reason": str(error)}
 
-    def _take_over(self, home: Path, tag: str) -> None:
+    def _load(self, home: Path, tag: str) -> None:
         source = home / "bentos" / tag.replace(":", "/") / "src"
         roles_file = source / ROLES_FILE.name
         tags = roles_file.read_bytes()
@@ -71,7 +70,7 @@ class Live:
         if _code(source) != self.code:
             raise ValueError(f"{tag} has another version of the service's code: start the service again")
         self.roles, self.tags = self.load(roles_file), tags
-        LOG.info("%s is served from now on", tag)
+        LOG.info("%s is served now", tag)
 
 
 def _code(source: Path) -> dict[str, bytes]:

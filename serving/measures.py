@@ -12,60 +12,63 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @lru_cache
 def prepare() -> dict[str, Any]:
-    """Make what is counted: once, before any thread counts, and not before BentoML has set Prometheus's client up."""
-    import prometheus_client as made
+    """Return the counters and histograms by name.
+
+    Call it once before any thread counts, and after BentoML has configured Prometheus's client.
+    """
+    import prometheus_client
 
     return {
-        "requests": made.Counter(
+        "requests": prometheus_client.Counter(
             "mobilenet_requests_total", "Requests answered", ["endpoint", "code", "model_version"]
         ),
-        "seconds": made.Histogram(
+        "seconds": prometheus_client.Histogram(
             "mobilenet_request_seconds",
             "Seconds from a request's first byte to the end of its answer",
             ["endpoint", "model_version"],
             buckets=SECONDS,
         ),
-        "images": made.Histogram(
+        "images": prometheus_client.Histogram(
             "mobilenet_images_per_request",
-            "Images in a request that was answered",
+            "Images in an answered request",
             ["endpoint", "model_version"],
             buckets=IMAGES,
         ),
-        "classes": made.Counter(
-            "mobilenet_answers_total", "Images by the class that was answered", ["predicted_class", "model_version"]
+        "classes": prometheus_client.Counter(
+            "mobilenet_answers_total", "Images by predicted class", ["predicted_class", "model_version"]
         ),
-        "unrecorded": made.Counter(
+        "unrecorded": prometheus_client.Counter(
             "mobilenet_unrecorded_answers_total", "Answers that could not be written to the record"
         ),
     }
 
 
 @lru_cache(512)
-def _of(name: str, *labels: str) -> Any:
-    """One series; looking it up by its labels takes longer than counting."""
+def _series(name: str, *labels: str) -> Any:
+    """Return one time series. Finding it by its labels takes longer than counting."""
     return prepare()[name].labels(*labels)
 
 
 def count_request(endpoint: str, code: int, version: str, seconds: float) -> None:
-    """One request, answered or refused; the version is "" where no model was asked."""
-    _of("requests", endpoint, str(code), version).inc()
-    _of("seconds", endpoint, version).observe(seconds)
+    """Count one request, answered or refused; `version` is "" if no model computed it."""
+    _series("requests", endpoint, str(code), version).inc()
+    _series("seconds", endpoint, version).observe(seconds)
 
 
 def count_answers(endpoint: str, version: str, classes: list[str]) -> None:
-    """The classes that one request was answered with."""
-    _of("images", endpoint, version).observe(len(classes))
+    """Count the predicted classes of one request."""
+    _series("images", endpoint, version).observe(len(classes))
     for name, count in Counter(classes).items():
-        _of("classes", name, version).inc(count)
+        _series("classes", name, version).inc(count)
 
 
 def count_unrecorded(answers: int) -> None:
-    """Answers that the record has lost."""
+    """Count answers that the record has lost."""
     prepare()["unrecorded"].inc(answers)
 
 
 def page() -> bytes:
-    """Everything counted, by all workers, in Prometheus's text format."""
+    """Return the counts of all workers in Prometheus's text format."""
     from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:

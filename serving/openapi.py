@@ -1,71 +1,36 @@
-"""The OpenAPI document: BentoML's, with what it does not know: examples, errors, the key, and other addresses."""
+"""The OpenAPI document: BentoML's, with examples, errors, the key, and the addresses that BentoML does not know.
+
+Its image size, class names and versions are those of the models that are served now.
+"""
 
 import copy
+import math
 from typing import Any
 
-from mobilenet_pipeline import preprocess
-from serving import front_door
+from mobilenet_pipeline.inference import preprocess
+from serving import refusals
 from serving.answers import Refused
-from serving.front_door import BATCH, BATCH_PATH, IMAGE_BYTES, Refusal
+from serving.front_door import LIMIT, READ_SECONDS
+from serving.refusals import BATCH_PATH, Refusal
+from serving.uploads import BATCH
 
-PREDICTION: dict[str, Any] = {
-    "class": "frog",
-    "confidence": 0.91,
-    "probabilities": {
-        "airplane": 0.01,
-        "automobile": 0.01,
-        "bird": 0.02,
-        "cat": 0.01,
-        "deer": 0.01,
-        "dog": 0.01,
-        "frog": 0.91,
-        "horse": 0.01,
-        "ship": 0.0,
-        "truck": 0.01,
-    },
-}
-NAMES = {"model_name": "cifar10-mobilenet", "model_version": "7"}
 BAD = {"error": {"code": "not_an_image", "message": "This is not an image that can be read; …", "field": "images[1]"}}
-MODEL = {
-    "champion": {
-        "name": "cifar10-mobilenet",
-        "accuracy": 0.94,
-        "version": "7",
-        "run_id": "4c1f",
-        "recipe": "cifar10",
-        "candidate": "pretrained",
-        "data_digest": "c88a",
-        "git_commit": "ce9c",
-        "sha256": "51d0",
-        "class_names": [*PREDICTION["probabilities"]],
-        "test": {"accuracy": 0.94, "loss": 0.19, "top3_accuracy": 0.99, "rows": 10_000},
-        "verdict": {"promoted": True, "reason": "pretrained is promoted: …"},
-    },
-    "challenger": None,
-    "refused": None,
-}
-EXAMPLES = {
-    "/predict": PREDICTION | NAMES,
-    BATCH_PATH: NAMES | {"predictions": [PREDICTION, BAD]},
-    "/compare": {"champion": PREDICTION | NAMES, "challenger": None},
-}
 FAULTS = {
-    400: "The request has no image, or none that can be read. Also `damaged`, `too_many_pixels`, `unknown_range`; of a "
-    "batch, an image's own error stands at its place in the answer.",
-    401: "SERVING_API_KEY is set, and the request has not got it.",
+    400: "The request has no image, or an unreadable image. Further codes are `damaged`, `too_many_pixels` and "
+    "`unknown_range`. In a batch, an unreadable image has its error at its place in the answer.",
+    401: "SERVING_API_KEY is set, and the request does not have the key.",
     408: "The upload takes too long.",
     413: "The upload is too large.",
-    415: "The body is of a type that is not read here.",
-    500: "A fault of the service.",
-    503: "Too much is being worked on; `Retry-After` says when to come back.",
+    415: "The content type is not supported.",
+    500: "The service failed.",
+    503: "The service is full; `Retry-After` gives the seconds to wait.",
 }
-BENTOML_S = {"504": "No answer within 60 s; the body is not of this shape."}
-_PNG = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}, "description": "32 by 32 pixels."}
+BENTOML_S = {"504": "No answer within 60 s. This body has another shape."}
 
 
-def document(bentoml_s: dict[str, Any]) -> dict[str, Any]:
-    """The whole document, from the one that BentoML makes of the service's APIs."""
-    # BentoML hands out the same parts every time: what is written into them would be there the next time.
+def document(bentoml_s: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
+    """Return the whole document from BentoML's, and from the answer of GET /model."""
+    # BentoML returns the same objects every time, and must not see these changes.
     made = copy.deepcopy(bentoml_s)
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     refused = Refused.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -74,62 +39,86 @@ def document(bentoml_s: dict[str, Any]) -> dict[str, Any]:
     made["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     made["security"] = [{}, {"key": []}]
     paths = made["paths"]
-    for path, example in EXAMPLES.items():
+    shape = tuple(models["champion"]["image_shape"])
+    for path, example in _examples(models["champion"]).items():
         post = paths[path]["post"]
-        (good,) = (found for status, found in post["responses"].items() if str(status) == "200")
-        post["responses"] = {"200": good, **_faults(refusals(path))}
+        (good,) = (answer for status, answer in post["responses"].items() if str(status) == "200")
+        post["responses"] = {"200": good, **_faults(examples_of_refusals(path, shape))}
         post["responses"]["200"]["content"]["application/json"]["example"] = example
     binary = {"schema": {"type": "string", "format": "binary"}}
     for path in ("/predict", "/compare"):
         paths[path]["post"]["requestBody"]["content"] |= {"image/*": binary, "application/octet-stream": binary}
-    paths[BATCH_PATH]["post"]["requestBody"]["content"] |= {"application/octet-stream": binary}
+    batch = paths[BATCH_PATH]["post"]
+    batch["requestBody"]["content"] |= {"application/octet-stream": binary}
+    batch["description"] = (
+        f"{batch['description'].strip()}\n\nSend image files as multipart/form-data, or raw pixels as "
+        f"application/octet-stream, {math.prod(shape):,} bytes an image ({shape[0]} rows of {shape[1]} RGB pixels)."
+    )
     paths["/input"] = {
         "post": {
-            "summary": "What the network sees of an image file.",
+            "summary": "The image as the network sees it.",
             "requestBody": copy.deepcopy(paths["/predict"]["post"]["requestBody"]),
-            "responses": {"200": _PNG, **_faults(refusals("/input"))},
+            "responses": {
+                "200": {"content": {"image/png": binary}, "description": f"{shape[1]} by {shape[0]} pixels."},
+                **_faults(examples_of_refusals("/input", shape)),
+            },
         }
     }
     paths["/model"] = {
         "get": {
-            "summary": "Which versions answer, how good they are, and why they were promoted.",
+            "summary": "The versions that answer, their accuracy, and why they were promoted.",
             "responses": {
                 "200": {
                     "description": "Champion and challenger.",
-                    "content": {"application/json": {"schema": {"type": "object"}, "example": MODEL}},
+                    "content": {"application/json": {"schema": {"type": "object"}, "example": models}},
                 },
-                "401": _faults([front_door.unauthorized()])["401"],
+                "401": _faults([refusals.unauthorized()])["401"],
             },
         }
     }
     return made
 
 
-def refusals(path: str) -> list[Refusal]:
-    """What the address refuses, as it says so: one example of every kind."""
-    faults = [
-        front_door.missing(path),
-        front_door.malformed(path),
-        front_door.cut_off(),
-        front_door.unauthorized(),
-        front_door.too_slow(),
-        front_door.too_large(),
-        front_door.unread("text/plain", path),
-        front_door.failed(),
-        front_door.overloaded(),
+def examples_of_refusals(path: str, image_shape: tuple[int, ...]) -> list[Refusal]:
+    """Return one example of every refusal of the address, as the service words it."""
+    examples = [
+        refusals.missing(path),
+        refusals.malformed(path),
+        refusals.cut_off(),
+        refusals.unauthorized(),
+        refusals.too_slow(READ_SECONDS),
+        refusals.too_large(LIMIT),
+        refusals.unsupported("text/plain", path),
+        refusals.failed(),
+        refusals.overloaded(),
     ]
     if path == BATCH_PATH:
-        return [*faults, front_door.wrong_length(IMAGE_BYTES + 1), front_door.too_many_images(BATCH + 1)]
+        count = math.prod(image_shape) + 1
+        return [*examples, refusals.wrong_length(count, image_shape), refusals.too_many_images(BATCH + 1, BATCH)]
     try:
-        preprocess.decode(b"no image")
+        preprocess.open_image(b"no image")
     except preprocess.ImageError as error:
-        faults += [front_door.empty(), Refusal(400, error.code, str(error))]
-    return faults
+        examples += [refusals.empty(), refusals.unreadable(error)]
+    return examples
 
 
-def _faults(refused: list[Refusal]) -> dict[str, Any]:
+def _examples(champion: dict[str, Any]) -> dict[str, Any]:
+    """Return an example of the answer of every address that takes images, {path: document}."""
+    first, *others = champion["class_names"]
+    rest = round(0.1 / (1 + len(others)), 4)
+    best = round(1 - len(others) * rest, 4)
+    answered = {"class": first, "confidence": best, "probabilities": {first: best, **dict.fromkeys(others, rest)}}
+    names = {"model_name": champion["name"], "model_version": champion["version"]}
+    return {
+        "/predict": answered | names,
+        BATCH_PATH: names | {"predictions": [answered, BAD]},
+        "/compare": {"champion": answered | names, "challenger": None},
+    }
+
+
+def _faults(examples: list[Refusal]) -> dict[str, Any]:
     responses: dict[str, Any] = {status: {"description": sentence} for status, sentence in BENTOML_S.items()}
-    for refusal in refused:
+    for refusal in examples:
         answer = responses.setdefault(
             str(refusal.status),
             {

@@ -1,11 +1,8 @@
-"""What was asked and answered, a JSON line each, for whoever looks for drift later.
+"""A JSON line for every answered image, so that drift can be measured later. Images are kept only on request.
 
-Never the image itself, unless told.
-
-Lines are made and written by a thread of their own, many at a time: NumPy gives Python's lock up for every sum, and who
-has to have it back a few times for every answer loses a quarter of its speed. What waits is bounded: a full disk or a
-slow one loses lines, which are counted, and never an answer. BentoML's own monitor keeps a file a day for ever, and
-writes while the request waits.
+A thread of its own builds and writes many lines at a time: NumPy releases the GIL for every sum, and reacquiring it for
+every answer costs 25 % of the throughput. The queue is bounded: with a full or slow disk, lines are lost and counted,
+and answers are not delayed. BentoML's own monitor keeps one file a day without end, and writes before it answers.
 """
 
 import base64
@@ -15,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from itertools import chain, repeat
+from itertools import chain, groupby, repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +21,21 @@ import orjson
 
 from serving import measures
 
-WAITING = 2000
-"""Images whose lines wait to be written, 6 MB; those of more are lost."""
+WAITING_BYTES = 6 * 2**20
+"""The most bytes of pixels that wait to be written, 2,048 images of 32 × 32; the lines of more are lost. One request
+always fits."""
 SECONDS = 0.1
-"""Between two looks for what waits."""
-TOGETHER = 64
-"""Images that are added up at once; more no longer fit into a processor's cache, and take twice as long."""
+"""Between two writes."""
+TOGETHER_BYTES = 192 * 2**10
+"""Bytes of pixels that are added up at once, 64 images of 32 × 32; more overflow the processor's cache and take twice
+as long."""
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
 FILE_BYTES, FILES = 10 * 2**20, 5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The images uint8 (n, 32, 32, 3) of one request, and what was said of them."""
+    """The images uint8 (n, h, w, 3) of one request, and their predictions."""
 
     endpoint: str
     model: dict[str, str]
@@ -46,12 +45,12 @@ class Answer:
 
 
 class Record:
-    """The files `path`, `path.1`, … with the newest answers; without a path, nothing is kept."""
+    """The files `path`, `path.1`, … with the newest answers. Without a path nothing is recorded."""
 
     def __init__(self, path: Path | None, keep_images: bool = False) -> None:
         self.path, self.keep_images = path, keep_images
         self.waiting: list[Answer] = []
-        self.images = 0
+        self.waiting_bytes = 0
         self.adding, self.writing = threading.Lock(), threading.Lock()
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,21 +58,20 @@ class Record:
             threading.Thread(target=self._write_for_ever, name="record", daemon=True).start()
 
     def add(self, answer: Answer) -> None:
-        """Keep the answer, some time soon. Never waits for the disk and never fails."""
-        count = len(answer.predictions)
+        """Queue the answer. Never waits for the disk and never fails."""
         with self.adding:
-            if fits := self.path and self.images + count <= WAITING:
+            size = self.waiting_bytes + answer.pixels.nbytes
+            if fits := self.path and (size <= WAITING_BYTES or not self.waiting):
                 self.waiting.append(answer)
-                self.images += count
+                self.waiting_bytes = size
         if self.path and not fits:
-            measures.count_unrecorded(count)
+            measures.count_unrecorded(len(answer.predictions))
 
     def write(self) -> None:
-        """Write what waits; also to be called at the end."""
+        """Write the queued answers. Call it once more before the process ends."""
         with self.writing:
             with self.adding:
-                answers, count = self.waiting, self.images
-                self.waiting, self.images = [], 0
+                answers, self.waiting, self.waiting_bytes = self.waiting, [], 0
             if not answers:
                 return
             try:
@@ -81,8 +79,8 @@ class Record:
                     orjson.dumps(line, option=NUMPY).decode() for line in describe(answers, self.keep_images)
                 )
                 self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
-            except Exception:  # whatever the disk says
-                measures.count_unrecorded(count)
+            except Exception:  # the disk may raise any error
+                measures.count_unrecorded(sum(len(answer.predictions) for answer in answers))
 
     def _write_for_ever(self) -> None:
         while True:
@@ -91,15 +89,22 @@ class Record:
 
 
 def describe(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str, Any]]:
-    """A line an image: time, model, answer, and per colour the mean and spread of its pixels (0 to 255)."""
+    """Yield a line an image: time, model, prediction, and mean and spread of each colour (0 to 255)."""
+    # A new champion may take images of another shape.
+    for _, group in groupby(answers, lambda answer: answer.pixels.shape[1:]):
+        yield from _describe_alike(list(group), keep_images)
+
+
+def _describe_alike(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str, Any]]:
     pixels = np.concatenate([answer.pixels for answer in answers])
+    together = max(1, TOGETHER_BYTES // pixels[0].nbytes)
     moments = chain.from_iterable(
-        zip(*_moments(pixels[start : start + TOGETHER]), strict=True) for start in range(0, len(pixels), TOGETHER)
+        zip(*_moments(pixels[start : start + together]), strict=True) for start in range(0, len(pixels), together)
     )
     rows = zip(pixels if keep_images else repeat(None), moments, strict=False)
     for answer in answers:
         at = datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="milliseconds")
-        # The predictions first: when they end, no row has been taken for the next.
+        # The predictions come first: `zip` then stops before it takes a row of the next answer.
         for prediction, (image, (mean, spread)) in zip(answer.predictions, rows, strict=False):
             yield {
                 "at": at,
@@ -114,19 +119,19 @@ def describe(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str,
 
 
 def _moments(pixels: np.ndarray) -> tuple[list[list[float]], list[list[float]]]:
-    """Mean and spread of each colour of images (n, 32, 32, 3), both n by 3."""
-    # Colour by colour, NumPy adds up three times as fast as pixel by pixel. Around 128, no sum of squares is more than
-    # 2^24, up to which float32 has every whole number.
-    around = (pixels ^ 128).view(np.int8).reshape(len(pixels), -1, 3)
-    colours = around.transpose(0, 2, 1).astype(np.float32, order="C")
-    count = colours.shape[2]
-    mean = colours.sum(axis=2).astype(float) / count
-    square = np.einsum("ijk,ijk->ij", colours, colours).astype(float) / count
+    """Return mean and standard deviation of each colour of images (n, h, w, 3), both n by 3."""
+    # NumPy adds up colour by colour three times as fast as pixel by pixel. Values around 0 keep the sum of squares of
+    # a row of 1,024 pixels within 2^24, up to which float32 is exact.
+    around = (pixels ^ 128).view(np.int8)
+    colours = around.transpose(0, 3, 1, 2).astype(np.float32, order="C")
+    count = colours.shape[2] * colours.shape[3]
+    mean = colours.reshape(len(pixels), 3, -1).sum(axis=2).astype(float) / count
+    square = np.einsum("ijkl,ijkl->ijk", colours, colours).sum(axis=2, dtype=float) / count
     return (mean + 128).round(2).tolist(), np.sqrt(square - mean**2).round(2).tolist()
 
 
 class _Raising(logging.handlers.RotatingFileHandler):
-    """Lets the writer know that a line is lost, where logging would print to the terminal."""
+    """Raises an error that loses a line, which `logging` would only print."""
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise

@@ -1,6 +1,5 @@
-"""The models in the Bento: which one plays which role, and what is known of it."""
+"""The models of the Bento: which version has which role, and how a version answers."""
 
-import hashlib
 import json
 import queue
 import time
@@ -13,85 +12,91 @@ from typing import Any
 import bentoml
 import numpy as np
 
-from mobilenet_pipeline import preprocess
-from mobilenet_pipeline.artefact import IMAGE_SHAPE, Artefact
+from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.inference.artefact import Artefact, check_sha256
 from serving.workers import THREADS
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
 PIECES, PIECE_SECONDS = (8, 32), 0.01
-"""How many images of a batch are computed at once, at least and at most, and the seconds that they may take.
+"""The smallest and the largest piece of a batch in images, and the seconds that a piece may take.
 
-More need more memory, and take longer each where they no longer fit into the processor's caches; fewer spend
-their time waiting for Python.
+Larger pieces need more memory and overflow the processor's caches; smaller pieces spend their time waiting for Python.
 """
 
 
 class Served:
-    """One version of the registered model, ready to answer. Any thread may ask it."""
+    """One version of the registered model, ready to answer. Any thread may call `predict`.
+
+    `image_shape` is the (h, w, 3) of its images. Raises ValueError if the artefact is damaged, or if this code decodes
+    images differently from the training.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.metadata: dict[str, Any] = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
         path = folder / "model.tflite"
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != self.metadata["sha256"]:
-            raise ValueError(f"{path} is damaged: its SHA-256 is {found}, it should be {self.metadata['sha256']}")
+        check_sha256(path, self.metadata["sha256"])
         trained = self.metadata.get("preprocessing")
         if trained and trained != preprocess.fingerprint():
             raise ValueError(
-                f"this Bento decodes images otherwise than the training of version {self.metadata['version']} did: "
-                "build it with the code and the version of Pillow that trained it, or train anew"
+                f"this Bento decodes images differently from the training of version {self.metadata['version']}: build "
+                "it with the code and the Pillow version of the training, or train again"
             )
-        # Every thread computes on a copy of its own: two that share a network wait for each other in every layer.
-        # Batches have their own, so that who sends one image need not wait for them.
+        # Every thread has its own copy: two threads that share a network wait for each other in every layer. Batches
+        # have their own copies, so that a single image does not wait for them.
         self.singles, self.batches = queue.SimpleQueue[Artefact](), queue.SimpleQueue[Artefact]()
         self.helpers = ThreadPoolExecutor(THREADS, thread_name_prefix="helper")
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
-        one = np.zeros((1, *IMAGE_SHAPE), np.uint8)
         for _ in range(THREADS):
             single = Artefact(path, threads=1)
-            # What is done for the first time takes longer; who is told "ready" is answered as fast as everybody.
-            single.predict(one)
+            one = np.zeros((1, *single.image_shape), np.uint8)
+            single.predict(one)  # the first prediction takes longer; "ready" comes after it
             self.singles.put(single)
             self.batches.put(Artefact(path, threads=1))
-        fits = int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5)))
-        self.piece = min(max(fits, PIECES[0]), PIECES[1])
+        self.image_shape = single.image_shape
+        fitting = int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5)))
+        self.piece = min(max(fitting, PIECES[0]), PIECES[1])
+
+    @property
+    def size(self) -> int:
+        """Return the side of the model's square images in pixels."""
+        return self.image_shape[0]
 
     def predict(self, pixels: np.ndarray, alone: bool = False) -> list[dict[str, Any]]:
-        """Class, confidence and probabilities for each of the images uint8 (n, 32, 32, 3).
+        """Return class, confidence and probabilities of each of the images uint8 (n, *image_shape).
 
-        Several images are computed by one thread, or by all where nobody else is waiting for an answer.
+        One thread computes a batch. All threads compute it if it is `alone`, that is, the only request.
         """
         if len(pixels) == 1:
-            with _taken(self.singles) as (single,):
-                shares = single.predict(pixels)
+            with _borrow(self.singles) as (single,):
+                probabilities = single.predict(pixels)
         else:
-            shares = self._together(pixels, min(THREADS, len(pixels) // PIECES[0]) if alone else 1)
-        best = shares.argmax(axis=1).tolist()
+            probabilities = self._batch(pixels, min(THREADS, len(pixels) // PIECES[0]) if alone else 1)
+        best = probabilities.argmax(axis=1).tolist()
         return [
             {
                 "class": self.class_names[index],
                 "confidence": row[index],
-                # float32 as it is: JSON gets no more digits than it has.
+                # float32, so that JSON gets no more digits than it has.
                 "probabilities": dict(zip(self.class_names, row, strict=True)),
             }
-            for index, row in zip(best, shares, strict=True)
+            for index, row in zip(best, probabilities, strict=True)
         ]
 
-    def _together(self, pixels: np.ndarray, threads: int) -> np.ndarray:
-        with _taken(self.batches, threads) as (first, *others):
+    def _batch(self, pixels: np.ndarray, threads: int) -> np.ndarray:
+        with _borrow(self.batches, threads) as (first, *others):
             part, *parts = np.array_split(pixels, 1 + len(others))
-            helped = [self.helpers.submit(self._in_pieces, *each) for each in zip(others, parts, strict=True)]
-            return np.concatenate([self._in_pieces(first, part), *(each.result() for each in helped)])
+            helped = [self.helpers.submit(self._in_pieces, *job) for job in zip(others, parts, strict=True)]
+            return np.concatenate([self._in_pieces(first, part), *(job.result() for job in helped)])
 
     def _in_pieces(self, copy: Artefact, pixels: np.ndarray) -> np.ndarray:
         starts = range(0, len(pixels), self.piece)
         return np.concatenate([copy.predict(pixels[start : start + self.piece]) for start in starts])
 
     def description(self) -> dict[str, Any]:
-        """Where the model comes from, how good it is on the test images, and the verdict that promoted it."""
+        """Return the model's origin, image shape, test accuracy, and the verdict that promoted it."""
         keys = (
             "version",
             "run_id",
@@ -106,6 +111,7 @@ class Served:
         return {
             "name": self.metadata["registered_model"],
             "accuracy": self.metadata["test"]["accuracy"],
+            "image_shape": list(self.image_shape),
             **{key: self.metadata.get(key) for key in keys},
             "verdict": self.metadata.get("verdict"),
         }
@@ -118,16 +124,16 @@ def _seconds(model: Artefact, pixels: np.ndarray) -> float:
 
 
 @contextmanager
-def _taken(copies: "queue.SimpleQueue[Artefact]", most: int = 1) -> Iterator[list[Artefact]]:
-    """One of the copies, as soon as one is free, and more of them if they are free then."""
-    taken = [copies.get()]
+def _borrow(copies: "queue.SimpleQueue[Artefact]", limit: int = 1) -> Iterator[list[Artefact]]:
+    """Wait for one free copy, and take up to `limit` if more are free then."""
+    borrowed = [copies.get()]
     try:
         with suppress(queue.Empty):
-            while len(taken) < most:
-                taken.append(copies.get_nowait())
-        yield taken
+            while len(borrowed) < limit:
+                borrowed.append(copies.get_nowait())
+        yield borrowed
     finally:
-        for copy in taken:
+        for copy in borrowed:
             copies.put(copy)
 
 
@@ -136,6 +142,13 @@ Roles = dict[str, Served | None]
 
 
 def load_served(roles_file: Path = ROLES_FILE) -> Roles:
-    """Champion and challenger. Raises ValueError naming the file that is not what was packaged."""
-    roles = json.loads(roles_file.read_text(encoding="utf-8"))
-    return {role: Served(Path(bentoml.models.get(tag).path)) if tag else None for role, tag in roles.items()}
+    """Return champion and challenger.
+
+    Raises ValueError if one of them cannot be served, or if they take images of different shapes.
+    """
+    tags = json.loads(roles_file.read_text(encoding="utf-8"))
+    roles = {role: Served(Path(bentoml.models.get(tag).path)) if tag else None for role, tag in tags.items()}
+    shapes = {role: model.image_shape for role, model in roles.items() if model}
+    if len({*shapes.values()}) > 1:
+        raise ValueError(f"the models of a Bento take images of one shape, not {shapes}; package models of one shape")
+    return roles

@@ -1,11 +1,12 @@
-"""Serve a Bento with BentoML's own workers and supervisor, but without its command line.
+"""Serve a Bento with BentoML's own workers and supervisor (circus), without BentoML's command line.
 
-`bentoml serve` imports all of BentoML and the service, and then starts workers that do the same: a third of the time
-until the first answer. It also lets its supervisor take orders on a TCP port, from every user of the machine; here it
-takes none. And it starts a worker that cannot start again and again, for ever; here the program ends then.
+`bentoml serve` imports BentoML and the service before it starts workers that import both again: a third of the time
+until the first answer. Its supervisor also takes orders on a TCP port from every user of the machine; this one takes
+none. And it restarts a failing worker without end; this program ends instead.
 """
 
 import argparse
+import http.client
 import ipaddress
 import shlex
 import shutil
@@ -13,7 +14,6 @@ import socket
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 from circus.arbiter import Arbiter
@@ -23,22 +23,21 @@ from circus.watcher import Watcher
 from serving.workers import PROGRAM, WORKERS
 
 STOP_SECONDS = 60
-"""What requests that have begun may take when the service is told to end."""
+"""The longest time that a stopping service gives to requests that have begun."""
 CHECK_SECONDS = 1
 """Between two looks for workers that have ended."""
-# Proxies are for the world outside.
-OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def serve(tag: str, host: str, port: int, metrics: Path) -> None:
-    """Serve the Bento on the address until SIGTERM or SIGINT; the workers count in the folder `metrics`.
+    """Serve the Bento on the address until SIGTERM or SIGINT. The workers keep their counts in the folder `metrics`.
 
-    Raises OSError where the address cannot be had, RuntimeError where all workers end before one is ready.
+    Raises ValueError if `host` is not an IP address, OSError if the address cannot be used, and RuntimeError if all
+    workers end before one is ready.
     """
     address = ipaddress.ip_address(host)
 
     def make_folder(**_: object) -> bool:
-        remove_folder()  # a server that was killed has left its counts
+        remove_folder()  # a killed server leaves its counts
         metrics.mkdir(parents=True)
         return True
 
@@ -57,7 +56,7 @@ def serve(tag: str, host: str, port: int, metrics: Path) -> None:
         stop_children=True,
         graceful_timeout=STOP_SECONDS,
         respawn=False,  # until one has been ready
-        # Not before the address is had: until then, the folder may be another server's.
+        # After the address is bound: until then, the folder may belong to another server.
         hooks={"before_start": (make_folder, False), "after_stop": (remove_folder, False)},
     )
     arbiter = Arbiter(
@@ -67,40 +66,44 @@ def serve(tag: str, host: str, port: int, metrics: Path) -> None:
         check_delay=CHECK_SECONDS,
         sockets=[CircusSocket("http", host, port, socket.AF_INET6 if address.version == 6 else socket.AF_INET)],
     )
-    # Who listens to all addresses listens to its own.
-    asked = ("::1" if address.version == 6 else "127.0.0.1") if address.is_unspecified else host
-    url = f"http://{f'[{asked}]' if address.version == 6 else asked}:{port}/readyz"
-    threading.Thread(target=_await, args=(workers, url), daemon=True).start()
+    # A server on all addresses answers on the loopback address.
+    loopback = "::1" if address.version == 6 else "127.0.0.1"
+    probed = loopback if address.is_unspecified else host
+    threading.Thread(target=_await, args=(workers, probed, port), daemon=True).start()
     try:
         arbiter.start().result()
-    except RuntimeError:  # what circus says where no worker is left and none is to be started
-        raise RuntimeError("it ended before it was ready; what it said stands above") from None
+    except RuntimeError:  # from circus: no worker is left, and none may be started
+        raise RuntimeError("it ended before it was ready; its log is above") from None
 
 
-def _await(workers: Watcher, url: str) -> None:
-    """Let workers that end be replaced, as soon as one has been ready."""
+def is_ready(host: str, port: int) -> bool:
+    """Return whether /readyz answers with status 200."""
+    connection = http.client.HTTPConnection(host, port, timeout=1)  # ignores proxies, and is imported fast
+    try:
+        connection.request("GET", "/readyz")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def _await(workers: Watcher, host: str, port: int) -> None:
+    """Let the supervisor replace workers that end, as soon as one has been ready."""
     started = time.monotonic()
-    while not _answers(url):
+    while not is_ready(host, port):
         time.sleep(0.02)
     workers.respawn = True
     print(f"ready after {time.monotonic() - started:.1f} s", flush=True)
 
 
-def _answers(url: str) -> bool:
-    try:
-        with OPENER.open(url, timeout=1):
-            return True
-    except OSError:
-        return False
-
-
 def main() -> int:
-    """Carry out the command line."""
+    """Run the command line, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("tag", help="NAME:VERSION of a Bento in the store that BENTOML_HOME names")
+    parser.add_argument("tag", help="NAME:VERSION of a Bento in the store at BENTOML_HOME")
     parser.add_argument("--host", required=True, help="IP address to listen on")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--metrics", type=Path, required=True, help="folder for what is counted, of this server alone")
+    parser.add_argument("--metrics", type=Path, required=True, help="folder for the counts of this server alone")
     chosen = parser.parse_args()
     try:
         serve(chosen.tag, chosen.host, chosen.port, chosen.metrics)

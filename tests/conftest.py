@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from absl import logging as absl_logging
 
-from mobilenet_pipeline import environment
+from mobilenet_pipeline.system import environment
 
 environment.prepare()
 # Prefect sets logging up anew and so closes all handlers. That of absl, which Keras brings, would close what pytest has
 # put in place of stderr, and every later test of the process would fail.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
+pytest_plugins = ["bento_fixtures", "registry_fixtures", "toy_fixtures"]
 ROOT = Path(__file__).resolve().parent.parent
 
 

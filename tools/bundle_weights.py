@@ -7,26 +7,22 @@
 import json
 from datetime import date
 
-from mobilenet_pipeline import environment
+from mobilenet_pipeline.system import environment
 
 environment.prepare()
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from mobilenet_pipeline import (  # noqa: E402
-    anatomy,
-    distribution,
-    images,
-    layout,
-    ledger,
-    metrics,
-    mobilenet,
-    provenance,
-    split,
-    training,
-)
-from mobilenet_pipeline.config import load_recipe  # noqa: E402
-from mobilenet_pipeline.stages.train import progress  # noqa: E402
+from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.data import dataset
+from mobilenet_pipeline.data.split import split_rows
+from mobilenet_pipeline.metrics import scores
+from mobilenet_pipeline.models import anatomy, mobilenet
+from mobilenet_pipeline.stages.train import progress
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.training import distribution, loop, train
+from mobilenet_pipeline.training.batches import Images
+from mobilenet_pipeline.workspace import files, ledger, paths
 
 CHANGES = {"alpha": 0.25, "epochs": 24}
 
@@ -36,19 +32,21 @@ def main() -> None:
     recipe = load_recipe("cifar10")
     candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
-    data = images.open_dataset(layout.data_folder(recipe))
-    limits = recipe.split
-    kept, held_out = split.training_rows(data.labels, data.is_test, limits.validation_share, limits.seed)
+    data = dataset.open_dataset(paths.data_folder(recipe))
+    training, validation = split_rows(data, recipe.split)
     parts = {
-        name: training.Images(np.asarray(data.images[rows]), data.labels[rows])
-        for name, rows in (("train", kept), ("validation", held_out), ("test", np.flatnonzero(data.is_test)))
+        name: Images(np.asarray(data.images[rows]), data.labels[rows])
+        for name, rows in (("train", training), ("validation", validation), ("test", np.flatnonzero(data.is_test)))
     }
 
-    def on_epoch(row: training.Epoch, epochs: int, left: float) -> None:
+    def on_epoch(row: loop.Epoch, epochs: int, left: float) -> None:
         print(progress(row, epochs, left), flush=True)
 
-    trained = training.train(
-        candidate, parts["train"], parts["validation"], len(data.class_names), distribution.choose(), on_epoch
+    trained = train.train(
+        candidate,
+        train.TrainingData(parts["train"], parts["validation"], len(data.class_names)),
+        distribution.choose(),
+        train.Callbacks(on_epoch),
     )
     backbone = mobilenet.backbone(candidate.alpha, anatomy.STRIDES[candidate.strides])
     for layer in backbone.layers:
@@ -57,14 +55,14 @@ def main() -> None:
     path = mobilenet.bundled_weights()
     path.parent.mkdir(exist_ok=True)
     backbone.save_weights(path)
-    ledger.record_read(recipe, "bundled weights", data.digest, provenance.sha256_of(path))
-    scored = metrics.evaluate(
+    ledger.record_read(recipe, "bundled weights", data.digest, files.sha256_of(path))
+    scored = scores.evaluate(
         trained.model.predict(parts["test"].pixels, batch_size=250, verbose=0), parts["test"].labels, data.class_names
     )
     record = {
         "command": "make weights",
         "date": date.today().isoformat(),
-        "machine": provenance.describe_machine(),
+        "machine": machine.describe_machine(),
         "data_digest": data.digest,
         "recipe": "cifar10, scratch",
         "changes": CHANGES,
@@ -74,9 +72,9 @@ def main() -> None:
         "test_loss": scored["loss"],
         "cpu_minutes": round(trained.cpu_seconds / 60, 1),
         "bytes": path.stat().st_size,
-        "sha256": provenance.sha256_of(path),
+        "sha256": files.sha256_of(path),
     }
-    layout.write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
+    files.write_json(path.with_name("mobilenet_0_25_cifar10.json"), record)
     print(f"{path}: {record['bytes']:,} bytes, test accuracy {scored['accuracy']:.4f}")
 
 

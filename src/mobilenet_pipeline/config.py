@@ -1,4 +1,4 @@
-"""Recipes: every knob of the pipeline, typed, frozen, read once from `params.yaml`."""
+"""Recipes: every setting of the pipeline, typed, frozen, read once from `params.yaml`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -6,7 +6,6 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-CANDIDATES = ("scratch", "pretrained")
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Width multipliers that ImageNet weights exist for."""
 
@@ -25,71 +24,98 @@ Width = Annotated[float, AfterValidator(_published)]
 
 
 class Section(BaseModel):
-    """A part of `params.yaml`. Immutable; an unknown, missing or mistyped key is an error."""
+    """A part of `params.yaml`. Immutable; an unknown, missing or mistyped key is an error.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    The text under a field is its description in docs/reference/recipe.md, which `make reference` writes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 class Data(Section):
-    """Where the images come from, and what they must be.
-
-    `digest` is the SHA-256 over every image's (hash, label, split) in hash order: a source with others is refused.
-    `channel_mean` and `channel_std` are of the training split, on the scale 0 to 1, red, green, blue.
-    """
+    """Where the images come from, and what they must be."""
 
     source: Literal["digits", "cifar10"]
+    """Where ingestion gets the images: `digits` ships with scikit-learn, `cifar10` is an archive."""
+    image_size: Positive
+    """Height and width of every image, in pixels."""
     digest: str
+    """SHA-256 over hash, label and split of every image, in hash order. Ingestion refuses any other digest."""
     class_names: list[str]
+    """Names of the classes, in the order of their labels."""
     train_rows: Positive
+    """Number of training images, validation images included."""
     test_rows: Positive
+    """Number of test images."""
     channel_mean: list[float]
+    """Expected mean of red, green and blue over the training images, on the scale 0 to 1."""
     channel_std: list[float]
+    """Expected standard deviation of red, green and blue over the training images, on the scale 0 to 1."""
     channel_tolerance: Rate
+    """Largest difference from `channel_mean` and `channel_std` that passes validation."""
     class_balance_tolerance: Share
+    """Largest difference of a class's share from an equal share that passes validation."""
 
 
 class Split(Section):
-    """The share of training images held out for validation, stratified by class."""
+    """Which training images are held out for validation."""
 
     validation_share: Share
+    """Share of the training images that is held out, stratified by class."""
     seed: int
+    """Seed of the split."""
 
 
 class Candidate(Section):
-    """How one model is built and trained.
-
-    `batch_size` is per replica and `learning_rate` the peak for one replica: the global batch and the rate grow with
-    the replicas; so does `muon_rate`, that of Muon for the pointwise kernels, which learn like all others where it is
-    null. The first `frozen` of stem and blocks do not learn.
-    `warmup` is a share of all steps. `input_sizes` are the sides in pixels that images are resized to inside the
-    model, each for an equal share of the steps; the last is that of the finished model. It trains for `epochs`, or for
-    as many as fit into `cpu_minutes` of user and system time as measured when it starts, the last of them cut short.
-    `precision` is what the layers compute in while training: `pointwise_bfloat16` is for CPUs that have instructions
-    for it, `auto` takes it there and float32 on others, `mixed_*` are for GPUs. The weights are float32 in all.
-    `sync_norm` takes the moments of batch normalisation over all replicas; without it each normalises by its own share
-    of the batch, and what is kept is their average. `shift` and `cutout` are in pixels of the original image.
-    """
+    """How one model is built and trained."""
 
     weights: Literal["none", "imagenet", "bundled"]
+    """Initial weights: `none` is random, `imagenet` is pretrained, `bundled` is this package's CIFAR-10 checkpoint, for
+    `alpha: 0.25` only."""
     alpha: Width
+    """Width multiplier: 0.25, 0.5, 0.75 or 1.0."""
     strides: Literal["stock", "stem-1", "stem-block12", "stem-block2", "block2-block4", "stem-block2-block12"]
+    """Which layers halve the resolution: `stock` is the published network, other values name layers that keep it."""
     input_sizes: Annotated[list[Positive], Field(min_length=1)]
+    """Sides in pixels that the model resizes images to. Several sizes mean progressive resizing: each size is used for
+    an equal share of the steps, and the finished model uses the last one."""
     pixel_range: Literal["unit", "signed"]
+    """Range of the scaled pixels: `unit` is 0 to 1, `signed` is −1 to 1, as the ImageNet weights were trained."""
     epochs: Positive | None
+    """Length of the training in epochs; null if `cpu_minutes` is set."""
     cpu_minutes: Annotated[float, Field(gt=0)] | None
+    """Length of the training in CPU minutes (user and system time); null if `epochs` is set. The number of steps is
+    measured at the start and corrected after every epoch; the last epoch may be cut short."""
     batch_size: Positive
+    """Images per step and replica. The global batch is `batch_size` × replicas."""
     precision: Literal["auto", "float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
+    """Number format of the layers during training; weights stay float32. `pointwise_bfloat16` is for CPUs with bfloat16
+    instructions, `mixed_*` is for GPUs, `auto` is `pointwise_bfloat16` on such CPUs and `float32` elsewhere."""
     sync_norm: bool
+    """Whether batch normalisation uses the moments of all replicas. Otherwise each replica uses its own moments, and
+    the running moments are averaged."""
     learning_rate: Annotated[float, Field(gt=0)]
+    """Peak learning rate for one replica; it is multiplied by the number of replicas."""
     muon_rate: Annotated[float, Field(gt=0)] | None
+    """Peak learning rate of Muon for the pointwise kernels, scaled like `learning_rate`; null trains these kernels with
+    Nesterov momentum, like all other variables."""
     frozen: Annotated[int, Field(ge=0, le=13)]
+    """Number of frozen blocks, the stem included; all later blocks are fine-tuned. 0 fine-tunes all blocks."""
     warmup: Share
+    """Share of the steps in which the learning rate rises linearly to its peak. Linear decay to zero follows."""
     weight_decay: Rate
+    """L2 weight decay of stem, pointwise and dense kernels, except kernels that Muon trains."""
     label_smoothing: Share
+    """Label smoothing: the share of the target probability that is spread over all classes."""
     flip: Literal["none", "random", "alternating"]
-    shift: Annotated[int, Field(ge=0, le=31)]
+    """Horizontal flips: `random` flips each image with probability ½, `alternating` flips each image in every second
+    epoch."""
+    shift: Annotated[int, Field(ge=0)]
+    """Largest random shift in each direction, in pixels of the original image."""
     cutout: Annotated[int, Field(ge=0)]
+    """Side of the cutout square, in pixels of the original image; 0 turns cutout off."""
     seed: int
+    """Seed of the initial weights, the order of the images and the augmentation."""
 
     @property
     def input_size(self) -> int:
@@ -109,76 +135,100 @@ class Candidate(Section):
 
 
 class Candidates(Section):
-    """The two models that every recipe trains and compares."""
+    """The models that every recipe trains and compares; the one place that names them."""
 
     scratch: Candidate
+    """The candidate that starts from random weights."""
     pretrained: Candidate
+    """The candidate that starts from pretrained weights."""
+
+
+CANDIDATES = tuple(Candidates.model_fields)
+"""The candidates' names, in the order in which they train; of equals, the gate prefers the first."""
 
 
 class Lighter(Section):
-    """When a candidate that is not better may replace the champion: shares of accuracy, and of size or time."""
+    """When a candidate that is not better may replace the champion."""
 
     margin: Share
+    """Non-inferiority margin: the one-sided 95 % confidence bound of the accuracy lost must stay below it."""
     saving: Share
+    """Least share of size or time per image that the candidate must save."""
 
 
 class Gate(Section):
-    """What a candidate must show before it may be served. Shares are of 1, so that 0.01 is a point of accuracy.
-
-    By itself: `accuracy_floor` for the lower end of the accuracy's 95 % interval; `calibration_error` at most, between
-    confidence and accuracy; `megabytes` and `milliseconds` (99 of 100 single images) of the artefact at most.
-
-    Beside the champion: better at the level `significance` of the exact one-sided McNemar test or, with
-    `as_good_and_lighter`, not worse by `margin` and smaller or faster by `saving`; no class's accuracy lower by
-    `recall_drop` at that level; the loss higher by at most `loss_margin`; the mean accuracy on corrupted images not
-    lower by more than `corruption_drop`, beyond chance (95 %).
-    """
+    """Limits of the evaluation gate. Shares are of 1: 0.01 is one percentage point."""
 
     accuracy_floor: Share
+    """Least value of the lower bound of the accuracy's 95 % Wilson interval."""
     calibration_error: Share
+    """Largest expected calibration error."""
     megabytes: Rate
+    """Largest size of the artefact, in MB."""
     milliseconds: Rate
+    """Largest p99 latency of a single image, in milliseconds."""
     significance: Share
+    """Significance level of the McNemar tests against the champion."""
     as_good_and_lighter: Lighter | None
+    """Non-inferiority rule for smaller or faster candidates; null requires a higher accuracy."""
     recall_drop: Share
+    """Largest drop of a class's accuracy against the champion; only a significant drop fails."""
     loss_margin: Rate
+    """Largest increase of the test loss against the champion."""
     corruption_drop: Share
+    """Largest drop of the mean accuracy on corrupted images against the champion; only a significant drop fails."""
 
 
 ServedPrecision = Literal["float32", "int8"]
 
 
 class Serving(Section):
-    """What the artefact computes in: int8 is smaller and faster, and less accurate, which the gate judges."""
+    """How the artefact is exported."""
 
     precision: ServedPrecision
+    """Number format of the artefact. `int8` is smaller, faster and less accurate; the gate scores what is exported."""
 
 
 class Recipe(Section):
-    """Everything one pipeline run needs to know; `name` is its key in `params.yaml`.
-
-    With `promotion: manual`, what passes the gate is served once a person has approved it.
-    """
+    """Everything one pipeline run needs to know."""
 
     name: str
+    """The recipe's key in `params.yaml`."""
     registered_model: str
+    """Name of the registered model in MLflow and of the Bento. Every recipe needs its own."""
     promotion: Literal["automatic", "manual"]
+    """Who promotes a candidate that passes the gate: the pipeline, or a person with `mobilenet-pipeline approve`."""
     data: Data
+    """Source and expected contents of the dataset."""
     split: Split
+    """Validation split."""
     candidates: Candidates
+    """Architecture and training of the candidates."""
     serving: Serving
+    """Export of the artefact."""
     gate: Gate
+    """Limits of the evaluation gate."""
 
     def candidate(self, name: str) -> Candidate:
-        """The candidate called `name`. Raises ValueError for a name that is not in `CANDIDATES`."""
+        """Return the candidate called `name`. Raises ValueError for a name that is not in `CANDIDATES`."""
         if name not in CANDIDATES:
             raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(CANDIDATES)}")
         return getattr(self.candidates, name)
 
     def with_precision(self, *, bfloat16: bool) -> Self:
-        """The recipe with the precision of both candidates chosen, too."""
-        both = {name: self.candidate(name).with_precision(bfloat16=bfloat16) for name in CANDIDATES}
-        return self.model_copy(update={"candidates": Candidates(**both)})
+        """Return the recipe with the precision that `auto` means on such a processor."""
+        candidates = {name: self.candidate(name).with_precision(bfloat16=bfloat16) for name in CANDIDATES}
+        return self.model_copy(update={"candidates": Candidates(**candidates)})
+
+    @model_validator(mode="after")
+    def _shifts_fit(self) -> Self:
+        for name in CANDIDATES:
+            if self.candidate(name).shift >= self.data.image_size:
+                raise ValueError(
+                    f"candidates.{name}.shift is {self.candidate(name).shift}; it must be less than data.image_size, "
+                    f"{self.data.image_size}"
+                )
+        return self
 
 
 def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:

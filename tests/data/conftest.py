@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from archives import Images, recipe_for
+from cifar10_archives import Images, binary_members, recipe_for, write_tar
 
 from mobilenet_pipeline import config
 
@@ -25,8 +25,22 @@ def recipe(images: Images) -> config.Recipe:
 
 
 @pytest.fixture
-def digits() -> config.Recipe:
-    return config.load_recipe("digits", PARAMS)
+def archive(tmp_path: Path, images: Images) -> Path:
+    """The binary archive with `images`."""
+    return write_tar(tmp_path / "cifar.tar.gz", binary_members(images))
+
+
+@pytest.fixture
+def configured_archive(archive: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive, which CIFAR10_ARCHIVE names."""
+    monkeypatch.setenv("CIFAR10_ARCHIVE", str(archive))
+    return archive
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The folder of the dataset."""
+    return tmp_path / "data" / "cifar10"
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Ingestion: the same images give the same bytes, other images are refused, and failures leave what was there."""
+"""Ingestion: the same images give the same bytes, other images are refused, failures leave the previous dataset."""
 
 import hashlib
 import os
@@ -11,33 +11,22 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from archives import Images, binary_members, python_members, recipe_for, with_data, write_tar
+from cifar10_archives import Images, python_members, recipe_for, with_data, write_tar
 
-from mobilenet_pipeline import config, ingest
-from mobilenet_pipeline.images import DatasetError, open_dataset
-from mobilenet_pipeline.sources import IngestError
+from mobilenet_pipeline import config
+from mobilenet_pipeline.data import ingest
+from mobilenet_pipeline.data.dataset import open_dataset
+from mobilenet_pipeline.data.sources.base import IngestError
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = os.environ.get("CIFAR10_ARCHIVE")
-
-
-@pytest.fixture
-def archive(tmp_path, images, monkeypatch):
-    path = write_tar(tmp_path / "cifar.tar.gz", binary_members(images))
-    monkeypatch.setenv("CIFAR10_ARCHIVE", str(path))
-    return path
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return tmp_path / "data" / "cifar10"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_row_i_of_the_manifest_describes_image_i(recipe, folder):
     ingest.ingest(recipe, folder)
     images, manifest = np.load(folder / "images.npy"), pd.read_parquet(folder / "manifest.parquet")
@@ -47,7 +36,7 @@ def test_row_i_of_the_manifest_describes_image_i(recipe, folder):
     assert manifest["class_name"].tolist() == [recipe.data.class_names[label] for label in manifest["label"]]
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_statistics_are_those_of_the_pixels(recipe, folder):
     ingest.ingest(recipe, folder)
     images, manifest = np.load(folder / "images.npy"), pd.read_parquet(folder / "manifest.parquet")
@@ -58,15 +47,15 @@ def test_statistics_are_those_of_the_pixels(recipe, folder):
     assert np.array_equal(manifest["pixel_max"], images.max(axis=(1, 2, 3)))
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_pixels_are_red_green_blue_in_rows(recipe, folder, images):
     ingest.ingest(recipe, folder)
     written = {image.tobytes() for image in np.load(folder / "images.npy")}
     assert written == {image.tobytes() for image in images.rgb()}
 
 
-@pytest.mark.usefixtures("archive")
-def test_the_dataset_is_summed_up_without_a_word_on_where_it_came_from(recipe, folder, images):
+@pytest.mark.usefixtures("configured_archive")
+def test_the_summary_does_not_name_the_archive(recipe, folder, images):
     found = ingest.ingest(recipe, folder)
     assert found == {
         "digest": images.digest(),
@@ -77,7 +66,7 @@ def test_the_dataset_is_summed_up_without_a_word_on_where_it_came_from(recipe, f
     }
 
 
-def test_a_binary_and_a_shuffled_python_archive_give_the_same_bytes(tmp_path, recipe, images, archive, monkeypatch):
+def test_two_archives_of_the_same_images_give_the_same_bytes(tmp_path, recipe, images, configured_archive, monkeypatch):
     ingest.ingest(recipe, tmp_path / "one")
     repacked = write_tar(tmp_path / "other.tar.xz", python_members(images.shuffled()), "xz")
     monkeypatch.setenv("CIFAR10_ARCHIVE", str(repacked))
@@ -85,15 +74,15 @@ def test_a_binary_and_a_shuffled_python_archive_give_the_same_bytes(tmp_path, re
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
-def test_other_images_are_refused_with_both_digests_the_source_and_the_remedy(recipe, folder, archive, images):
+def test_other_images_are_refused_with_both_digests(recipe, folder, configured_archive, images):
     with pytest.raises(IngestError) as refused:
         ingest.ingest(recipe_for(Images(seed=5), recipe), folder)
-    for part in (str(archive), images.digest(), Images(seed=5).digest(), "CIFAR10_ARCHIVE", "params.yaml"):
+    for part in (str(configured_archive), images.digest(), Images(seed=5).digest(), "CIFAR10_ARCHIVE", "params.yaml"):
         assert part in str(refused.value)
     assert not folder.exists()
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_other_row_counts_are_refused(recipe, folder):
     with pytest.raises(
         IngestError, match=r"with 50 train and 10 test rows, expected .* with 49 train and 11 test rows"
@@ -101,15 +90,15 @@ def test_other_row_counts_are_refused(recipe, folder):
         ingest.ingest(with_data(recipe, train_rows=49, test_rows=11), folder)
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_a_recipe_without_a_digest_is_told_the_one_to_set(recipe, folder, images):
     with pytest.raises(IngestError, match=rf"recipes\.cifar10\.data\.digest is empty; .* set it to {images.digest()}"):
         ingest.ingest(with_data(recipe, digest=""), folder)
 
 
-@pytest.mark.usefixtures("archive")
+@pytest.mark.usefixtures("configured_archive")
 def test_a_label_without_a_class_name_is_refused(recipe, folder):
-    with pytest.raises(IngestError, match=r"row 9 has label 9, and the recipe names 9 classes"):
+    with pytest.raises(IngestError, match=r"row 9 has label 9, but the recipe names 9 classes"):
         ingest.ingest(with_data(recipe, class_names=recipe.data.class_names[:9]), folder)
 
 
@@ -121,27 +110,27 @@ def small_disk():
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.usefixtures("archive")
-def test_a_disk_that_fails_leaves_the_last_good_dataset(recipe, folder, small_disk):
+@pytest.mark.usefixtures("configured_archive")
+def test_a_full_disk_leaves_the_previous_dataset(recipe, folder, small_disk):
     ingest.ingest(recipe, folder)
     before = contents(folder)
     small_disk()
-    with pytest.raises(IngestError, match=r"could not be written .* what was there before still is"):
+    with pytest.raises(IngestError, match=r"could not be written .* the files that were there are unchanged"):
         ingest.ingest(recipe, folder)
     assert contents(folder) == before
     assert os.listdir(folder.parent) == ["cifar10"]
 
 
-def test_a_refused_archive_leaves_the_last_good_dataset(recipe, folder, archive):
+def test_a_refused_archive_leaves_the_previous_dataset(recipe, folder, configured_archive):
     ingest.ingest(recipe, folder)
     before = contents(folder)
-    archive.write_bytes(archive.read_bytes()[:10_000])
-    with pytest.raises(IngestError, match="not a whole tar archive"):
+    configured_archive.write_bytes(configured_archive.read_bytes()[:10_000])
+    with pytest.raises(IngestError, match="not a complete tar archive"):
         ingest.ingest(recipe, folder)
     assert contents(folder) == before
 
 
-def test_dvc_removes_no_dataset_before_the_next_one_is_there(workspace):
+def test_dvc_keeps_the_dataset_until_the_next_one_is_complete(workspace):
     shutil.copytree(ROOT / "src", workspace / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "dvc.yaml", workspace)
 
@@ -160,65 +149,24 @@ def test_dvc_removes_no_dataset_before_the_next_one_is_there(workspace):
     assert contents(workspace / "data/digits") == before
 
 
-@pytest.mark.usefixtures("archive")
-def test_files_of_others_in_the_folder_stay(recipe, folder):
+@pytest.mark.usefixtures("configured_archive")
+def test_other_files_in_the_folder_stay(recipe, folder):
     folder.mkdir(parents=True)
     (folder / ".gitignore").write_text("/images.npy\n")
     ingest.ingest(recipe, folder)
     assert (folder / ".gitignore").read_text() == "/images.npy\n"
 
 
-@pytest.mark.usefixtures("archive")
-def test_an_opened_dataset_leaves_its_images_on_disk(recipe, folder, images):
-    ingest.ingest(recipe, folder)
-    dataset = open_dataset(folder)
-    assert isinstance(dataset.images, np.memmap)
-    assert (dataset.images.shape, int(dataset.is_test.sum()), dataset.digest) == ((60, 32, 32, 3), 10, images.digest())
-    assert dataset.class_names == recipe.data.class_names
-
-
-def test_a_folder_that_is_absent_is_no_dataset(tmp_path):
-    with pytest.raises(DatasetError, match=r"absent is no dataset, it lacks images\.npy, .*; ingest the recipe again"):
-        open_dataset(tmp_path / "absent")
-
-
-@pytest.mark.usefixtures("archive")
-@pytest.mark.parametrize("name", ingest.FILES)
-def test_a_dataset_without_one_of_its_files_is_refused_naming_it(recipe, folder, name):
-    ingest.ingest(recipe, folder)
-    (folder / name).unlink()
-    with pytest.raises(DatasetError, match=f"it lacks {name};"):
-        open_dataset(folder)
-
-
-@pytest.mark.usefixtures("archive")
-@pytest.mark.parametrize("name", ingest.FILES)
-def test_a_dataset_with_an_unreadable_file_is_refused(recipe, folder, name):
-    ingest.ingest(recipe, folder)
-    (folder / name).write_bytes((folder / name).read_bytes()[:50])
-    with pytest.raises(DatasetError, match="cannot be read"):
-        open_dataset(folder)
-
-
-@pytest.mark.parametrize("name", ["images.npy", "manifest.parquet", "dataset.json"])
-def test_files_of_two_ingestions_are_not_taken_for_one_dataset(tmp_path, recipe, archive, name):
-    ingest.ingest(recipe, tmp_path / "one")
-    write_tar(archive, binary_members(Images(seed=5)))
-    ingest.ingest(recipe_for(Images(seed=5), recipe), tmp_path / "two")
-    (tmp_path / "two" / name).replace(tmp_path / "one" / name)
-    with pytest.raises(DatasetError, match="do not belong together"):
-        open_dataset(tmp_path / "one")
-
-
-def test_the_digits_recipe_ingests_what_it_says(tmp_path, digits):
+def test_the_digits_are_those_of_their_recipe(tmp_path):
+    digits = config.load_recipe("digits", ROOT / "params.yaml")
     found = ingest.ingest(digits, tmp_path / "digits")
     assert (found["digest"], found["rows"]) == (digits.data.digest, {"train": 1437, "test": 360})
 
 
 @pytest.mark.skipif(not ARCHIVE, reason="CIFAR10_ARCHIVE is not set: the real 60,000 images are not ingested")
-def test_the_real_archive_holds_what_the_cifar10_recipe_says(tmp_path, monkeypatch):
+def test_the_real_archive_is_that_of_its_recipe(tmp_path, monkeypatch):
     monkeypatch.setenv("CIFAR10_ARCHIVE", str(ARCHIVE))
-    recipe = config.load_recipe("cifar10", Path(__file__).resolve().parents[2] / "params.yaml")
+    recipe = config.load_recipe("cifar10", ROOT / "params.yaml")
     found = ingest.ingest(recipe, tmp_path / "cifar10")
     assert (found["digest"], found["rows"]) == (recipe.data.digest, {"train": 50_000, "test": 10_000})
     assert len(open_dataset(tmp_path / "cifar10").images) == 60_000

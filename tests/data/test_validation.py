@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from archives import Images, recipe_for, with_data
+from cifar10_archives import Images, recipe_for, with_data
 
-from mobilenet_pipeline import config, ingest, validation
-from mobilenet_pipeline.sources import LabelledImages
+from mobilenet_pipeline import config
+from mobilenet_pipeline.data import ingest, validation
+from mobilenet_pipeline.data.sources.base import LabelledImages
 
 IMAGES = Images()
 RECIPE = recipe_for(IMAGES, config.load_recipe("cifar10", Path(__file__).resolve().parents[2] / "params.yaml"))

@@ -1,53 +1,34 @@
-"""A workspace whose stages make their outputs up in no time, and a real Prefect server."""
+"""A real Prefect server, and a workspace in which one run of the toy stages has done everything."""
 
-import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from toy_fixtures import Toy, give_orders
 from waiting import Recorder, answers, free_port, wait_until
 
-from mobilenet_pipeline import tracking
+from mobilenet_pipeline.registry.store import use_store
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy workspace before anything has run: DVC without Git, toy stages, an empty MLflow store."""
-    folder = tmp_path_factory.mktemp("template")
-    for name in ("toy.py", "dvc.yaml"):
-        shutil.copyfile(HERE / name, folder / name)
-    (folder / "knob.txt").write_text("1")
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "--quiet"], cwd=folder, check=True)
+def toy_template(toy_template: Path) -> Path:
+    """The toy workspace before any run, with an empty MLflow store."""
     here = Path.cwd()
-    os.chdir(folder)
+    os.chdir(toy_template)
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     try:
-        tracking.use_store()
+        use_store()
     finally:
         os.chdir(here)
-    return folder
-
-
-@pytest.fixture
-def toy(workspace: Path, template: Path) -> Callable[..., Path]:
-    """The toy workspace as current directory; call it to say how its stages behave (see toy.py)."""
-    shutil.copytree(template, workspace, dirs_exist_ok=True)
-
-    def order(**orders: Any) -> Path:
-        (workspace / "toy.json").write_text(json.dumps({"right": 100, **orders}))
-        return workspace
-
-    order()
-    return order
+    return toy_template
 
 
 @pytest.fixture(scope="session")
@@ -78,16 +59,16 @@ class Finished:
 
 
 @pytest.fixture(scope="session")
-def finished(template: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """One whole run, which several tests look at or go on from."""
+def finished(toy_template: Path, server: str, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """One whole run, which several tests look at or continue from."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     from flows import training
 
     workspace, here, recorder = tmp_path_factory.mktemp("finished"), Path.cwd(), Recorder()
-    shutil.copytree(template, workspace, dirs_exist_ok=True)
+    shutil.copytree(toy_template, workspace, dirs_exist_ok=True)
     shutil.copyfile(ROOT / "params.yaml", workspace / "params.yaml")
-    (workspace / "toy.json").write_text('{"right": 100}')
+    give_orders(workspace)
     os.chdir(workspace)
     token = training.listener.set(recorder)
     try:
@@ -99,20 +80,20 @@ def finished(template: Path, server: str, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def goes_on(workspace: Path, finished: Finished) -> Callable[..., Path]:
-    """A copy of the finished workspace; call it to say how its stages behave from now on."""
+def after_run(workspace: Path, finished: Finished) -> Toy:
+    """A copy of the finished workspace; call it to set how its stages behave from now on."""
     shutil.copytree(finished.workspace, workspace, dirs_exist_ok=True)
     (workspace / "ran.txt").unlink()
 
     def order(**orders: Any) -> Path:
-        (workspace / "toy.json").write_text(json.dumps({"right": 100, **orders}))
+        give_orders(workspace, **orders)
         return workspace
 
     return order
 
 
 def drain() -> None:
-    """Send what this process still has to tell the server: at exit it would try for a minute to reach a dead one."""
+    """Send what this process has yet to send to the server: at exit it would try a dead server for a minute."""
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 

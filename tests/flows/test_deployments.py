@@ -1,4 +1,4 @@
-"""The schedule, as people start it, on a real Prefect server."""
+"""The schedule as a program, on a real Prefect server."""
 
 import os
 import subprocess
@@ -10,18 +10,18 @@ from typing import Any
 
 import mlflow
 import pytest
-from waiting import alive, ran, wait_until
+from toy_fixtures import Toy
+from waiting import alive, ran, read_process, wait_until
 
-from mobilenet_pipeline import tracking
+from mobilenet_pipeline.registry import store
 
-Toy = Callable[..., Path]
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = Path(sys.executable).parent / "mobilenet-pipeline"
 
 
 @contextmanager
 def scheduled(workspace: Path, cron: str) -> Iterator[Callable[[], str]]:
-    """`mobilenet-pipeline schedule` for as long as the body; gives a function that reads its log."""
+    """Run `mobilenet-pipeline schedule` during the `with` body; yields a function that reads its log."""
     log = workspace / "schedule.log"
     with log.open("wb") as file:
         command = [str(PROGRAM), "schedule", "--recipe", "digits", "--cron", cron]
@@ -39,8 +39,8 @@ def runs_of(prefect: Any, deployment: str = "digits") -> list[dict[str, Any]]:
     return list(prefect.request("POST", "/flow_runs/filter", json=only).json())
 
 
-def test_a_scheduled_run_completes(goes_on: Toy, prefect: Any):
-    workspace = goes_on()
+def test_a_scheduled_run_completes(after_run: Toy, prefect: Any) -> None:
+    workspace = after_run()
     (workspace / "metrics/digits/pretrained.json").unlink()
     with scheduled(workspace, "* * * * * */10") as log:
 
@@ -54,43 +54,43 @@ def test_a_scheduled_run_completes(goes_on: Toy, prefect: Any):
     assert deployment.global_concurrency_limit.limit == 1
     (automation,) = prefect.read_automations_by_name("mobilenet-pipeline: a flow run whose process is gone has crashed")
     assert automation.enabled
-    prefect.delete_deployment(deployment.id)  # or its late runs would be the next test's
+    prefect.delete_deployment(deployment.id)  # its late runs would be the next test's
 
 
-def test_what_ends_the_schedule_ends_the_run_in_progress(toy: Toy, prefect: Any):
+def test_the_end_of_the_schedule_ends_the_run_in_progress(toy: Toy, prefect: Any) -> None:
     workspace = toy(sleep={"ingest": 300})
     with scheduled(workspace, "0 3 1 1 *") as log:
         start_run(prefect, log)
-        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 120, log))
+        stage = read_process(workspace, 120, log)
         assert alive(stage)
     assert not alive(stage)
 
 
 def start_run(prefect: Any, log: Callable[[], str]) -> Any:
-    """A run of the deployment, once it is served."""
+    """Start a run of the deployment once the schedule serves it."""
     wait_until(lambda: "Your flow" in log(), 120, log)
     return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name("train-and-promote/digits").id)
 
 
-def test_cancelling_a_run_ends_its_training(goes_on: Toy, prefect: Any):
+def test_cancelling_a_run_ends_its_training(after_run: Toy, prefect: Any) -> None:
     from prefect.states import Cancelling
 
-    workspace = goes_on(sleep={"train": 300})
-    (workspace / "knob.txt").write_text("2")
+    workspace = after_run(sleep={"train": 300})
+    (workspace / "setting.txt").write_text("2")
     (workspace / "process.txt").unlink()
     with scheduled(workspace, "0 3 1 1 *") as log:
         flow_run = start_run(prefect, log)
-        stage = int(wait_until(lambda: (p := workspace / "process.txt").exists() and p.read_text(), 120, log))
+        stage = read_process(workspace, 120, log)
         assert ran(workspace) == ["train@digits-scratch"]
         prefect.set_flow_run_state(flow_run.id, Cancelling())
         wait_until(lambda: not alive(stage), 60, log)
         wait_until(lambda: prefect.read_flow_run(flow_run.id).state.is_cancelled(), 60, log)
-        client = mlflow.MlflowClient(tracking.use_store())
+        client = mlflow.MlflowClient(store.use_store())
         runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
         assert [run.info.status for run in runs if run.data.tags.get("flow_run") == str(flow_run.id)] == ["KILLED"]
 
 
-def test_a_schedule_that_is_none_is_refused_in_a_sentence(workspace: Path, prefect: Any):
+def test_an_invalid_schedule_is_refused_in_a_sentence(workspace: Path, prefect: Any) -> None:
     command = [str(PROGRAM), "schedule", "--cron", "every day"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
@@ -100,7 +100,7 @@ def test_a_schedule_that_is_none_is_refused_in_a_sentence(workspace: Path, prefe
     assert "Traceback" not in done.stderr
 
 
-def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any):
+def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any) -> None:
     prefect.request("POST", "/work_pools/", json={"name": "mobilenet", "type": "process"})
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "digits"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -112,8 +112,8 @@ def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any):
 
 
 @pytest.mark.parametrize(("cron", "timezone"), [("nonsense", "UTC"), ("0 3 * * *", "nonsense")])
-def test_a_schedule_needs_a_cron_expression_and_a_timezone(cron: str, timezone: str):
+def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str) -> None:
     from flows import deployments
 
-    with pytest.raises(ValueError, match="'nonsense' is no "):
+    with pytest.raises(ValueError, match="'nonsense'"):
         deployments.check(cron, timezone)

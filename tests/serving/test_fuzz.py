@@ -1,4 +1,4 @@
-"""Requests that nobody would write by hand: whatever comes in, no answer is a fault of the server."""
+"""Random requests: none makes the service fail."""
 
 import random
 import subprocess
@@ -7,23 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from bento_fixtures import Service
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from running_service import Service
 
 Encode = Callable[..., bytes]
 
 
-def test_requests_made_from_the_openapi_document_are_answered_as_it_says(service: Service) -> None:
+def test_generated_requests_get_documented_answers(service: Service) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [str(Path(sys.executable).parent / "st"), "run", f"{service.address}/docs.json", "--checks", checks]
     options = ["--max-examples", "10", "--max-time", "40", "--seed", "1", "--warnings", "off"]
-    found = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
-    assert found.returncode == 0, found.stdout[-4000:]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-4000:]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
-def test_image_files_with_changed_bytes_are_answered_or_refused(service: Service, encode: Encode, kind: str) -> None:
+def test_damaged_image_files_are_answered_or_refused(service: Service, encode: Encode, kind: str) -> None:
     chance, whole = random.Random(kind), encode(kind, (48, 40))
     for _ in range(60):
         file = bytearray(whole)
@@ -35,7 +35,7 @@ def test_image_files_with_changed_bytes_are_answered_or_refused(service: Service
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=200), kind=st.sampled_from(["image/png", "multipart/form-data; boundary=x", "a/b", ""]))
-def test_any_bytes_are_refused(service: Service, body: bytes, kind: str) -> None:
+def test_random_bytes_are_refused(service: Service, body: bytes, kind: str) -> None:
     for path in ("/predict", "/compare", "/predict_batch", "/input"):
         answer = service.ask("POST", path, content=body, headers={"Content-Type": kind} if kind else {})
         assert 400 <= answer.status_code < 500

@@ -1,5 +1,6 @@
-"""A new champion while the service runs: nobody is turned away, and every answer says who gave it."""
+"""A new champion while the service runs: no request fails, and every answer has its version."""
 
+import io
 import json
 import shutil
 import threading
@@ -12,26 +13,25 @@ from typing import Any
 
 import httpx
 import pytest
-from running_service import Service
+from bento_fixtures import SMALL, SMALL_CLASSES, Service
+from PIL import Image
 
-from mobilenet_pipeline import packaging
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.release import bento
 
 Encode = Callable[..., bytes]
 PROMOTIONS = 20
 
 
 @pytest.fixture
-def both(own_store: Path, recipe: Recipe, versions: list[Path]) -> dict[str, str]:
-    """The tags of two Bentos, by their champion's version; that of version 2 is live."""
-    first = packaging.package(recipe, versions[0], versions[1])
-    live = packaging.live(recipe)
-    assert live is not None
-    return {"1": first, "2": live.tag}
+def both(own_bento_store: Path, served_recipe: Recipe, served_versions: list[Path]) -> dict[str, str]:
+    """The tags of two Bentos by their champion's version. The Bento of version 2 is live."""
+    first = bento.package(served_recipe, served_versions[0], served_versions[1])
+    return {"1": first, "2": str(bento.live(served_recipe))}
 
 
 def serves(service: Service, version: str) -> bool:
-    """Whether the service says so within a few seconds."""
+    """Return whether the service has this champion within ten seconds."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         if service.ask("GET", "/model").json()["champion"]["version"] == version:
@@ -42,13 +42,13 @@ def serves(service: Service, version: str) -> bool:
 
 @contextmanager
 def load_on(service: Service, image: bytes) -> Iterator[list[tuple[int, str, str]]]:
-    """Constant requests until the block ends; gives (status, version in the answer, version in the header) of each."""
+    """Send requests until the block ends; give the list of (status, version in the body, version in the header)."""
     answers: list[tuple[int, str, str]] = []
-    over = threading.Event()
+    end = threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=service.address, trust_env=False, timeout=30) as client:
-            while not over.is_set():
+            while not end.is_set():
                 answer = client.post("/predict", files={"image": image})
                 document = answer.json()
                 version = answer.headers.get("x-model-version", "")
@@ -60,35 +60,54 @@ def load_on(service: Service, image: bytes) -> Iterator[list[tuple[int, str, str
     try:
         yield answers
     finally:
-        over.set()
+        end.set()
         for thread in threads:
             thread.join()
 
 
 def test_twenty_promotions_under_load_fail_no_request(
-    own_store: Path, both: dict[str, str], start: Any, encode: Encode
+    own_bento_store: Path, both: dict[str, str], start: Any, encode: Encode
 ) -> None:
-    with start(own_store, follow=True) as service, load_on(service, encode()) as answers:
+    with start(own_bento_store, follow=True) as service, load_on(service, encode()) as answers:
         for number in range(PROMOTIONS):
             version = "1" if number % 2 == 0 else "2"
-            packaging.put_live(both[version])
+            bento.put_live(both[version])
             assert serves(service, version)
     assert {status for status, _, _ in answers} == {200}
     assert {version for _, version, _ in answers} == {"1", "2"}
-    assert all(said == header for _, said, header in answers)
+    assert all(body == header for _, body, header in answers)
     changes = sum(before[1] != after[1] for before, after in pairwise(answers))
     assert changes >= PROMOTIONS - 1
 
 
-def test_a_broken_artefact_is_refused_and_the_old_one_goes_on(
-    own_store: Path, both: dict[str, str], start: Any, encode: Encode, recipe: Recipe
+def test_a_champion_of_another_image_size_is_served(
+    own_bento_store: Path, served_recipe: Recipe, small_version: Path, start: Any, encode: Encode
 ) -> None:
-    with start(own_store, follow=True) as service:
-        roles = json.loads((own_store / "bentos" / both["1"].replace(":", "/") / "src" / "served.json").read_text())
-        damaged = own_store / "models" / roles["champion"].replace(":", "/") / "model.tflite"
+    raw, count = {"Content-Type": "application/octet-stream"}, SMALL * SMALL * 3
+    with start(own_bento_store, follow=True) as service:
+        bento.put_live(bento.package(served_recipe, small_version, None))
+        assert serves(service, "3")
+        assert list(service.ask("POST", "/predict", files={"image": encode()}).json()["probabilities"]) == SMALL_CLASSES
+        batch = service.ask("POST", "/predict_batch", content=bytes(2 * count), headers=raw)
+        assert len(batch.json()["predictions"]) == 2
+        refused = service.ask("POST", "/predict_batch", content=bytes(3072), headers=raw).json()["error"]
+        assert (refused["code"], "1,200 bytes (20 rows of 20" in refused["message"]) == ("wrong_length", True)
+        png = service.ask("POST", "/input", files={"image": encode()}).content
+        assert Image.open(io.BytesIO(png)).size == (SMALL, SMALL)
+        assert "1,200 bytes an image" in service.ask("GET", "/docs.json").text
+
+
+def test_a_damaged_artefact_is_refused_and_the_old_one_stays(
+    own_bento_store: Path, both: dict[str, str], start: Any, encode: Encode
+) -> None:
+    with start(own_bento_store, follow=True) as service:
+        roles = json.loads(
+            (own_bento_store / "bentos" / both["1"].replace(":", "/") / "src" / "served.json").read_text()
+        )
+        damaged = own_bento_store / "models" / roles["champion"].replace(":", "/") / "model.tflite"
         whole = damaged.read_bytes()
         damaged.write_bytes(whole[:-1])
-        packaging.put_live(both["1"])
+        bento.put_live(both["1"])
         deadline = time.monotonic() + 10
         while not (refused := service.ask("GET", "/model").json()["refused"]) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -96,34 +115,32 @@ def test_a_broken_artefact_is_refused_and_the_old_one_goes_on(
         assert "is damaged" in refused["reason"]
         assert service.ask("POST", "/predict", files={"image": encode()}).json()["model_version"] == "2"
         damaged.write_bytes(whole)
-        packaging.put_live(both["1"])
+        bento.put_live(both["1"])
         assert serves(service, "1")
 
 
-def test_a_bento_with_another_service_in_it_is_refused(
-    own_store: Path, both: dict[str, str], start: Any, recipe: Recipe
-) -> None:
-    with start(own_store, follow=True) as service:
-        code = own_store / "bentos" / both["1"].replace(":", "/") / "src" / "serving" / "served.py"
+def test_a_bento_with_other_code_is_refused(own_bento_store: Path, both: dict[str, str], start: Any) -> None:
+    with start(own_bento_store, follow=True) as service:
+        code = own_bento_store / "bentos" / both["1"].replace(":", "/") / "src" / "serving" / "served.py"
         code.write_text(code.read_text() + "\n")
-        packaging.put_live(both["1"])
+        bento.put_live(both["1"])
         deadline = time.monotonic() + 10
         while not (refused := service.ask("GET", "/model").json()["refused"]) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert "start the service again" in refused["reason"]
 
 
-def test_without_following_a_service_keeps_to_its_bento(own_store: Path, both: dict[str, str], start: Any) -> None:
-    with start(own_store) as service:
-        packaging.put_live(both["1"])
+def test_without_a_pointer_a_service_keeps_its_bento(own_bento_store: Path, both: dict[str, str], start: Any) -> None:
+    with start(own_bento_store) as service:
+        bento.put_live(both["1"])
         time.sleep(2)
         assert service.ask("GET", "/model").json()["champion"]["version"] == "2"
 
 
-def test_a_service_goes_on_when_the_store_is_away(
-    own_store: Path, both: dict[str, str], start: Any, encode: Encode
+def test_a_service_survives_the_loss_of_its_store(
+    own_bento_store: Path, both: dict[str, str], start: Any, encode: Encode
 ) -> None:
-    with start(own_store, follow=True) as service:
-        shutil.rmtree(own_store / "live")
+    with start(own_bento_store, follow=True) as service:
+        shutil.rmtree(own_bento_store / "live")
         time.sleep(1.5)
         assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200

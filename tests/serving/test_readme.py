@@ -1,4 +1,4 @@
-"""The clients in the README, run as they stand there."""
+"""The clients in the README, run unchanged."""
 
 import re
 import shutil
@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running_service import CLASSES, Service
+from bento_fixtures import CLASSES, Service
 
 README = Path(__file__).resolve().parents[2] / "README.md"
 Encode = Callable[..., bytes]
 
 
 def block(language: str, word: str, service: Service) -> str:
-    """The README's block of that language with the word in it, for the service that runs."""
-    found = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    (text,) = [text for text in found if word in text]
+    """Return the README's code block in that language with the word in it, for the running service."""
+    blocks = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (text,) = [text for text in blocks if word in text]
     return str(text).replace("http://127.0.0.1:3000", service.address)
 
 

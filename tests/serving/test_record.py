@@ -1,39 +1,113 @@
+"""The record of answers: its lines, its bounds, and what the running service writes."""
+
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import pytest
 
 from serving import record
 from serving.record import Answer, Record, describe
 
+Encode = Callable[..., bytes]
+CAT = {"class": "cat", "probabilities": {"cat": np.float32(1)}}
 
-def test_a_line_has_the_mean_and_the_spread_of_each_colour() -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
+
+def answer(pixels: np.ndarray, endpoint: str = "/predict") -> Answer:
+    return Answer(endpoint, {}, [CAT] * len(pixels), pixels)
+
+
+def first_line(folder: Path) -> dict[str, Any]:
+    deadline = time.monotonic() + 5
+    file = folder / "answers-1.jsonl"
+    while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return dict(json.loads(file.read_text().splitlines()[0]))
+
+
+@pytest.mark.parametrize("size", [32, 100])
+def test_a_line_has_mean_and_spread_of_each_colour(size: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, size, size, 3), dtype=np.uint8)
     pixels[1, :, :, 2] = 255
-    prediction = {"class": "cat", "probabilities": {"cat": np.float32(1)}}
-    answers = [
-        Answer("/predict", {}, [prediction], pixels[:1]),
-        Answer("/predict_batch", {}, [prediction] * 2, pixels[1:]),
-    ]
-    lines = list(describe(answers, keep_images=False))
+    lines = list(describe([answer(pixels[:1]), answer(pixels[1:], "/predict_batch")], keep_images=False))
     assert [line["endpoint"] for line in lines] == ["/predict", "/predict_batch", "/predict_batch"]
     for line, image in zip(lines, pixels, strict=True):
         assert line["mean"] == pytest.approx(image.mean(axis=(0, 1)), abs=0.006)
         assert line["spread"] == pytest.approx(image.std(axis=(0, 1)), abs=0.006)
 
 
-def test_an_image_of_one_colour_has_no_spread() -> None:
-    answer = Answer("/predict", {}, [{"class": "cat", "probabilities": {}}], np.full((1, 32, 32, 3), 250, np.uint8))
-    (line,) = describe([answer], keep_images=False)
+@pytest.mark.parametrize("size", [32, 224])
+def test_an_image_of_one_colour_has_no_spread(size: int) -> None:
+    (line,) = describe([answer(np.full((1, size, size, 3), 250, np.uint8))], keep_images=False)
     assert (line["mean"], line["spread"]) == ([250.0] * 3, [0.0] * 3)
 
 
-def test_answers_wait_up_to_a_bound_and_those_beyond_are_counted_as_lost(tmp_path, monkeypatch) -> None:
+def test_answers_of_two_image_shapes_are_described() -> None:
+    small, large = np.full((1, 20, 20, 3), 20, np.uint8), np.full((2, 32, 32, 3), 32, np.uint8)
+    lines = describe([answer(small), answer(large), answer(small)], keep_images=True)
+    assert [line["mean"][0] for line in lines] == [20, 32, 32, 20]
+
+
+def test_answers_beyond_the_bound_are_counted_as_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(record, "SECONDS", 3600)
-    lost = []
+    lost: list[int] = []
     monkeypatch.setattr(record.measures, "count_unrecorded", lost.append)
-    kept = Record(tmp_path / "answers.jsonl")
-    answer = Answer("/predict", {}, [{"class": "cat", "probabilities": {}}], np.zeros((1, 32, 32, 3), np.uint8))
-    for _ in range(record.WAITING + 1):
-        kept.add(answer)
-    kept.write()
-    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == record.WAITING
+    full = Record(tmp_path / "answers.jsonl")
+    fitting = record.WAITING_BYTES // (32 * 32 * 3)
+    for _ in range(fitting + 1):
+        full.add(answer(np.zeros((1, 32, 32, 3), np.uint8)))
+    full.write()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == fitting
     assert lost == [1]
+
+
+def test_one_large_answer_is_always_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "SECONDS", 3600)
+    monkeypatch.setattr(record, "WAITING_BYTES", 100)
+    empty = Record(tmp_path / "answers.jsonl")
+    empty.add(answer(np.zeros((2, 32, 32, 3), np.uint8)))
+    empty.write()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 2
+
+
+def test_an_answer_is_recorded_without_its_image(
+    filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    with start(filled_bento_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        prediction = service.ask("POST", "/predict", files={"image": encode()}).json()
+        line = first_line(tmp_path / "record")
+    assert (line["class"], line["model_version"], line["endpoint"]) == (prediction["class"], "2", "/predict")
+    assert len(line["mean"]) == len(line["spread"]) == 3
+    assert "pixels" not in line
+
+
+def test_a_stopping_service_records_all_answers(
+    filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    with start(filled_bento_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        for _ in range(20):
+            assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
+    assert len((tmp_path / "record" / "answers-1.jsonl").read_text().splitlines()) == 20
+
+
+def test_images_are_recorded_on_request(filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path) -> None:
+    variables = {"SERVING_RECORD": str(tmp_path / "record"), "SERVING_KEEP_IMAGES": "1"}
+    with start(filled_bento_store, **variables) as service:
+        service.ask("POST", "/predict", files={"image": encode()})
+        assert re.fullmatch(r"[A-Za-z0-9+/]{4096}", first_line(tmp_path / "record")["pixels"])
+
+
+def test_a_failing_record_fails_no_request(
+    filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path
+) -> None:
+    (tmp_path / "record" / "answers-1.jsonl").mkdir(parents=True)  # a folder in the place of the file
+    with start(filled_bento_store, SERVING_RECORD=str(tmp_path / "record")) as service:
+        assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
+        deadline = time.monotonic() + 5
+        while not (lost := service.counted("mobilenet_unrecorded_answers_total")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    assert lost == 1

@@ -1,5 +1,6 @@
-"""Tests of the program that serves a Bento: what it starts, and what it leaves when it is told to end."""
+"""The program that serves a Bento: what it starts, and what it leaves behind."""
 
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -7,80 +8,95 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
-from running_service import Service
+import pytest
+from bento_fixtures import Service
 
-from mobilenet_pipeline import packaging
+from mobilenet_pipeline.release import bento
 from serving.check import is_worker
+from serving.start import is_ready
 
 
-def test_a_taken_port_is_an_error_that_names_the_address(service: Service) -> None:
+def workers(service: Service) -> list[psutil.Process]:
+    return [process for process in service.processes() if is_worker(process)]
+
+
+def test_a_service_is_ready_whatever_proxy_is_set(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert is_ready("127.0.0.1", int(service.address.rpartition(":")[2]))
+
+
+def test_a_port_without_a_server_is_not_ready() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        assert not is_ready("127.0.0.1", free.getsockname()[1])
+
+
+def test_a_taken_port_is_an_error_with_the_address(service: Service) -> None:
     port = service.address.rpartition(":")[2]
-    done = subprocess.run(
-        packaging.serve_command(service.tag, port=int(port)), capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(bento.serve_command(service.tag, port=int(port)), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert f"{service.tag} cannot be served on 127.0.0.1, port {port}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_name_is_no_address_to_listen_on(service: Service) -> None:
-    done = subprocess.run(packaging.serve_command(service.tag, "no-host"), capture_output=True, text=True, timeout=60)
+def test_a_host_name_is_an_error(service: Service) -> None:
+    done = subprocess.run(bento.serve_command(service.tag, "no-host"), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "'no-host' does not appear to be an IPv4 or IPv6 address" in done.stderr
 
 
-def test_nothing_but_the_api_listens(service: Service) -> None:
-    found = {
-        each.laddr.port
+def test_only_the_api_listens(service: Service) -> None:
+    ports = {
+        entry.laddr.port
         for process in service.processes()
-        for each in process.net_connections("inet")
-        if each.status == psutil.CONN_LISTEN
+        for entry in process.net_connections("inet")
+        if entry.status == psutil.CONN_LISTEN
     }
-    assert found == {int(service.address.rpartition(":")[2])}
+    assert ports == {int(service.address.rpartition(":")[2])}
 
 
-def test_a_worker_that_was_killed_is_replaced(
-    filled_store: Path, start: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+def test_a_killed_worker_is_replaced(
+    filled_bento_store: Path, start: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    with start(filled_store, SERVING_WORKERS="1") as service:
-        _await_word(tmp_path / "service.log")
-        (killed,) = [each for each in service.processes() if is_worker(each)]
+    with start(filled_bento_store, SERVING_WORKERS="1") as service:
+        wait_for_ready_line(tmp_path / "service.log")
+        (killed,) = workers(service)
         killed.kill()
         deadline = time.monotonic() + 60
-        while not [each for each in service.processes() if is_worker(each) and each.pid != killed.pid]:
+        while not [worker for worker in workers(service) if worker.pid != killed.pid]:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         assert service.ask("GET", "/model").status_code == 200
 
 
-def test_a_service_whose_workers_end_before_they_are_ready_ends(store: Path) -> None:
-    done = subprocess.run(packaging.serve_command("no:such", port=0), capture_output=True, text=True, timeout=60)
+def test_a_service_that_never_was_ready_ends(bento_store: Path) -> None:
+    done = subprocess.run(bento.serve_command("no:such", port=0), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "no:such cannot be served" in done.stderr
     assert "it ended before it was ready" in done.stderr
 
 
-def test_who_is_told_to_end_leaves_nothing_behind(
-    filled_store: Path, start: Callable[..., AbstractContextManager[Service]]
+def test_a_stopped_service_leaves_nothing_behind(
+    filled_bento_store: Path, start: Callable[..., AbstractContextManager[Service]]
 ) -> None:
-    with start(filled_store) as service:
-        (counts,) = (filled_store / "metrics").glob(f"*-{service.address.rpartition(':')[2]}")
-        everything = service.processes()
+    with start(filled_bento_store) as service:
+        (counts,) = (filled_bento_store / "metrics").glob(f"*-{service.address.rpartition(':')[2]}")
+        processes = service.processes()
         service.process.terminate()
-        assert psutil.wait_procs(everything, timeout=30)[1] == []
+        assert psutil.wait_procs(processes, timeout=30)[1] == []
         assert not counts.exists()
 
 
-def test_an_address_of_version_6_is_listened_on(
-    filled_store: Path, start: Callable[..., AbstractContextManager[Service]], tmp_path: Path
+def test_an_ipv6_address_is_served(
+    filled_bento_store: Path, start: Callable[..., AbstractContextManager[Service]], tmp_path: Path
 ) -> None:
-    with start(filled_store, host="::1") as service:
+    with start(filled_bento_store, host="::1") as service:
         assert service.ask("GET", "/model").status_code == 200
-        _await_word(tmp_path / "service.log")
+        wait_for_ready_line(tmp_path / "service.log")
 
 
-def _await_word(log: Path) -> None:
-    """Wait until the program knows that its service is ready, which it may hear a moment later than others."""
+def wait_for_ready_line(log: Path) -> None:
+    """Wait until the program knows that its service is ready; this test may know it earlier."""
     deadline = time.monotonic() + 30
     while "ready after" not in log.read_text():
         assert time.monotonic() < deadline

@@ -1,63 +1,63 @@
-"""The rules of the house, read from the code with `ast`: who imports whom, and what DVC is told about it."""
+"""The rules of ARCHITECTURE.md, read from the code with `ast`: who imports what, and what DVC depends on."""
 
 import ast
+import re
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from mobilenet_pipeline.config import CANDIDATES
+
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGE = ROOT / "src" / "mobilenet_pipeline"
-ORDER = [
-    {"environment"},
-    {"config"},
-    {"layout"},
-    {
-        "budget",
-        "split",
-        "metrics",
-        "paired",
-        "corruptions",
-        "anatomy",
-        "preprocess",
-        "ledger",
-        "history",
-        "running",
-        "processor",
-    },
-    {"checks", "card", "provenance"},
-    {"gate", "artefact", "images"},
-    {"sources"},
-    {"ingest"},
-    {"validation"},
-    {"dataset"},
-    {"fast_layers", "distribution", "checkpoint"},
-    {"mobilenet", "optimizer"},
-    {"steps"},
-    {"training"},
-    {"export"},
-    {"evaluation"},
-    {"figures", "anatomy_table"},
-    {"verdict_figures"},
-    {"report", "results"},
-    {"tracking"},
-    {"registry"},
-    {"pipeline"},
-    {"packaging", "prediction", "judging"},
-    {"promotion"},
-    {"review", "trace"},
-    {"stages"},
+SOURCE = ROOT / "src"
+PACKAGE = SOURCE / "mobilenet_pipeline"
+LAYERS = [
+    {"config", "system", "inference", "metrics"},
+    {"workspace", "data", "models"},
+    {"training", "evaluation", "registry"},
+    {"gate", "reports"},
+    {"release", "stages"},
+    {"flows"},
     {"cli"},
 ]
-# They cannot change what a stage makes (`environment` no more than how it rounds), so an edit to them need not run it
-# again: most record what happens, `config` has no defaults, and the values it reads are the stage's `params`; `layout`
-# knows the paths that dvc.yaml names.
-OBSERVERS = {"environment", "config", "layout", "ledger", "tracking", "provenance", "figures"}
+"""A package imports from lower layers, and from its own layer without a circle."""
+
+FRAMEWORKS = {
+    "mlflow": {"registry"},
+    "great_expectations": {"data.validation"},
+    "bentoml": {"serving", "release.bento"},
+    "_bentoml_impl": {"serving"},
+    "prefect": {"flows"},
+    "tensorflow": {"models", "training", "evaluation.export"},
+    "keras": {"models", "training", "evaluation.export", "registry.runs"},
+}
+"""Where a framework may be imported: packages or modules. `registry.runs` logs a Keras model to MLflow."""
+
+FILES = {"io", "os", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib"}
+
+RECORDS = {"config", "system.environment", "system.machine", "workspace", "registry", "reports", "inference.preprocess"}
+"""They record what happens and cannot change a stage's result, so DVC does not depend on them.
+
+`config` has no defaults, and its values are the stages' params; `workspace` knows the paths that dvc.yaml names;
+`inference.preprocess` decodes no training image, a training only records its fingerprint.
+"""
 
 
 def modules() -> dict[str, Path]:
-    return {path.stem: path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    """{module: file}: those of the package without its name, `flows.x` and `serving.x`."""
+    found = {}
+    for top, folder in ((PACKAGE, PACKAGE), (ROOT, ROOT / "flows"), (ROOT, ROOT / "serving")):
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(top).with_suffix("").parts
+            if parts[-1] not in ("__init__", "__main__"):
+                found[".".join(parts)] = path
+    return found
+
+
+MODULES = modules()
 
 
 def imports(path: Path) -> set[str]:
@@ -73,83 +73,123 @@ def imports(path: Path) -> set[str]:
 
 def own(path: Path) -> set[str]:
     """The project's modules that the file imports."""
-    parts = [name.split(".") for name in imports(path) if name.startswith("mobilenet_pipeline.")]
-    return {part[1] for part in parts} & {*modules(), "stages"}
+    return {name.removeprefix("mobilenet_pipeline.") for name in imports(path)} & {*MODULES}
 
 
-def reached(path: Path) -> set[str]:
-    """`own`, and what those import in turn; observers are not followed."""
-    found, waiting = set(), own(path)
-    while waiting:
-        name = waiting.pop()
-        if name in found | OBSERVERS | {"stages"}:
-            continue
-        found.add(name)
-        waiting |= own(modules()[name])
-    return found
+def frameworks(path: Path) -> set[str]:
+    """The top-level names of what the file imports."""
+    return {name.split(".")[0] for name in imports(path)}
 
 
-def test_every_module_has_its_place_in_the_order():
-    assert set(modules()) - set().union(*ORDER) == set()
+def package_of(module: str) -> str:
+    return module.split(".")[0]
 
 
-@pytest.mark.parametrize("name", sorted(modules()))
-def test_a_module_imports_only_what_stands_left_of_it(name):
-    place = next(index for index, names in enumerate(ORDER) if name in names)
-    left = set().union(*ORDER[:place])
-    beside = ORDER[place] if name in {"gate"} else set()
-    assert own(modules()[name]) - left - beside == set()
+def layer_of(package: str) -> int:
+    return next(index for index, packages in enumerate(LAYERS) if package in packages)
 
 
-@pytest.mark.parametrize(
-    ("package", "allowed"),
-    [
-        ("prefect", set()),
-        ("great_expectations", {"validation"}),
-        ("mlflow", {"tracking", "registry", "cli"}),
-        ("bentoml", {"packaging"}),
-    ],
-)
-def test_a_framework_is_imported_in_its_own_room_only(package, allowed):
-    users = {name for name, path in modules().items() if package in {dotted.split(".")[0] for dotted in imports(path)}}
-    assert users <= allowed
+def within(module: str, places: set[str]) -> bool:
+    """Whether the module is one of the places, or in one of them."""
+    return any(module == place or module.startswith(f"{place}.") for place in places)
 
 
-@pytest.mark.parametrize("name", ["metrics", "split", "gate", "artefact", "preprocess", "anatomy"])
-def test_the_pure_middle_and_the_served_part_know_no_tensorflow(name):
-    assert not {dotted.split(".")[0] for dotted in imports(modules()[name])} & {"tensorflow", "keras"}
+def test_every_package_has_a_layer():
+    assert {package_of(module) for module in MODULES} - {"serving"} == set().union(*LAYERS)
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "serving").glob("*.py")), ids=lambda path: path.name)
-def test_serving_knows_no_tensorflow_and_no_training_code(path):
-    assert not {dotted.split(".")[0] for dotted in imports(path)} & {"tensorflow", "keras", "mlflow", "prefect"}
-    assert own(path) <= {"artefact", "preprocess"}
+@pytest.mark.parametrize("module", sorted(set(MODULES) - {name for name in MODULES if name.startswith("serving.")}))
+def test_a_module_imports_no_higher_layer(module):
+    above = [name for name in own(MODULES[module]) if layer_of(package_of(name)) > layer_of(package_of(module))]
+    assert above == []
+
+
+def test_packages_of_one_layer_import_one_way():
+    graph: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        graph.setdefault(package_of(module), set()).update(package_of(name) for name in own(path))
+    for package, others in graph.items():
+        others.discard(package)
+    assert list(TopologicalSorter(graph).static_order())
+
+
+def test_there_is_no_circle_of_modules():
+    assert list(TopologicalSorter({module: own(path) for module, path in MODULES.items()}).static_order())
+
+
+def test_only_the_command_line_knows_the_flows():
+    users = {module for module, path in MODULES.items() if "flows" in frameworks(path)} - set(flow_modules())
+    # cli imports them by name, so that its other commands work without the repository.
+    assert users == set()
+    assert "flows." in MODULES["cli"].read_text(encoding="utf-8")
+
+
+def flow_modules() -> list[str]:
+    return [module for module in MODULES if module.startswith("flows.")]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_framework_is_imported_in_its_places_only(framework):
+    users = {module for module, path in MODULES.items() if framework in frameworks(path)}
+    assert {module for module in users if not within(module, FRAMEWORKS[framework])} == set()
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if name.startswith("serving.")))
+def test_serving_imports_inference_only(module):
+    assert {package_of(name) for name in own(MODULES[module])} <= {"serving", "inference"}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in MODULES if package_of(name) in ("gate", "metrics")))
+def test_gate_and_metrics_touch_no_files(module):
+    assert frameworks(MODULES[module]) & FILES == set()
+
+
+def test_a_test_file_lies_where_its_module_does():
+    tests = {path.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")}
+    folders = {path.parent.as_posix() for path in tests}
+    packages = {package_of(module) for module in MODULES} - {"cli", "config"}
+    assert packages <= {folder.split("/")[0] for folder in folders}
+
+
+@pytest.mark.parametrize("package", sorted(set().union(*LAYERS) - {"cli", "config", "flows"}))
+def test_the_table_of_packages_names_every_module(package):
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    (row,) = re.findall(rf"^\| `{package}/` \|.*$", text, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", row.split("|")[2]))
+    assert named == {module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")}
 
 
 def pipeline() -> dict[str, Any]:
     return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
 
 
-def test_a_training_s_state_is_of_the_code_of_every_module_that_decides_how_it_goes_on():
-    function = next(
-        node
-        for node in ast.parse(modules()["training"].read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef) and node.name == "_code"
-    )
-    named = {node.id for node in ast.walk(function) if isinstance(node, ast.Name)}
-    # `metrics` comes after the last step; `processor` only makes a precision of `auto`, and that is a knob.
-    assert reached(modules()["training"]) - named <= {"metrics", "processor"}
+def reached(module: str) -> set[str]:
+    """What the module imports, and what those import in turn; records are not followed."""
+    found, waiting = set(), own(MODULES[module])
+    while waiting:
+        name = waiting.pop()
+        if name in found or within(name, RECORDS):
+            continue
+        found.add(name)
+        waiting |= own(MODULES[name])
+    return found
 
 
 @pytest.mark.parametrize("stage", ["ingest", "validate", "train", "export", "evaluate"])
-def test_a_stage_depends_on_every_module_it_imports(stage):
-    entry = PACKAGE / "stages" / f"{stage}.py"
-    expected = {f"src/mobilenet_pipeline/{name}.py" for name in reached(entry)}
-    expected.add(str(entry.relative_to(ROOT)))
-    assert {dep for dep in pipeline()["stages"][stage]["deps"] if dep.endswith(".py")} == expected
+def test_a_stage_depends_on_the_code_that_decides_its_result(stage):
+    places = [dep for dep in pipeline()["stages"][stage]["deps"] if dep.startswith("src/")]
+    covered = {module for module, path in MODULES.items() if any(path.is_relative_to(ROOT / dep) for dep in places)}
+    assert covered == {f"stages.{stage}", *reached(f"stages.{stage}")}
 
 
-def test_every_stage_is_a_matrix_over_every_recipe():
+@pytest.mark.parametrize("dep", sorted({dep for stage in pipeline()["stages"].values() for dep in stage["deps"]}))
+def test_a_dependency_on_code_exists(dep):
+    assert not dep.startswith("src/") or (ROOT / dep).exists()
+
+
+def test_every_stage_is_a_matrix_over_recipes_and_candidates():
     recipes = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
-    assert pipeline()["vars"] == [{"recipe_names": recipes}]
-    assert all(stage["matrix"]["recipe"] == "${recipe_names}" for stage in pipeline()["stages"].values())
+    assert pipeline()["vars"] == [{"recipe_names": recipes}, {"candidate_names": list(CANDIDATES)}]
+    for stage in pipeline()["stages"].values():
+        assert stage["matrix"]["recipe"] == "${recipe_names}"
+        assert stage["matrix"].get("candidate", "${candidate_names}") == "${candidate_names}"

@@ -1,4 +1,4 @@
-"""The files that run the Bento's image in a container, held against the service and against each other."""
+"""The files that run the Bento's image in containers: they agree with the service and with each other."""
 
 import inspect
 import re
@@ -9,11 +9,11 @@ import pytest
 import yaml
 from bentoml._internal.container.generate import BENTO_UID_GID
 
-from mobilenet_pipeline import packaging
+from mobilenet_pipeline.release import bento
 from serving import front_door
 
 ROOT = Path(__file__).resolve().parents[2]
-PORT = inspect.signature(packaging.serve_command).parameters["port"].default
+PORT = inspect.signature(bento.serve_command).parameters["port"].default
 KEY = "SERVING_API_KEY"
 
 
@@ -26,7 +26,7 @@ def compose() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, Any]:
-    """The objects of the Kubernetes file by their kinds."""
+    """The objects of the Kubernetes file by their kind."""
     return {
         one["kind"]: one for one in yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8"))
     }
@@ -45,25 +45,25 @@ def container(pod: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def variables(compose: dict[str, Any], container: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What each file sets for the process: name → value, or where the value comes from."""
+    """The environment that each file sets: {file: {name: value, or the source of the value}}."""
     return {
         "compose.yaml": compose["environment"],
         "kubernetes.yaml": {one["name"]: one.get("value", one.get("valueFrom")) for one in container["env"]},
     }
 
 
-def test_both_files_are_yaml_and_hold_what_they_should(compose: dict[str, Any], cluster: dict[str, Any]):
+def test_both_files_have_their_objects(compose: dict[str, Any], cluster: dict[str, Any]):
     assert compose["image"]
     assert set(cluster) == {"Deployment", "Service", "PodDisruptionBudget"}
 
 
-def test_every_probe_asks_a_path_that_the_service_answers_without_a_key(container: dict[str, Any]):
+def test_every_probe_asks_a_path_without_a_key(container: dict[str, Any]):
     asked = {name: container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
     assert asked == {"startup": "/readyz", "readiness": "/readyz", "liveness": "/livez"}
     assert set(asked.values()) <= set(front_door.OPEN)
 
 
-def test_the_health_check_of_compose_asks_whether_the_service_is_ready(compose: dict[str, Any]):
+def test_the_health_check_of_compose_asks_readyz(compose: dict[str, Any]):
     program, *arguments = compose["healthcheck"]["test"][1:]
     assert program == "python"  # curl is not in the image
     code = arguments[-1]
@@ -72,52 +72,52 @@ def test_the_health_check_of_compose_asks_whether_the_service_is_ready(compose: 
     assert "/readyz" in front_door.OPEN
 
 
-def test_prometheus_is_sent_to_a_path_that_is_there(pod: dict[str, Any]):
+def test_prometheus_collects_from_a_known_path(pod: dict[str, Any]):
     assert pod["metadata"]["annotations"]["prometheus.io/path"] in front_door.PATHS
 
 
-def test_the_port_is_the_same_everywhere(
+def test_all_files_agree_on_the_port(
     compose: dict[str, Any], cluster: dict[str, Any], pod: dict[str, Any], container: dict[str, Any], variables: dict
 ):
     (named,) = container["ports"]
     (offered,) = cluster["Service"]["spec"]["ports"]
-    found = {
+    numbers = {
         "published by compose": compose["ports"][0].rpartition(":")[2],
         "default outside of compose": re.findall(r":-(\d+)}", compose["ports"][0])[0],
         "health check": re.findall(r'"127\.0\.0\.1", (\d+)', compose["healthcheck"]["test"][-1])[0],
-        "listened to in compose": variables["compose.yaml"]["BENTOML_PORT"],
-        "listened to in the pod": variables["kubernetes.yaml"]["BENTOML_PORT"],
+        "of the process in compose": variables["compose.yaml"]["BENTOML_PORT"],
+        "of the process in the pod": variables["kubernetes.yaml"]["BENTOML_PORT"],
         "named in the pod": named["containerPort"],
         "offered to the cluster": offered["port"],
-        "told to Prometheus": pod["metadata"]["annotations"]["prometheus.io/port"],
+        "for Prometheus": pod["metadata"]["annotations"]["prometheus.io/port"],
     }
-    assert {name: int(port) for name, port in found.items()} == dict.fromkeys(found, PORT)
+    assert {name: int(port) for name, port in numbers.items()} == dict.fromkeys(numbers, PORT)
     asked = [container[f"{name}Probe"]["httpGet"]["port"] for name in ("startup", "readiness", "liveness")]
     assert {*asked, offered["targetPort"]} == {named["name"]}
 
 
-def test_the_key_comes_from_outside_and_has_one_name(variables: dict[str, dict[str, Any]]):
+def test_the_key_comes_from_outside(variables: dict[str, dict[str, Any]]):
     assert variables["compose.yaml"][KEY].startswith(f"${{{KEY}:?")  # without one, nothing starts
     source = variables["kubernetes.yaml"][KEY]["secretKeyRef"]
     assert source["key"] == KEY
     assert not source.get("optional")
 
 
-def test_what_is_set_for_the_service_is_read_by_it(variables: dict[str, dict[str, Any]]):
+def test_the_service_reads_every_serving_variable(variables: dict[str, dict[str, Any]]):
     code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "serving").glob("*.py")))
     read = set(re.findall(r'environ(?:\.get\(|\[)"(SERVING_\w+)"', code))
     for name, values in variables.items():
         assert {key for key in values if key.startswith("SERVING_")} <= read, name
 
 
-def test_the_same_is_set_in_both_files(variables: dict[str, dict[str, Any]]):
+def test_both_files_set_the_same_variables(variables: dict[str, dict[str, Any]]):
     plain = {name: {key: value for key, value in values.items() if key != KEY} for name, values in variables.items()}
     assert plain["compose.yaml"] == plain["kubernetes.yaml"]
 
 
-def test_a_container_listens_to_the_outside_and_keeps_to_itself_what_it_does(variables: dict[str, dict[str, Any]]):
+def test_a_container_listens_outside_and_sends_no_telemetry(variables: dict[str, dict[str, Any]]):
     for values in variables.values():
-        assert values["BENTOML_HOST"] == "0.0.0.0"  # the service's own 127.0.0.1 would be the container's
+        assert values["BENTOML_HOST"] == "0.0.0.0"  # 127.0.0.1 would be the container's own
         assert values["BENTOML_DO_NOT_TRACK"] == "True"
 
 
@@ -127,19 +127,19 @@ def test_compose_publishes_on_this_machine_only(compose: dict[str, Any]):
     assert "network_mode" not in compose
 
 
-def test_the_cluster_does_not_offer_it_to_the_world(cluster: dict[str, Any], pod: dict[str, Any]):
+def test_the_cluster_keeps_the_service_inside(cluster: dict[str, Any], pod: dict[str, Any]):
     assert cluster["Service"]["spec"]["type"] == "ClusterIP"
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod["spec"])
 
 
-def test_compose_runs_it_read_only_and_without_privileges(compose: dict[str, Any]):
+def test_compose_runs_read_only_without_privileges(compose: dict[str, Any]):
     assert compose["read_only"] is True
     assert compose["cap_drop"] == ["ALL"]
     assert compose["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "cap_add", "volumes", "devices", "pid", "ipc"} & set(compose)
 
 
-def test_the_pod_runs_it_read_only_and_without_privileges(pod: dict[str, Any], container: dict[str, Any]):
+def test_the_pod_runs_read_only_without_privileges(pod: dict[str, Any], container: dict[str, Any]):
     assert container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
@@ -150,13 +150,13 @@ def test_the_pod_runs_it_read_only_and_without_privileges(pod: dict[str, Any], c
     assert pod["spec"]["automountServiceAccountToken"] is False
 
 
-def test_the_user_is_the_one_that_bentoml_makes_in_its_images(compose: dict[str, Any], pod: dict[str, Any]):
+def test_the_user_is_that_of_bentoml_s_images(compose: dict[str, Any], pod: dict[str, Any]):
     context = pod["spec"]["securityContext"]
     assert compose["user"] == f"{BENTO_UID_GID}:{BENTO_UID_GID}"
     assert (context["runAsUser"], context["runAsGroup"]) == (BENTO_UID_GID, BENTO_UID_GID)
 
 
-def test_what_bentoml_writes_goes_to_memory(
+def test_bentoml_writes_to_memory(
     compose: dict[str, Any], pod: dict[str, Any], container: dict[str, Any], variables: dict
 ):
     (mount,) = compose["tmpfs"]
@@ -170,17 +170,17 @@ def test_what_bentoml_writes_goes_to_memory(
         assert Path(values["BENTOML_HOME"]).is_relative_to(writable)
 
 
-def test_memory_and_processors_are_limited_alike(compose: dict[str, Any], container: dict[str, Any]):
+def test_both_files_have_the_same_limits(compose: dict[str, Any], container: dict[str, Any]):
     limits = container["resources"]["limits"]
     assert compose["mem_limit"] + "i" == limits["memory"].lower()
     assert str(compose["cpus"]) == limits["cpu"]
 
 
-def test_a_roll_out_takes_no_pod_away_before_a_new_one_is_ready(cluster: dict[str, Any]):
+def test_a_roll_out_keeps_every_old_pod_until_a_new_one_is_ready(cluster: dict[str, Any]):
     assert cluster["Deployment"]["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
 
 
-def test_every_selector_finds_the_pods(cluster: dict[str, Any], pod: dict[str, Any]):
+def test_every_selector_matches_the_pods(cluster: dict[str, Any], pod: dict[str, Any]):
     labels = pod["metadata"]["labels"]
     assert cluster["Deployment"]["spec"]["selector"]["matchLabels"] == labels
     assert cluster["Service"]["spec"]["selector"] == labels

@@ -1,1 +1,1 @@
-"""One module a DVC stage, each with a `main` that takes a recipe, and a candidate's name where it is of one."""
+"""One module per DVC stage. Its `main` takes a recipe, and a candidate's name if the stage is of a candidate."""

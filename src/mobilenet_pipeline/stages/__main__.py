@@ -1,7 +1,7 @@
-"""`python -m mobilenet_pipeline.stages STAGE RECIPE [CANDIDATE]`: one DVC stage, files in and files out.
+"""Run one DVC stage: `python -m mobilenet_pipeline.stages STAGE RECIPE [CANDIDATE]`.
 
-Exit codes: 0 done, 65 the data are wrong and another try would fail too, 75 the network failed and another try may
-succeed, 1 anything else.
+Exit codes: 0 success; 65 wrong data, a retry would fail, too; 75 a network failure, a retry may succeed; 1 anything
+else.
 """
 
 import os
@@ -9,8 +9,8 @@ import sys
 from importlib import import_module
 from typing import NoReturn
 
-from mobilenet_pipeline import environment
 from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.system import environment
 
 ARGUMENTS = {
     "ingest": ["RECIPE"],
@@ -22,17 +22,20 @@ ARGUMENTS = {
 
 
 def main() -> None:
-    """Call the stage that the command line names; turn errors for people into a sentence and an exit code."""
+    """Run the stage of the command line.
+
+    An error that the user can fix becomes one sentence and an exit code.
+    """
     name, *names = sys.argv[1:] or [""]
     if len(names) != len(ARGUMENTS.get(name, [])) or name not in ARGUMENTS:
-        known = [" ".join([stage, *words]) for stage, words in ARGUMENTS.items()]
-        sys.exit(f"usage: python -m mobilenet_pipeline.stages {' | '.join(known)}")
+        usages = [" ".join([stage, *words]) for stage, words in ARGUMENTS.items()]
+        sys.exit(f"usage: python -m mobilenet_pipeline.stages {' | '.join(usages)}")
     environment.prepare()
     try:
         recipe = load_recipe(names[0])
         for candidate in names[1:]:
             recipe.candidate(candidate)
-        # Not before: TensorFlow reads the environment when it is imported.
+        # Import the stage last: TensorFlow reads the environment when it is imported.
         import_module(f"mobilenet_pipeline.stages.{name}").main(recipe, *names[1:])
     except (ConnectionError, TimeoutError) as error:
         _leave(error, os.EX_TEMPFAIL)

@@ -1,31 +1,31 @@
-"""Trained model to the artefact that is served."""
+"""Export a trained model as the served artefact."""
 
 import numpy as np
 
-from mobilenet_pipeline import export, images, split
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.layout import data_folder, model_folder, write_json
+from mobilenet_pipeline.data.dataset import open_dataset
+from mobilenet_pipeline.data.split import split_rows
+from mobilenet_pipeline.evaluation import export
+from mobilenet_pipeline.workspace.files import write_json
+from mobilenet_pipeline.workspace.paths import data_folder, model_folder
 
 CALIBRATION = 500
-"""Training images that the ranges of an int8 artefact's activations are taken from."""
+"""Training images that calibrate the activation ranges of an int8 artefact."""
 
 
 def main(recipe: Recipe, name: str) -> None:
-    """Write `model.tflite` and `export.json`, after comparing artefact and model on every test image.
+    """Write `model.tflite` and `export.json`.
 
-    An int8 artefact answers a little differently; by how much is kept, and whether that will do is up to the gate.
+    Artefact and model are compared on every test image. The answers of an int8 artefact differ slightly from the
+    model's: export.json has the differences, and the gate judges the artefact. Raises ParityError if a float32 artefact
+    differs from its model.
     """
-    import keras
-    import tensorflow as tf
-
-    # On the CPU, as it will be served: a GPU's shorter products would pass for a fault of the artefact.
-    tf.config.set_visible_devices([], "GPU")
     folder = model_folder(recipe, name)
-    data = images.open_dataset(data_folder(recipe))
-    model = keras.models.load_model(folder / "model.keras", compile=False)
-    kept, _ = split.training_rows(data.labels, data.is_test, recipe.split.validation_share, recipe.split.seed)
+    data = open_dataset(data_folder(recipe))
+    model = export.load_model(folder / "model.keras")
+    training, _ = split_rows(data, recipe.split)
     facts = export.export(
-        model, folder / "model.tflite", recipe.serving.precision, np.asarray(data.images[kept[:CALIBRATION]])
+        model, folder / "model.tflite", recipe.serving.precision, np.asarray(data.images[training[:CALIBRATION]])
     )
     compare = export.check_parity if recipe.serving.precision == "float32" else export.compare
     parity = compare(model, folder / "model.tflite", data.images[data.is_test])

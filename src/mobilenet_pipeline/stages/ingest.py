@@ -1,12 +1,12 @@
-"""Source to arrays and manifest."""
+"""Ingest the source as arrays and manifest."""
 
-from mobilenet_pipeline import ingest
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.layout import data_folder
+from mobilenet_pipeline.data import ingest
+from mobilenet_pipeline.workspace.paths import data_folder
 
 
 def main(recipe: Recipe) -> None:
-    """Write `data/RECIPE`."""
+    """Write the dataset into `data/RECIPE`."""
     dataset = ingest.ingest(recipe, data_folder(recipe))
     print(
         f"{dataset['rows']['train']:,} training and {dataset['rows']['test']:,} test images, {dataset['digest'][:12]}"

@@ -1,79 +1,80 @@
-"""Dataset to trained model, its learning curve recorded as it goes."""
+"""Train a candidate. MLflow gets the learning curve during the training."""
 
-import json
 import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import pandas as pd
-import tensorflow as tf
 
-from mobilenet_pipeline import anatomy, checkpoint, distribution, figures, images, provenance, split, tracking, training
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.layout import data_folder, model_folder, whole, write_json
+from mobilenet_pipeline.data.dataset import open_dataset
+from mobilenet_pipeline.data.split import split_rows
+from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.models import anatomy
+from mobilenet_pipeline.registry import runs
+from mobilenet_pipeline.reports import figures
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.training import checkpoint, distribution
+from mobilenet_pipeline.training.batches import Images
+from mobilenet_pipeline.training.loop import Epoch
+from mobilenet_pipeline.training.train import Callbacks, Interrupted, Trained, TrainingData, to_rows, train
+from mobilenet_pipeline.workspace import provenance
+from mobilenet_pipeline.workspace.files import read_json, whole, write_json
+from mobilenet_pipeline.workspace.paths import data_folder, model_folder
 
 BAR = 20
 
 
 def main(recipe: Recipe, name: str) -> None:
-    """Write `model.keras`, `history.csv` and `training.json`; of several workers only the first does.
+    """Write `model.keras`, `history.csv` and `training.json`.
 
-    A training that was cut short goes on where it was, from `checkpoint.npz` beside these files.
+    Of several workers, only the first writes. A training that was cut short continues from `checkpoint.npz` beside
+    these files.
     """
-    keras.config.disable_interactive_logging()  # its bars would fill the log
     recipe = recipe.with_precision(bfloat16=distribution.bfloat16_helps())
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
-    saved = folder / "checkpoint.npz"
-    data = images.open_dataset(data_folder(recipe))
-    pixels, labels = np.asarray(data.images), np.asarray(data.labels)
-    limits = recipe.split
-    kept, held_out = split.training_rows(labels, data.is_test, limits.validation_share, limits.seed)
+    checkpoint_path = folder / "checkpoint.npz"
+    dataset = open_dataset(data_folder(recipe))
+    images, labels = np.asarray(dataset.images), np.asarray(dataset.labels)
+    training, validation = (Images(images[rows], labels[rows]) for rows in split_rows(dataset, recipe.split))
+    data = TrainingData(training, validation, len(dataset.class_names))
     if (count := distribution.workers()) > 1:
         say(f"waiting for all {count} workers of TF_CONFIG")
     strategy = distribution.choose()
     devices = distribution.describe(strategy)
-    say(f"{len(kept):,} images to train on, {len(held_out):,} to validate, on {devices}, in {candidate.precision}")
+    say(f"{len(training):,} training and {len(validation):,} validation images, on {devices}, in {candidate.precision}")
 
-    def fit(on_epoch: Callable[[training.Epoch, int, float], None]) -> training.Trained:
-        with asked_to_end() as asked:
+    def fit(on_epoch: Callable[[Epoch, int, float], None]) -> Trained:
+        with stop_on_signal() as should_stop:
             try:
-                return training.train(
-                    candidate,
-                    training.Images(pixels[kept], labels[kept]),
-                    training.Images(pixels[held_out], labels[held_out]),
-                    len(data.class_names),
-                    strategy,
-                    on_epoch,
-                    say,
-                    saved,
-                    asked,
-                )
-            except training.Interrupted as end:
-                say(f"asked to end: the next run {f'goes on from {saved}' if end.saved else 'starts afresh'}")
+                return train(candidate, data, strategy, Callbacks(on_epoch, say, should_stop), checkpoint_path)
+            except Interrupted as stop:
+                next_run = f"continues from {checkpoint_path}" if stop.saved else "starts afresh"
+                say(f"stop requested: the next run {next_run}")
                 raise
 
     if not distribution.is_chief(strategy):
         fit(lambda row, epochs, left: say(progress(row, epochs, left)))
         return
     began = datetime.now(UTC)
-    document = json.loads((data_folder(recipe) / "dataset.json").read_text(encoding="utf-8"))
-    with tracking.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run:
+    document = read_json(data_folder(recipe) / "dataset.json")
+    with runs.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run:
 
-        def on_epoch(row: training.Epoch, epochs: int, left: float) -> None:
+        def on_epoch(row: Epoch, epochs: int, left: float) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
             say(progress(row, epochs, left))
 
         trained = fit(on_epoch)
         save(folder, trained)
-        run.log_model(trained.model, pixels[held_out[:2]])
+        run.log_model(trained.model, validation.pixels[:2])
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
-    layers = anatomy.layers(candidate, len(data.class_names))
+    layers = anatomy.layers(candidate, data.classes)
     facts = {
         "run_id": run.run_id,
         "cpu_minutes": trained.cpu_seconds / 60,
@@ -86,50 +87,53 @@ def main(recipe: Recipe, name: str) -> None:
         "precision": candidate.precision,
         "epochs": round(trained.epochs, 3),
         "temperature": round(trained.temperature, 4),
-        "preprocessing": provenance.preprocessing(),
-        "data_digest": data.digest,
+        "preprocessing": preprocess.fingerprint(),
+        "data_digest": dataset.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
-        "tensorflow": tf.__version__,
-        "machine": provenance.describe_machine(),
+        "tensorflow": version("tensorflow"),
+        "machine": machine.describe_machine(),
         "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)
-    for state in (saved, checkpoint.other(saved)):
+    for state in (checkpoint_path, checkpoint.other(checkpoint_path)):
         state.unlink(missing_ok=True)
 
 
-def save(folder: Path, trained: training.Trained) -> None:
+def save(folder: Path, trained: Trained) -> None:
     """Write the model and its learning curve."""
     folder.mkdir(parents=True, exist_ok=True)
     trained.model.save(folder / "model.keras")
     with whole(folder / "history.csv") as partial:
-        pd.DataFrame(training.to_rows(trained.history)).to_csv(partial, index=False)
+        pd.DataFrame(to_rows(trained.history)).to_csv(partial, index=False)
 
 
 @contextmanager
-def asked_to_end() -> Iterator[Callable[[], bool]]:
-    """Take SIGTERM or Ctrl-C as a request, so that the training ends when its state is saved; gives whether one came.
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Treat SIGTERM and Ctrl-C as stop requests during the `with` body.
 
-    A second one ends it at once.
+    Yields a function that returns whether a stop was requested. A second signal ends the process at once.
     """
-    came: list[int] = []
+    signals: list[int] = []
 
     def note(number: int, frame: object) -> None:
-        came.append(number)
+        signals.append(number)
         signal.signal(number, previous[number])
 
     previous: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in previous:
         signal.signal(number, note)
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(signals)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def progress(row: training.Epoch, epochs: int, left: float) -> str:
-    """A line with a bar for people, and `epoch 3/12` for whoever follows the log; `left` are seconds."""
+def progress(row: Epoch, epochs: int, left: float) -> str:
+    """Return the log line of an epoch; `left` is in seconds.
+
+    It has a bar for people and `epoch 3/12` for programs.
+    """
     filled = BAR * row.epoch // epochs
     return (
         f"{'█' * filled}{'░' * (BAR - filled)} epoch {row.epoch}/{epochs} "
@@ -140,5 +144,5 @@ def progress(row: training.Epoch, epochs: int, left: float) -> str:
 
 
 def say(line: str) -> None:
-    """A line for whoever follows the log."""
+    """Print a line to the log at once."""
     print(line, flush=True)

@@ -1,0 +1,305 @@
+"""Validate a dataset's manifest against its recipe. No other module imports Great Expectations."""
+
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.system import environment
+
+if TYPE_CHECKING:
+    from great_expectations.core import ExpectationValidationResult
+    from great_expectations.data_context import AbstractDataContext
+    from great_expectations.expectations.expectation import Expectation
+
+# These values repeat those of ingestion: an expectation must not depend on the code that it checks.
+SPLITS, CHANNELS = ("train", "test"), ("r", "g", "b")
+EXAMPLES = 5  # failed rows in a message
+STATISTICS = (*(f"mean_{name}" for name in CHANNELS), *(f"std_{name}" for name in CHANNELS))
+IDENTITY = ("split", "label", "class_name", "hash")
+COLUMNS = (*IDENTITY, "height", "width", "channels", "dtype", "pixel_min", "pixel_max", *STATISTICS)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The input of one suite: a frame, its expectations, and the columns that identify its rows."""
+
+    name: str
+    frame: pd.DataFrame
+    expectations: list["Expectation"]
+    identity: tuple[str, ...] = ("row",)
+
+
+def validate(manifest: pd.DataFrame, recipe: config.Recipe, digest: str, docs_folder: Path) -> dict[str, Any]:
+    """Run every expectation on a manifest and write Data Docs into `docs_folder`.
+
+    Row i of the manifest describes image i. Returns a JSON-ready document: whether all expectations passed, and for
+    each expectation the number of unexpected rows and the first of them. A failed expectation raises nothing;
+    `failures` returns its sentence.
+    """
+    environment.prepare()  # Great Expectations reads its telemetry variable when it is imported
+    tables = _tables(manifest.reset_index(drop=True).rename_axis("row").reset_index(), recipe)
+    docs_folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=docs_folder.parent, prefix=".data_docs-") as fresh:
+        context = _open_context(Path(fresh) / "docs")
+        results = [(table, result) for table in tables for result in _run(context, table, recipe.name)]
+        context.build_data_docs()
+        _list_pages(Path(fresh) / "docs")
+        shutil.rmtree(docs_folder, ignore_errors=True)  # pages of earlier runs would slow every later run
+        (Path(fresh) / "docs").replace(docs_folder)
+    expectations = [_describe(table, result) for table, result in results]
+    return {
+        "success": all(expectation["success"] for expectation in expectations),
+        "recipe": recipe.name,
+        "data_digest": digest,
+        "rows": len(manifest),
+        "expectations": expectations,
+    }
+
+
+def failures(document: dict[str, Any]) -> list[str]:
+    """Return a sentence for every failed expectation; empty if all passed.
+
+    `document` is what `validate` returned.
+    """
+    return [expectation["sentence"] for expectation in document["expectations"] if not expectation["success"]]
+
+
+def _tables(images: pd.DataFrame, recipe: config.Recipe) -> list[Table]:
+    """Return the manifest and tables derived from it, with their expectations.
+
+    If a column is missing, only that can be checked.
+    """
+    from great_expectations import expectations as gxe
+
+    columns = gxe.ExpectTableColumnsToMatchSet(
+        column_set=["row", *COLUMNS], exact_match=True, description="The manifest has its columns and no others"
+    )
+    if not set(COLUMNS) <= set(images.columns):
+        return [Table("images", images, [columns])]
+    # A duplicate inside a split and an image in both splits are two faults. Each is reported once.
+    distinct = images.drop_duplicates(["hash", "split"])
+    no_leak = gxe.ExpectColumnValuesToBeUnique(column="hash", description="No image is in both train and test")
+    data, train, test = recipe.data, images[images["split"] == "train"], images[images["split"] == "test"]
+    return [
+        Table("images", images, [columns, *_expect_of_images(data)]),
+        Table("train", train, _expect_of_split("train", data.train_rows, data)),
+        Table("test", test, _expect_of_split("test", data.test_rows, data)),
+        Table("distinct_images", distinct, [no_leak]),
+        Table("class_shares", _shares(images, data), _expect_balance(data), ("split", "class_name")),
+        Table("training_pixels", _channels(train), _expect_channels(data), ()),
+    ]
+
+
+def _shares(images: pd.DataFrame, data: config.Data) -> pd.DataFrame:
+    """Return the rows of each class in each split, and their share of the split."""
+    index = pd.MultiIndex.from_product([SPLITS, data.class_names], names=["split", "class_name"])
+    rows = images.groupby(["split", "class_name"]).size().reindex(index, fill_value=0).rename("rows").reset_index()
+    return rows.assign(share=(rows["rows"] / rows.groupby("split")["rows"].transform("sum")).fillna(0.0))
+
+
+def _channels(train: pd.DataFrame) -> pd.DataFrame:
+    """Return the exact mean and standard deviation of every channel, in one row.
+
+    All images have the same size, so E[x²] of a channel is the mean of std² + mean² over the images.
+    """
+    row: dict[str, float] = {}
+    for name in CHANNELS:
+        mean = float(train[f"mean_{name}"].mean())
+        second_moment = float((train[f"std_{name}"] ** 2 + train[f"mean_{name}"] ** 2).mean())
+        row |= {f"mean_{name}": mean, f"std_{name}": math.sqrt(max(second_moment - mean**2, 0.0))}
+    return pd.DataFrame([row])
+
+
+def _expect_of_images(data: config.Data) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    def values(column: str, allowed: Sequence[object], description: str) -> "Expectation":
+        return gxe.ExpectColumnValuesToBeInSet(column=column, value_set=list(allowed), description=description)
+
+    def between(column: str, low: float, high: float, description: str) -> "Expectation":
+        return gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high, description=description)
+
+    classes, pairs = data.class_names, list(enumerate(data.class_names))
+    return [
+        *(gxe.ExpectColumnValuesToNotBeNull(column=name, description=f"Every image has a {name}") for name in COLUMNS),
+        values("split", SPLITS, "An image is in train or in test"),
+        between("label", 0, len(classes) - 1, f"Labels are 0 to {len(classes) - 1}"),
+        values("class_name", classes, "Classes are the recipe's"),
+        gxe.ExpectColumnPairValuesToBeInSet(
+            column_A="label", column_B="class_name", value_pairs_set=pairs, description="Label and class name agree"
+        ),
+        gxe.ExpectColumnValuesToMatchRegex(
+            column="hash", regex="^[0-9a-f]{64}$", description="Hashes are SHA-256, in hexadecimal"
+        ),
+        *(
+            values(name, [size], f"The {name} of an image is {size}")
+            for name, size in (("height", data.image_size), ("width", data.image_size), ("channels", len(CHANNELS)))
+        ),
+        values("dtype", ["uint8"], "Pixels are uint8"),
+        *(between(name, 0, 255, "Pixels are 0 to 255") for name in ("pixel_min", "pixel_max")),
+        *(between(name, 0, 1, "Statistics of pixels are on the scale 0 to 1") for name in STATISTICS),
+        gxe.ExpectColumnPairValuesAToBeGreaterThanB(
+            column_A="pixel_max", column_B="pixel_min", description="No image is blank: pixels differ"
+        ),
+        gxe.ExpectCompoundColumnsToBeUnique(
+            column_list=["hash", "split"], description="No image is twice in the same split"
+        ),
+    ]
+
+
+def _expect_of_split(name: str, rows: int, data: config.Data) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    return [
+        gxe.ExpectTableRowCountToEqual(value=rows, description=f"The {name} split has {rows:,} images"),
+        gxe.ExpectColumnDistinctValuesToEqualSet(
+            column="class_name", value_set=data.class_names, description=f"Every class is in the {name} split"
+        ),
+    ]
+
+
+def _expect_balance(data: config.Data) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    share, tolerance = 1 / len(data.class_names), data.class_balance_tolerance
+    return [
+        gxe.ExpectColumnValuesToBeBetween(
+            column="share",
+            min_value=share - tolerance,
+            max_value=share + tolerance,
+            description=f"Every class is {share:.1%} ± {tolerance:.1%} of its split",
+        )
+    ]
+
+
+def _expect_channels(data: config.Data) -> list["Expectation"]:
+    from great_expectations import expectations as gxe
+
+    expected = {f"mean_{name}": value for name, value in zip(CHANNELS, data.channel_mean, strict=True)}
+    expected |= {f"std_{name}": value for name, value in zip(CHANNELS, data.channel_std, strict=True)}
+    return [
+        gxe.ExpectColumnValuesToBeBetween(
+            column=column,
+            min_value=value - data.channel_tolerance,
+            max_value=value + data.channel_tolerance,
+            description=f"{column} of all training pixels is {value:.4f} ± {data.channel_tolerance:g}",
+        )
+        for column, value in expected.items()
+    ]
+
+
+def _open_context(docs: Path) -> "AbstractDataContext":
+    import great_expectations as gx
+    from great_expectations.data_context.types.base import ProgressBarsConfig
+
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    for site in list(context.get_site_names()):
+        context.delete_data_docs_site(site)
+    context.add_data_docs_site(
+        "data_docs",
+        {
+            "class_name": "SiteBuilder",
+            "show_how_to_buttons": False,  # type: ignore[typeddict-unknown-key]
+            "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+        },
+    )
+    return context
+
+
+def _list_pages(docs: Path) -> None:
+    """Add plain links to the index page.
+
+    Its own table needs scripts from the network and is empty without them.
+    """
+    pages = sorted(page.relative_to(docs) for page in docs.glob("validations/**/*.html"))
+    links = "".join(f'<li><a href="{quote(page.as_posix())}">{page.parts[1]}</a></li>' for page in pages)
+    index = docs / "index.html"
+    document = index.read_text(encoding="utf-8")
+    index.write_text(document.replace("</body>", f"<p>Results by table</p><ul>{links}</ul></body>"), encoding="utf-8")
+
+
+def _run(context: "AbstractDataContext", table: Table, run_name: str) -> list["ExpectationValidationResult"]:
+    import great_expectations as gx
+    from great_expectations.core.run_identifier import RunIdentifier
+
+    source = context.data_sources.add_or_update_pandas(table.name)
+    batch = source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe(table.name)
+    suite = context.suites.add_or_update(gx.ExpectationSuite(name=table.name, expectations=table.expectations))
+    definition = context.validation_definitions.add_or_update(
+        gx.ValidationDefinition(name=table.name, data=batch, suite=suite)
+    )
+    checkpoint = gx.Checkpoint(
+        name=table.name,
+        validation_definitions=[definition],
+        result_format={
+            "result_format": "SUMMARY",
+            "partial_unexpected_count": EXAMPLES,
+            "unexpected_index_column_names": list(table.identity),
+        },
+    )
+    # A checkpoint does not store the frame, so the run gets it as a parameter.
+    outcome = context.checkpoints.add_or_update(checkpoint).run(
+        batch_parameters={"dataframe": table.frame}, run_id=RunIdentifier(run_name=run_name)
+    )
+    order = [expectation.id for expectation in suite.expectations]
+    (results,) = outcome.run_results.values()
+    return sorted(results.results, key=lambda result: order.index(result.expectation_config.id))  # type: ignore[union-attr]
+
+
+def _describe(table: Table, result: "ExpectationValidationResult") -> dict[str, Any]:
+    outcome: dict[str, Any] = result.to_json_dict()
+    name, arguments = outcome["expectation_config"]["type"], outcome["expectation_config"]["kwargs"]
+    single = [arguments[key] for key in ("column", "column_A", "column_B") if key in arguments]
+    column = ", ".join(arguments.get("column_list", single)) or None
+    rows = outcome["result"].get("unexpected_count") or 0
+    examples = [] if outcome["success"] else _examples(table, column, outcome["result"])
+    sentence = outcome["expectation_config"]["description"]
+    if not outcome["success"]:
+        where = f" on column {column}" if column else ""
+        what = f"{rows:,} {'row' if rows == 1 else 'rows'}, the first: " if rows else ""
+        what += json.dumps(examples) if examples else f"not evaluated ({_cause(outcome['exception_info'])})"
+        sentence = f"{name}{where} of {table.name} failed ({sentence}): {what}"
+    return {
+        "expectation": name,
+        "table": table.name,
+        "column": column,
+        "success": outcome["success"],
+        "unexpected_rows": rows,
+        "examples": examples,
+        "sentence": sentence,
+    }
+
+
+def _examples(table: Table, column: str | None, result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the first unexpected rows, or the observed value of the whole table.
+
+    A row is identified by the columns `table.identity`.
+    """
+    if "observed_value" in result:
+        examples = [{"found": result["observed_value"]}]
+    elif table.identity:
+        examples = result.get("partial_unexpected_index_list", [])
+    else:
+        examples = [{str(column): value} for value in result.get("partial_unexpected_list", [])]
+    order = [*table.identity, *sorted({key for example in examples for key in example} - {*table.identity})]
+    return [{key: _to_json(example[key]) for key in order if key in example} for example in examples]
+
+
+def _to_json(value: Any) -> Any:
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity
+
+
+def _cause(raised: dict[str, Any]) -> str:
+    causes = [raised] if "exception_message" in raised else list(raised.values())
+    return "; ".join(sorted({str(cause["exception_message"]) for cause in causes}))

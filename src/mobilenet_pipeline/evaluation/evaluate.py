@@ -1,0 +1,163 @@
+"""Evaluate the exported artefact, so that the gate judges the model that is served."""
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mobilenet_pipeline.data.dataset import Dataset
+from mobilenet_pipeline.evaluation import corruptions
+from mobilenet_pipeline.evaluation.predictions import ARRAYS
+from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.metrics import scores
+
+BATCH = 256
+SEED, CORRUPTED = 0, 2000
+"""Seed and number of the corrupted test images. They are the same for every model of a dataset."""
+WARM_UP, TIMED = 20, 300
+
+
+def evaluate(
+    artefact_path: Path, data: Dataset, validation_rows: np.ndarray
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Score the artefact on the test and the validation images, and time it.
+
+    `validation_rows` are rows of the dataset; they are sorted. Returns the evaluation's document and the arrays of
+    predictions.npz. The document is JSON-ready; its accuracies per class, confusion matrix and corruptions are of the
+    test images.
+
+    Raises ValueError if the artefact's answers are not probabilities of the dataset's classes.
+    """
+    artefact = Artefact(artefact_path)
+    predictions: dict[str, np.ndarray] = {"data_digest": np.array(data.digest)}
+    metrics: dict[str, scores.Metrics] = {}
+    test_rows = np.flatnonzero(data.is_test)
+    for split, prefix, chosen in (("test", "", test_rows), ("validation", "validation_", validation_rows)):
+        rows = np.sort(np.asarray(chosen, dtype=np.int64))
+        probabilities = _predict(artefact, data.images, rows, f"evaluating on the {split} images")
+        actual = np.asarray(data.labels[rows], dtype=np.uint8)
+        try:
+            metrics[split] = scores.evaluate(probabilities, actual, data.class_names)
+        except ValueError as error:
+            raise ValueError(f"{artefact_path} on the {split} images: {error}") from None
+        predictions |= {f"{prefix}probabilities": probabilities, f"{prefix}labels": actual, f"{prefix}rows": rows}
+    corrupted_rows = _corrupted_rows(test_rows)
+    right = _robustness(artefact, data.images[corrupted_rows], np.asarray(data.labels[corrupted_rows]))
+    # One bit per answer: 2,000 images with 15 corruptions take 4 kB.
+    predictions |= {"corrupted_right": np.packbits(list(right.values()), axis=0), "corrupted_rows": corrupted_rows}
+    document = _document(metrics, predictions, data) | {
+        "corruptions": {name: float(answers.mean()) for name, answers in right.items()},
+        "artefact": {
+            "bytes": artefact_path.stat().st_size,
+            **_latency(Artefact(artefact_path, threads=1), data.images[corrupted_rows[:1]]),
+        },
+    }
+    return document, predictions
+
+
+def is_complete(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> bool:
+    """Return whether an evaluation has every measurement of this version.
+
+    It must have them for the same corrupted test images.
+    """
+    return (
+        list(document.get("corruptions", {})) == corruptions.names()
+        and set(ARRAYS) <= set(arrays)
+        and np.array_equal(arrays["corrupted_rows"], _corrupted_rows(arrays["rows"]))
+    )
+
+
+def write_confusion(path: Path, predictions: dict[str, np.ndarray], class_names: Sequence[str]) -> None:
+    """Write a CSV with columns `actual` and `predicted` for `dvc plots`.
+
+    It has a row of class names per test image.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predicted = predictions["probabilities"].argmax(axis=1)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["actual", "predicted"])
+        pairs = zip(predictions["labels"], predicted, strict=True)
+        writer.writerows([class_names[actual], class_names[answer]] for actual, answer in pairs)
+
+
+def _predict(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str) -> np.ndarray:
+    if len(rows) == 0:
+        raise ValueError(f"{task}: there are no images")
+    parts = []
+    # The bar appears only on a terminal and only after a second, so small datasets show none.
+    with tqdm(total=len(rows), desc=task, unit="image", delay=1, disable=None, leave=False) as bar:
+        for start in range(0, len(rows), BATCH):
+            chunk = rows[start : start + BATCH]
+            parts.append(artefact.predict(np.ascontiguousarray(images[chunk])))
+            bar.update(len(chunk))
+    return np.concatenate(parts)
+
+
+def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
+    """Return the rows of the corrupted test images, in ascending order."""
+    return np.sort(np.random.default_rng(SEED).permutation(test_rows)[:CORRUPTED])
+
+
+def _robustness(artefact: Artefact, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Return {corruption: bool (n,)}, True for a correct answer."""
+    right = {}
+    sets = corruptions.corrupted(images, SEED)
+    total = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES)
+    for name, changed in tqdm(sets, desc="corrupted images", total=total, delay=1, disable=None, leave=False):
+        answers = np.concatenate(
+            [artefact.predict(part) for part in np.array_split(changed, -(-len(changed) // BATCH))]
+        )
+        right[name] = answers.argmax(axis=1) == labels
+    return right
+
+
+def _latency(artefact: Artefact, image: np.ndarray) -> dict[str, float]:
+    """Return the median and p99 latency of one image in ms, after a warm-up."""
+    p50, p99 = np.percentile([_milliseconds(artefact, image) for _ in range(WARM_UP + TIMED)][WARM_UP:], [50, 99])
+    return {"p50_ms": round(float(p50), 4), "p99_ms": round(float(p99), 4)}
+
+
+def time_in_turn(candidate: Path, champion: Path) -> tuple[float, float]:
+    """Return the median latencies of both artefacts for one image, in ms.
+
+    The artefacts answer in turn, so that other load on the machine affects both.
+    """
+    both = [Artefact(path, threads=1) for path in (candidate, champion)]
+    image = np.zeros((1, *both[0].image_shape), np.uint8)
+    turns = [[_milliseconds(artefact, image) for artefact in both] for _ in range(WARM_UP + TIMED)]
+    first, second = np.median(turns[WARM_UP:], axis=0)
+    return round(float(first), 4), round(float(second), 4)
+
+
+def _milliseconds(artefact: Artefact, image: np.ndarray) -> float:
+    started = time.perf_counter()
+    artefact.predict(image)
+    return (time.perf_counter() - started) * 1000
+
+
+def _document(
+    metrics: dict[str, scores.Metrics], predictions: Mapping[str, np.ndarray], data: Dataset
+) -> dict[str, Any]:
+    totals = ("rows", "loss", "accuracy", "top3_accuracy")
+    errors = {
+        "test": scores.expected_calibration_error(predictions["probabilities"], predictions["labels"]),
+        "validation": scores.expected_calibration_error(
+            predictions["validation_probabilities"], predictions["validation_labels"]
+        ),
+    }
+    return {
+        "data_digest": data.digest,
+        **{
+            split: {key: dict(values)[key] for key in totals} | {"calibration_error": errors[split]}
+            for split, values in metrics.items()
+        },
+        "per_class_accuracy": metrics["test"]["per_class_accuracy"],
+        "confusion_matrix": metrics["test"]["confusion_matrix"],
+        "class_names": list(data.class_names),
+        "overlap": data.overlap,
+    }

@@ -1,0 +1,109 @@
+"""Export a trained model as the served artefact, and check that both give the same answers."""
+
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mobilenet_pipeline.config import ServedPrecision
+from mobilenet_pipeline.inference.artefact import Artefact
+
+HEAD = ["FULLY_CONNECTED", "SOFTMAX"]
+"""Operations that stay float32 in an int8 artefact."""
+
+TOLERANCE = 1e-4
+"""The largest accepted difference between a probability of the model and of the artefact."""
+
+
+class ParityError(ValueError):
+    """The artefact's answers differ from its model's."""
+
+
+def load_model(path: Path) -> keras.Model:
+    """Load a trained model onto the CPU.
+
+    The artefact is served on CPUs. A GPU's reduced precision would look like an export error.
+    """
+    import tensorflow as tf
+
+    tf.config.set_visible_devices([], "GPU")
+    return keras.models.load_model(path, compile=False)
+
+
+def export(
+    model: keras.Model, path: Path, precision: ServedPrecision = "float32", calibration: np.ndarray | None = None
+) -> dict:
+    """Write `model` atomically to `path` as LiteRT.
+
+    Returns its SHA-256, its size in bytes, and its precision. With "int8", weights and activations are 8-bit integers
+    (Jacob et al. 2018, arXiv:1712.05877). The head stays float32, because int8 would round probabilities to multiples
+    of 1/256. `calibration` uint8 (n, h, w, 3) are the images that give the range of every activation. Raises ValueError
+    if int8 has no calibration images.
+    """
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        artefact = Path(folder) / path.name
+        if precision == "float32":
+            model.export(artefact, format="litert", verbose=False)
+        elif calibration is None or not len(calibration):
+            raise ValueError(
+                "int8 needs calibration images for its activation ranges, but there are none; pass training images"
+            )
+        else:
+            artefact.write_bytes(_quantised(model, calibration, Path(folder) / "saved"))
+        os.replace(artefact, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return {"sha256": digest, "bytes": path.stat().st_size, "precision": precision}
+
+
+def _quantised(model: keras.Model, calibration: np.ndarray, folder: Path) -> bytes:
+    import tensorflow as tf
+
+    def images() -> Iterator[list[np.ndarray]]:
+        for image in calibration:
+            yield [image[np.newaxis]]
+
+    model.export(folder, format="tf_saved_model", verbose=False)
+    converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = images
+    # Only the debugger can exclude operations from quantisation.
+    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=HEAD)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=images, debug_options=options
+        )
+    return debugger.get_nondebug_quantized_model()
+
+
+def check_parity(model: keras.Model, path: Path, images: np.ndarray) -> dict:
+    """Compare a float32 artefact with its model and return the differences.
+
+    `images` is uint8 (n, h, w, 3). Raises ParityError if any predicted class differs, or a probability differs by more
+    than `TOLERANCE`.
+    """
+    parity = compare(model, path, images)
+    differences, largest = parity["argmax_differences"], parity["max_probability_difference"]
+    if differences or not largest <= TOLERANCE:  # NaN <= TOLERANCE is false
+        raise ParityError(
+            f"{path} does not answer like its model: {differences} of {len(images)} classes differ, probabilities by "
+            f"up to {largest:.1e} (limit {TOLERANCE:.0e}); it was not accepted"
+        )
+    return parity
+
+
+def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 50) -> dict:
+    """Return the differences of artefact and model on uint8 `images` (n, h, w, 3)."""
+    artefact = Artefact(path)
+    differences, largest = 0, 0.0
+    for start in range(0, len(images), batch):
+        part = np.ascontiguousarray(images[start : start + batch])
+        expected, actual = np.asarray(model(part, training=False)), artefact.predict(part)
+        differences += int(np.sum(expected.argmax(-1) != actual.argmax(-1)))
+        largest = float(np.max([largest, np.abs(expected - actual).max()]))
+    return {"rows": len(images), "argmax_differences": differences, "max_probability_difference": largest}

@@ -1,0 +1,130 @@
+"""The predictions of a model, other measurements of it, and the file predictions.npz."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mobilenet_pipeline.workspace.files import whole
+
+
+class PredictionsError(ValueError):
+    """The predictions of a model are missing, damaged, or from an earlier version of this project."""
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """Measurements of a model beside its predictions.
+
+    `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
+    `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`
+    is the fingerprint of the image decoder at training. `overlap` is the number of test images that are also training
+    images. `withdrawn` is the reason of the person who withdrew the model, or None.
+    """
+
+    corrupted: Mapping[str, np.ndarray]
+    bytes: int
+    p50_ms: float
+    p99_ms: float
+    preprocessing: str
+    overlap: int
+    withdrawn: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A model's answers for the test images.
+
+    `probabilities` (n, k), `labels` (n,) integers, the `data_digest` of the dataset, and the registered `version` of
+    the model, None if it has none.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    data_digest: str
+    facts: Facts
+    version: str | None = None
+
+    @property
+    def right(self) -> np.ndarray:
+        """Bool (n,): whether the model classified each image correctly."""
+        return np.argmax(self.probabilities, axis=1) == self.labels
+
+
+ARRAYS = (
+    "probabilities",
+    "labels",
+    "rows",
+    "validation_probabilities",
+    "validation_labels",
+    "validation_rows",
+    "corrupted_right",
+    "corrupted_rows",
+    "data_digest",
+)
+
+
+def save_predictions(path: Path, predictions: dict[str, np.ndarray]) -> None:
+    """Write predictions.npz atomically; the same predictions give the same bytes."""
+    _require(path, predictions)
+    with whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, **{name: predictions[name] for name in ARRAYS})
+
+
+def read_predictions(path: Path) -> dict[str, np.ndarray]:
+    """Return all arrays of a predictions.npz.
+
+    Raises PredictionsError if the file is missing or damaged, or lacks an array.
+    """
+    arrays = read_arrays(path)
+    _require(path, arrays)
+    return arrays
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a predictions.npz of any version of this project.
+
+    Raises PredictionsError if the file cannot be read.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise PredictionsError(f"{path} does not exist; evaluate that candidate first") from None
+    except Exception as error:  # zipfile, zlib and NumPy raise different errors for a damaged file
+        raise PredictionsError(f"{path} cannot be read ({error}); evaluate that candidate again") from None
+
+
+def predictions_of(
+    arrays: Mapping[str, np.ndarray], document: Mapping[str, Any], preprocessing: str | None, version: str | None = None
+) -> Predictions:
+    """Return the predictions of a candidate or of registered `version`.
+
+    `arrays` are those of predictions.npz, `document` is the evaluation's, `preprocessing` the fingerprint from the
+    training. Raises PredictionsError if arrays and document are of different data, or the document lacks a measurement.
+    """
+    if str(arrays["data_digest"]) != document.get("data_digest"):
+        raise PredictionsError("predictions.npz and its metrics are of different data; evaluate that candidate again")
+    try:
+        names = list(document["corruptions"])
+        right = np.unpackbits(arrays["corrupted_right"], axis=0, count=len(names)).astype(bool)
+        facts = Facts(
+            corrupted=dict(zip(names, right, strict=True)),
+            **document["artefact"],
+            preprocessing=preprocessing or "not recorded",
+            overlap=document["overlap"],
+        )
+    except (KeyError, TypeError) as error:
+        raise PredictionsError(
+            f"the evaluation of {f'version {version}' if version else 'a candidate'} lacks {error}: it is from an "
+            "earlier version of this project; evaluate it again with `mobilenet-pipeline run --force --recipe …`"
+        ) from None
+    return Predictions(arrays["probabilities"], arrays["labels"], str(arrays["data_digest"]), facts, version)
+
+
+def _require(path: Path, predictions: dict[str, np.ndarray]) -> None:
+    missing = [name for name in ARRAYS if name not in predictions]
+    if missing:
+        raise PredictionsError(f"{path} lacks {', '.join(missing)}; evaluate that candidate again")

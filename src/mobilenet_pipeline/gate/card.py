@@ -1,0 +1,126 @@
+"""The model card of a version, in Markdown: what a reviewer needs to decide. Pure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.metrics.scores import wilson_interval
+from mobilenet_pipeline.workspace.candidate import CandidateFiles
+
+
+def write_card(
+    recipe: Recipe, files: CandidateFiles, version: str, verdict: Verdict, origin: Mapping[str, str | None]
+) -> str:
+    """Return the card of the version that was registered from `files`.
+
+    `origin` says where the version's past can be found: run, commit, data version and so on.
+    """
+    passed = verdict.promotes(files.name)
+    decision = "Promoted" if passed else "Not promoted"
+    if passed and verdict.waits_for_approval:
+        decision = "Passed the gate"  # true before and after a person has approved it
+    parts = [
+        f"# {decision}: {files.name}, version {version} of {recipe.registered_model}",
+        verdict.reason,
+        "## Verdict\n\n" + _checks(files.name, verdict),
+        "## Test figures\n\n" + _figures(files.metrics),
+        "## Limits of use\n\n" + _limits(recipe, files),
+        "## Where it comes from\n\n" + _list({key: f"`{value}`" for key, value in origin.items() if value}),
+        "## Data\n\n" + _data(recipe, files),
+        "## Accuracy per class\n\n" + _classes(files.metrics),
+        # Last: if the registry cuts the card, this part is also in the run's parameters.
+        "## Model\n\n" + _model(recipe, files),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _checks(candidate: str, verdict: Verdict) -> str:
+    lines = [
+        f"- {'✓' if check.passed else '✗'} **{check.name}**: {check.sentence}"
+        for check in verdict.checks
+        if check.candidate == candidate
+    ]
+    reads = f"Models had been scored {verdict.test_reads} times on these test images in this workspace."
+    return "\n".join([*lines, "", verdict.warning or reads])
+
+
+def _figures(metrics: Mapping[str, Any]) -> str:
+    test, corrupted, artefact = metrics["test"], metrics["corruptions"], metrics["artefact"]
+    low, high = wilson_interval(round(test["accuracy"] * test["rows"]), test["rows"])
+    worst = min(corrupted, key=lambda name: corrupted[name])
+    mean = sum(corrupted.values()) / len(corrupted)
+    return _list(
+        {
+            "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95 % interval: {low:.2%} to {high:.2%})",
+            "loss": f"{test['loss']:.4f}",
+            "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
+            "expected calibration error": f"{test['calibration_error']:.2%}",
+            "accuracy on corrupted images": f"{mean:.2%}; lowest on {worst}: {corrupted[worst]:.2%}",
+            "latency (single image)": f"median {artefact['p50_ms']:.2f} ms, p99 {artefact['p99_ms']:.2f} ms",
+            "size": f"{artefact['bytes'] / 1e6:.2f} MB",
+        }
+    )
+
+
+def _classes(metrics: Mapping[str, Any]) -> str:
+    lines, names = [], metrics["class_names"]
+    for index, (name, row) in enumerate(zip(names, metrics["confusion_matrix"], strict=True)):
+        total, correct = sum(row), row[index]
+        if not total:
+            lines.append(f"- {name}: no test images")
+            continue
+        low, high = wilson_interval(correct, total)
+        wrong, other = max((count, other) for other, count in enumerate(row) if other != index)
+        confused = f"; most often confused with {names[other]} ({wrong})" if wrong else ""
+        lines.append(f"- {name}: **{correct / total:.1%}** of {total:,} ({low:.1%} to {high:.1%}){confused}")
+    return "Ranges are 95 % intervals.\n\n" + "\n".join(lines)
+
+
+def _model(recipe: Recipe, files: CandidateFiles) -> str:
+    settings, training = recipe.candidate(files.name), files.training
+    machine, replicas = training.get("machine") or {}, training.get("replicas", 1)
+    return _list(
+        {
+            "recipe": f"`{recipe.name}`",
+            "architecture": f"MobileNet v1, α {settings.alpha:g}, strides {settings.strides}, {settings.input_size} px",
+            "starting weights": str(training.get("weights")),
+            "parameters": f"{training.get('parameters', 0):,}",
+            "multiply-adds": f"{training.get('multiply_adds', 0):,} per image",
+            "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', 0):g} epochs, "
+            f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {settings.seed}",
+            "processor": machine.get("cpu", "unknown") + (f", {replicas} replicas" if replicas > 1 else ""),
+            "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
+            "serving precision": recipe.serving.precision,
+            "validation accuracy": f"{files.metrics['validation']['accuracy']:.2%}",
+        }
+    )
+
+
+def _data(recipe: Recipe, files: CandidateFiles) -> str:
+    rows, share = files.dataset["rows"], recipe.split.validation_share
+    return _list(
+        {
+            "source": str(files.dataset.get("source")),
+            "images": f"{rows['train']:,} for training, {share:.0%} of them held out for validation; "
+            f"{rows['test']:,} for testing, {files.metrics['overlap'] or 'none'} of them in the training images",
+            "digest": f"`{files.data_digest}`",
+        }
+    )
+
+
+def _limits(recipe: Recipe, files: CandidateFiles) -> str:
+    names, size = files.metrics["class_names"], recipe.data.image_size
+    return (
+        f"- The model has {len(names)} classes and gives every image one of them: {', '.join(names)}. Its answer for "
+        "an image of anything else means nothing.\n"
+        f"- It sees the central square of a photo at {size} by {size} pixels.\n"
+        f"- All figures are for images like those of {recipe.data.source}. Expect less on other images, as the figure "
+        "for corrupted images shows.\n"
+        "- Its probabilities are calibrated on validation images, not on other kinds of images."
+    )
+
+
+def _list(rows: Mapping[str, str]) -> str:
+    # Not a table: MLflow shows tables without space between the columns.
+    return "\n".join(f"- **{key}**: {value}" for key, value in rows.items())

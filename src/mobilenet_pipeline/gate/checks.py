@@ -1,0 +1,284 @@
+"""The gate's checks on a model, each with a number, a limit and a sentence. Pure."""
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.evaluation.predictions import Predictions
+from mobilenet_pipeline.metrics import paired, scores
+
+VACANT, BETTER, AS_GOOD = REPLACES = ("no champion", "better than the champion", "as good and lighter")
+"""Of these champion checks, one has to pass; the others all have to."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A candidate compared with the champion on the same images.
+
+    The counts are of images that only one of them classifies correctly. `p_value` is that of the one-sided test
+    that the candidate is better, `lower_bound` the one-sided 95 % bound of the difference of accuracies; both are
+    Bonferroni-adjusted for `candidates` compared at once. `milliseconds` per image are of candidate and champion, if
+    they were timed in turn.
+    """
+
+    only_candidate_right: int
+    only_champion_right: int
+    candidates: int
+    p_value: float
+    lower_bound: float
+    milliseconds: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of `candidate`: the measured number, its limit, and a sentence for people."""
+
+    name: str
+    candidate: str
+    passed: bool
+    number: float | None
+    limit: float | None
+    sentence: str
+
+
+def own_checks(name: str, predictions: Predictions, limits: config.Gate, preprocessing: str) -> list[Check]:
+    """Return the checks that do not depend on the champion."""
+    facts, rows = predictions.facts, len(predictions.labels)
+    right = int(predictions.right.sum())
+    low, high = scores.wilson_interval(right, rows)
+    error = scores.expected_calibration_error(predictions.probabilities, predictions.labels)
+    megabytes = facts.bytes / 1e6
+    check = partial(_check, name)
+    return [
+        check(
+            "accuracy",
+            low >= limits.accuracy_floor,
+            low,
+            limits.accuracy_floor,
+            f"has {right / rows:.2%} accuracy on {rows:,} test images (95 % interval {low:.2%} to {high:.2%}; the "
+            f"lower bound must be at least {limits.accuracy_floor * 100:g} %)",
+        ),
+        check(
+            "calibration",
+            error <= limits.calibration_error,
+            error,
+            limits.calibration_error,
+            f"has an expected calibration error of {error * 100:.2f} % (at most {limits.calibration_error * 100:g} %)",
+        ),
+        check(
+            "size",
+            megabytes <= limits.megabytes,
+            megabytes,
+            limits.megabytes,
+            f"has an artefact of {megabytes:.2f} MB (at most {limits.megabytes:g} MB)",
+        ),
+        check(
+            "latency",
+            facts.p99_ms <= limits.milliseconds,
+            facts.p99_ms,
+            limits.milliseconds,
+            f"has a p99 latency of {facts.p99_ms:.2f} ms for a single image (at most {limits.milliseconds:g} ms)",
+        ),
+        check(
+            "unseen test images",
+            facts.overlap == 0,
+            float(facts.overlap),
+            0.0,
+            f"was trained on {facts.overlap or 'none'} of the test images",
+        ),
+        check(
+            "preprocessing",
+            facts.preprocessing == preprocessing,
+            float(facts.preprocessing != preprocessing),
+            0.0,
+            "was trained on images decoded as the service decodes them"
+            if facts.preprocessing == preprocessing
+            else f"was trained on images decoded by other code than the service's ({facts.preprocessing[:12]}, not "
+            f"{preprocessing[:12]})",
+        ),
+        check(
+            "not withdrawn",
+            facts.withdrawn is None,
+            float(facts.withdrawn is not None),
+            0.0,
+            "is not withdrawn" if facts.withdrawn is None else f"is withdrawn: {facts.withdrawn}",
+        ),
+    ]
+
+
+def _check(candidate: str, name: str, passed: bool, number: float | None, limit: float | None, text: str) -> Check:
+    return Check(name, candidate, bool(passed), number, limit, f"{candidate} {text}.")
+
+
+def compare(
+    candidate: Predictions, champion: Predictions, candidates: int, milliseconds: tuple[float, float] | None
+) -> Comparison:
+    """Compare one of `candidates` with the champion by the exact one-sided McNemar test."""
+    both = paired.pair(candidate.right, champion.right)
+    return Comparison(
+        both.only_candidate,
+        both.only_champion,
+        candidates,
+        min(1.0, candidates * paired.p_better(both)),
+        paired.lower_bound(both, 0.05 / candidates),
+        milliseconds,
+    )
+
+
+def champion_checks(
+    winner: str, candidate: Predictions, champion: Predictions, comparison: Comparison, limits: config.Gate
+) -> list[Check]:
+    """Return the checks that compare a candidate with the champion."""
+    return [
+        # `decide` refuses anything else; the check says so to the reader.
+        _check(
+            winner,
+            "same test images",
+            candidate.data_digest == champion.data_digest,
+            float(candidate.data_digest != champion.data_digest),
+            0.0,
+            f"was scored on the same {len(candidate.labels):,} test images as {_called(champion)}, of data "
+            f"{candidate.data_digest[:12]}",
+        ),
+        _novelty(winner, candidate, champion),
+        _improvement(winner, candidate, champion, comparison, limits),
+        _classes(winner, candidate, champion, limits),
+        _loss(winner, candidate, champion, limits),
+        _robustness(winner, candidate, champion, limits),
+    ]
+
+
+def vacancy(winner: str, accuracy: float, unservable: str | None) -> Check:
+    """Return the check for when there is no champion; `unservable` is the version of one that cannot be served."""
+    text = f"has {accuracy:.2%} test accuracy, and there is no champion to keep"
+    if unservable:
+        text += f": version {unservable} was trained on images decoded by other code, and cannot be served any more"
+    return _check(winner, VACANT, True, None, None, text)
+
+
+def same(candidate: Predictions, champion: Predictions) -> bool:
+    """Return whether both give the same probabilities for every test image."""
+    return _changed(candidate, champion) == 0
+
+
+def _changed(candidate: Predictions, champion: Predictions) -> int:
+    return int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
+
+
+def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Check:
+    changed = _changed(candidate, champion)
+    text = f"differs from {_called(champion)} in its probabilities for {changed:,} test images"
+    if not changed:
+        text = f"is {_called(champion)} itself: it gives the same probabilities for every test image"
+    return _check(winner, "new model", changed > 0, float(changed), 1.0, text)
+
+
+def _improvement(
+    winner: str, candidate: Predictions, champion: Predictions, comparison: Comparison, limits: config.Gate
+) -> Check:
+    better = comparison.p_value < limits.significance
+    gain, rule = comparison.only_candidate_right - comparison.only_champion_right, limits.as_good_and_lighter
+    text = (
+        f"alone classifies {comparison.only_candidate_right:,} test images correctly, {_called(champion)} alone "
+        f"{comparison.only_champion_right:,}: {'a' if better else 'no'} significant gain (exact one-sided McNemar "
+        f"test{_adjusted(comparison.candidates)}, p {_small(comparison.p_value)}, must be below "
+        f"{limits.significance:g})"
+    )
+    if better or rule is None:
+        return _check(winner, BETTER, better, comparison.p_value, limits.significance, text)
+    saving, timed = 1 - candidate.facts.bytes / champion.facts.bytes, "the two were not timed in turn"
+    if comparison.milliseconds:
+        ours, theirs = comparison.milliseconds
+        saving = max(saving, 1 - ours / theirs)
+        timed = f"timed in turn, it needs {ours:.3f} ms per image and {_called(champion)} {theirs:.3f} ms"
+    as_good, lighter = comparison.lower_bound > -rule.margin, saving >= rule.saving
+    text += (
+        f"; the recipe also accepts as good and lighter: the accuracy differs by "
+        f"{gain / len(candidate.labels) * 100:+.2f} percentage points, one-sided 95 % bound "
+        f"{comparison.lower_bound * 100:+.2f} (must be above {-rule.margin * 100:+g}); {timed}; it saves {saving:.0%} "
+        f"of size or time (at least {rule.saving:.0%})"
+    )
+    return _check(winner, AS_GOOD, as_good and lighter, comparison.lower_bound, -rule.margin, text)
+
+
+def _classes(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:
+    present = np.unique(candidate.labels)
+    pairs = [
+        paired.pair(candidate.right[candidate.labels == label], champion.right[candidate.labels == label])
+        for label in present
+    ]
+    p_values = paired.holm([paired.p_worse(found) for found in pairs])
+    worse = [
+        (found.difference, int(label), p)
+        for found, label, p in zip(pairs, present, p_values, strict=True)
+        if found.difference < -limits.recall_drop and p < limits.significance
+    ]
+    lowest = min(found.difference for found in pairs)
+    if worse:
+        drop, label, p = min(worse)
+        text = (
+            f"loses {-drop * 100:.1f} percentage points on class {label} compared with {_called(champion)}: "
+            f"significant, and more than {limits.recall_drop * 100:g} (one-sided McNemar test, Holm-adjusted p "
+            f"{_small(p)})"
+        )
+    else:
+        text = (
+            f"loses at most {max(0.0, -lowest) * 100:.1f} percentage points on any class compared with "
+            f"{_called(champion)} (a significant loss of more than {limits.recall_drop * 100:g} blocks it)"
+        )
+    return _check(winner, "no class much worse", not worse, lowest, -limits.recall_drop, text)
+
+
+def _loss(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:
+    difference = accuracy_and_loss(candidate)[1] - accuracy_and_loss(champion)[1]
+    text = f"has a loss that differs from {_called(champion)}'s by {difference:+.4f} (at most +{limits.loss_margin:g})"
+    return _check(winner, "loss", difference <= limits.loss_margin, difference, limits.loss_margin, text)
+
+
+def _robustness(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:
+    """Check that corruptions do not harm the candidate more than the champion, significantly and beyond the limit.
+
+    Per image, the share of corruptions under which each model is correct differs; the mean of these differences has a
+    standard error. The check blocks a loss that exceeds the limit and is significant (one-sided, 5 %), so at most 5 in
+    100 equally robust candidates are blocked, however few the images. Two trainings of `digits` differ with a standard
+    deviation of 14 percentage points per image: on its 360 images, chance alone reaches 1.25. Requiring proof that no
+    more than the limit of 1 is lost would block 6 in 10 equally robust candidates. Requiring proof that more than the
+    limit is lost would let half of those pass that lose 2.25.
+    """
+    ours, theirs = candidate.facts.corrupted, champion.facts.corrupted
+    lost = {name: np.asarray(theirs[name], float) - np.asarray(ours[name], float) for name in ours}
+    each = np.mean(list(lost.values()), axis=0)
+    drop, least, limit = float(np.mean(each)), paired.mean_lower_bound(each, 0.05), limits.corruption_drop
+    worst = max(lost, key=lambda name: float(np.mean(lost[name])))
+    text = (
+        f"differs from {_called(champion)} by {0 - drop * 100:+.2f} percentage points on {each.size:,} corrupted "
+        f"images (one-sided 95 % bound {0 - least * 100:+.2f}; a significant loss of more than {limit * 100:g} blocks "
+        f"it); its worst corruption is {worst}, {0 - np.mean(lost[worst]) * 100:+.1f}"
+    )
+    return _check(winner, "corrupted images", not (drop > limit and least > 0), drop, limit, text)
+
+
+def _small(p_value: float) -> str:
+    """Return `= p`, or a bound for a p-value that is too small for a float."""
+    return f"= {p_value:.2g}" if p_value else "< 1e-300"
+
+
+def _adjusted(candidates: int) -> str:
+    return f", Bonferroni-adjusted for {candidates} candidates" if candidates > 1 else ""
+
+
+def _called(champion: Predictions) -> str:
+    return "the champion" if champion.version is None else f"the champion (version {champion.version})"
+
+
+def accuracy_and_loss(predictions: Predictions) -> tuple[float, float]:
+    """Return accuracy, a share, and cross-entropy per image."""
+    found = scores.evaluate(predictions.probabilities, predictions.labels, class_names(predictions))
+    return found["accuracy"], found["loss"]
+
+
+def class_names(predictions: Predictions) -> list[str]:
+    """Return numbers as names: no check depends on the classes' names."""
+    return [str(index) for index in range(predictions.probabilities.shape[-1])]

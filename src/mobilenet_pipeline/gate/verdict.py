@@ -1,0 +1,265 @@
+"""Whether a candidate replaces the champion. Pure: predictions in, verdict out."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.evaluation.predictions import Predictions
+from mobilenet_pipeline.gate.checks import (
+    REPLACES,
+    Check,
+    Comparison,
+    accuracy_and_loss,
+    champion_checks,
+    class_names,
+    compare,
+    own_checks,
+    same,
+    vacancy,
+)
+from mobilenet_pipeline.metrics import scores
+
+MANY_READS = 20
+"""From so many reads on, the verdict warns: every comparison on the same images is one more chance to win by luck."""
+
+
+class GateError(ValueError):
+    """The predictions cannot be compared, so nothing may be promoted."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A candidate by itself.
+
+    `low` and `high` are the 95 % Wilson bounds of the accuracy. `eligible`: it passes every check that does not depend
+    on the champion.
+    """
+
+    accuracy: float
+    low: float
+    high: float
+    loss: float
+    calibration_error: float
+    eligible: bool
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The model that is served before the verdict, on the same test images."""
+
+    version: str | None
+    accuracy: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """The numbers of the versions that carry the aliases `champion` and `challenger`."""
+
+    champion: str | None
+    challenger: str | None
+
+
+class Decision(BaseModel):
+    """The gate's decision with every number behind it.
+
+    `winner` is the candidate to promote, or the best of those that are not promoted; None if none is eligible.
+    `comparison` is the winner's. `test_reads` counts how often models were scored on these test images so far;
+    `warning` is set if that is often.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    promote: bool
+    winner: str | None
+    reason: str
+    candidates: dict[str, Standing]
+    champion: Champion | None
+    comparison: Comparison | None
+    checks: list[Check]
+    data_digest: str
+    test_rows: int
+    test_reads: int
+    warning: str | None
+
+
+class Verdict(Decision):
+    """A decision on registered versions: the content of `reports/RECIPE/verdict.json`.
+
+    `versions` and `artefacts` (SHA-256) are the candidates', `preprocessing` is the fingerprint of the service's
+    decoder, `against` the champion's version. `champion_measured_again`: the champion was evaluated for this verdict.
+    `leaves` are the aliases once the verdict is applied; `judged_at` is an ISO 8601 time.
+    """
+
+    recipe: str
+    registered_model: str
+    limits: config.Gate
+    versions: dict[str, str]
+    artefacts: dict[str, str]
+    preprocessing: str
+    against: str | None
+    champion_measured_again: bool
+    waits_for_approval: bool
+    leaves: Aliases
+    judged_at: str
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> Self:
+        """Read a verdict.json called `source`. Raises GateError if the text is not one."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            fault = error.errors()[0]
+            where = ".".join(map(str, fault["loc"]))
+            raise GateError(
+                f"{source} is not a verdict of this version ({where}: {fault['msg']}); run the recipe again"
+            ) from None
+
+    def to_json(self) -> str:
+        """Return verdict.json; the same verdict gives the same text."""
+        return json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
+
+    def promotes(self, candidate: str) -> bool:
+        """Return whether the verdict promotes this candidate."""
+        return self.promote and self.winner == candidate
+
+
+def decide(
+    candidates: Mapping[str, Predictions],
+    champion: Predictions | None,
+    limits: config.Gate,
+    preprocessing: str,
+    test_reads: int,
+    timings: Mapping[str, tuple[float, float]] | None = None,
+    unservable: str | None = None,
+) -> Decision:
+    """Decide which candidate is promoted, if any.
+
+    A candidate that fails one of its own checks is out: accuracy, calibration, size, latency, integrity. Without a
+    champion, the best of the others is promoted (highest accuracy, then lowest loss, then the order of
+    `config.CANDIDATES`). With a champion, the best candidate that passes every champion check is promoted: better, or
+    as good and lighter if the limits allow it; no class much worse; loss and accuracy on corrupted images as good.
+
+    `preprocessing` is the fingerprint of the service's decoder. `timings` maps a candidate to the milliseconds per
+    image of itself and the champion, timed in turn; no other times count as lighter. `unservable` is the version of a
+    champion that is left out because the service decodes images differently from its training.
+
+    Raises GateError if predictions are missing, are not probabilities, or are not of the same test images.
+    """
+    _check_comparable(candidates, champion)
+    own = {name: own_checks(name, candidates[name], limits, preprocessing) for name in config.CANDIDATES}
+    standings = {name: _standing(candidates[name], own[name]) for name in config.CANDIDATES}
+    ranking = _ranking(standings)
+    if champion is None:
+        comparisons = {}
+        beside = {name: [vacancy(name, standings[name].accuracy, unservable)] for name in ranking[:1]}
+    else:
+        rivals = sum(not same(candidates[name], champion) for name in ranking)
+        times = timings or {}
+        comparisons = {name: compare(candidates[name], champion, max(1, rivals), times.get(name)) for name in ranking}
+        beside = {
+            name: champion_checks(name, candidates[name], champion, comparisons[name], limits) for name in ranking
+        }
+    passing = [name for name in beside if all(check.passed for check in beside[name])]
+    winner = next(iter([*passing, *ranking]), None)
+    reference = candidates[config.CANDIDATES[0]]
+    return Decision(
+        promote=bool(passing),
+        winner=winner,
+        reason=_reason(winner, bool(passing), own, beside),
+        candidates=standings,
+        champion=None if champion is None else _champion(champion),
+        comparison=comparisons.get(winner) if winner else None,
+        checks=[*chain.from_iterable(own.values()), *chain.from_iterable(beside.values())],
+        data_digest=reference.data_digest,
+        test_rows=len(reference.labels),
+        test_reads=test_reads,
+        warning=_warning(test_reads),
+    )
+
+
+def _warning(reads: int) -> str | None:
+    if reads < MANY_READS:
+        return None
+    return (
+        f"Models have been scored {reads} times on these test images. With every time, the best figure owes more to "
+        "chance: collect new test images before the next decisions."
+    )
+
+
+def _check_comparable(candidates: Mapping[str, Predictions], champion: Predictions | None) -> None:
+    for name in config.CANDIDATES:
+        if candidates.get(name) is None:
+            raise GateError(f"there are no predictions of candidate {name}; evaluate it first")
+    unknown = set(candidates) - set(config.CANDIDATES)
+    if unknown:
+        raise GateError(f"unknown candidates {sorted(unknown)}; there are: {', '.join(config.CANDIDATES)}")
+    reference = candidates[config.CANDIDATES[0]]
+    named = {**candidates, "the champion": champion} if champion is not None else dict(candidates)
+    for name, predictions in named.items():
+        _check_one(name, predictions, reference)
+
+
+def _check_one(name: str, predictions: Predictions, reference: Predictions) -> None:
+    first = config.CANDIDATES[0]
+    if not predictions.data_digest or predictions.data_digest != reference.data_digest:
+        raise GateError(
+            f"predictions of {name} are of data {predictions.data_digest or 'without a digest'}, those of {first} of "
+            f"{reference.data_digest}; evaluate {name} again on the current data"
+        )
+    try:
+        scores.check(predictions.probabilities, predictions.labels, class_names(predictions))
+    except ValueError as error:
+        raise GateError(f"predictions of {name} cannot be scored: {error}") from None
+    if predictions.probabilities.shape != reference.probabilities.shape:
+        raise GateError(
+            f"predictions of {name} are {predictions.probabilities.shape}, those of {first} "
+            f"{reference.probabilities.shape} (images, classes); evaluate both on the same test images"
+        )
+    if not np.array_equal(predictions.labels, reference.labels):
+        raise GateError(f"predictions of {name} have other labels than those of {first}; evaluate both again")
+    corrupted = predictions.facts.corrupted
+    if not corrupted or corrupted.keys() != reference.facts.corrupted.keys():
+        raise GateError(f"{name} was not measured on the corruptions that {first} was; evaluate both again")
+    if {np.shape(right) for right in corrupted.values()} != set(map(np.shape, reference.facts.corrupted.values())):
+        raise GateError(f"{name} was not measured on the corrupted images that {first} was; evaluate both again")
+
+
+def _standing(predictions: Predictions, checks: list[Check]) -> Standing:
+    accuracy, loss = accuracy_and_loss(predictions)
+    low, high = scores.wilson_interval(int(predictions.right.sum()), len(predictions.labels))
+    error = next(check.number for check in checks if check.name == "calibration") or 0.0
+    return Standing(accuracy, low, high, loss, error, all(check.passed for check in checks))
+
+
+def _champion(predictions: Predictions) -> Champion:
+    return Champion(predictions.version, *accuracy_and_loss(predictions))
+
+
+def _ranking(standings: Mapping[str, Standing]) -> list[str]:
+    """Return the eligible candidates, the best first; equals stay in the order of config.CANDIDATES."""
+    eligible = [name for name, standing in standings.items() if standing.eligible]
+    return sorted(eligible, key=lambda name: (-standings[name].accuracy, standings[name].loss))
+
+
+def _reason(
+    winner: str | None, promote: bool, own: Mapping[str, list[Check]], beside: Mapping[str, list[Check]]
+) -> str:
+    """Return the reason in sentences: why the winner wins, and the first failed check of each other candidate."""
+    against = {
+        name: next((check.sentence for check in [*own[name], *beside.get(name, [])] if not check.passed), "")
+        for name in own
+    }
+    others = "".join(f" {sentence}" for name, sentence in against.items() if name != winner and sentence)
+    if winner is None:
+        return f"Nothing is promoted:{others}"
+    if not promote:
+        return f"The champion stays, {winner} is not promoted: {against[winner]}{others}"
+    why = next(check.sentence for check in beside[winner] if check.name in REPLACES)
+    return f"{winner} is promoted: {why}{others}"

@@ -1,0 +1,86 @@
+"""The served artefact, a LiteRT model: images in, probabilities out. Knows no TensorFlow."""
+
+import hashlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class ArtefactError(ValueError):
+    """A file that is no model, or a model that is not one of ours."""
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hex."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def check_sha256(path: Path, expected: str, name: str | None = None) -> None:
+    """Raise ArtefactError, with both hashes, if the file, `name` in the message, is missing or was changed."""
+    found = sha256_of(path) if path.is_file() else "missing"
+    if found != expected:
+        raise ArtefactError(f"{name or path} is damaged: its SHA-256 is {found}, it should be {expected}")
+
+
+class Artefact:
+    """A LiteRT model from a file, ready to answer. Any thread may call `predict`; calls run one at a time.
+
+    `image_shape` is (h, w, 3). Raises ArtefactError, naming the file, if it is missing, damaged, or does not map images
+    uint8 (n, h, w, 3) to float32 (n, classes).
+    """
+
+    def __init__(self, path: Path | str, threads: int = 2) -> None:
+        from ai_edge_litert.interpreter import Interpreter
+
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ArtefactError(f"{self.path} does not exist; it should be a LiteRT model")
+        try:
+            # From bytes, not from the path: replacing the file must not reach into a model that is in use.
+            interpreter = Interpreter(model_content=self.path.read_bytes() or b"empty", num_threads=threads)
+            interpreter.allocate_tensors()
+        except (ValueError, RuntimeError) as error:
+            raise ArtefactError(
+                f"{self.path} is not a LiteRT model ({_first_line(error)}); export it again, or restore it"
+            ) from None
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        taken, given = [_kind(tensor) for tensor in inputs], [_kind(tensor)[0] for tensor in outputs]
+        if [kind for kind, _ in taken] != ["uint8"] or taken[0][1][2:] != (3,) or given != ["float32"]:
+            raise ArtefactError(
+                f"{self.path} maps {taken} to {given}; an artefact maps images uint8 (n, h, w, 3) to float32: export "
+                "it with this project"
+            )
+        self.image_shape = taken[0][1]
+        self._interpreter = interpreter
+        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._batch = int(inputs[0]["shape"][0])
+        self._lock = threading.Lock()
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities float32 (n, classes) of images uint8 (n, *image_shape).
+
+        Raises ValueError for another shape or type. A change of n costs a little: the tensors are allocated again.
+        """
+        if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or len(images) == 0:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"images must be uint8 (n, {expected}) with n ≥ 1, not {images.dtype} {images.shape}")
+        with self._lock:
+            if len(images) != self._batch:
+                self._batch = 0  # should the allocation fail, the next call tries it again
+                self._interpreter.resize_tensor_input(self._input, images.shape, strict=False)
+                self._interpreter.allocate_tensors()
+                self._batch = len(images)
+            self._interpreter.set_tensor(self._input, images)
+            self._interpreter.invoke()
+            return self._interpreter.get_tensor(self._output)
+
+
+def _kind(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
+    """Type and shape without the batch dimension."""
+    return np.dtype(tensor["dtype"]).name, tuple(int(size) for size in tensor["shape_signature"][1:])
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,150 @@
+"""MLflow's store, an SQLite file or a server: select it, migrate it, and check it."""
+
+import fcntl
+import logging
+import os
+import sqlite3
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+from mlflow import MlflowClient
+
+_PROBE_SECONDS = 5
+
+
+class StoreError(OSError):
+    """MLflow cannot be used. The message has the cause and the remedy."""
+
+
+class StoreAwayError(StoreError, ConnectionError):
+    """MLflow does not answer. A later try may succeed."""
+
+
+def use_store() -> str:
+    """Point MLflow at its store, check that it answers, and return the tracking URI.
+
+    The store is MLFLOW_TRACKING_URI, or else `mlflow.db` and `mlruns/` in the current directory. An SQLite store is
+    created or migrated if necessary, by one process at a time. Raises StoreError within seconds, naming the URI and the
+    remedy.
+    """
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    setting = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = setting or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    if not setting:
+        # MLflow sets the variable, which would bind this process and its children to this directory.
+        os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
+    elif uri.startswith("sqlite:///"):
+        _open_database(uri, Path(uri.removeprefix("sqlite:///")))
+    return uri
+
+
+def _probe(uri: str) -> None:
+    """Raise StoreError unless the server answers one request.
+
+    MLflow's own client retries for minutes, which only a running training needs.
+    """
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    address = shown(uri)
+    remedy = "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this directory"
+    try:
+        answer = http_request(
+            get_default_host_creds(uri),
+            "/api/2.0/mlflow/experiments/search",
+            "GET",
+            max_retries=0,
+            timeout=_PROBE_SECONDS,
+            raise_on_status=False,
+            params={"max_results": 1},
+        )
+    except Exception:  # MLflow raises different errors for refused connections, unknown hosts, timeouts and TLS
+        raise StoreAwayError(f"no MLflow server answers at {address} (MLFLOW_TRACKING_URI); {remedy}") from None
+    if answer.status_code == 403:
+        remedy = "name this host in the server's --allowed-hosts, with and without its port, or check your permissions"
+    if answer.status_code != 200:
+        raise StoreError(
+            f"{address} (MLFLOW_TRACKING_URI) answers {answer.status_code}, unlike an MLflow server; {remedy}"
+        )
+
+
+def _open_database(uri: str, path: Path) -> None:
+    """Create or migrate the database, unless it is ready.
+
+    A lock excludes the other processes of the pipeline.
+    """
+    if _is_ready(path):
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the kernel frees the lock when the process ends
+        try:
+            if _revision(path) not in (None, _newest_revision()):
+                _migrate(uri, path)
+            MlflowClient(uri).search_experiments(max_results=1)  # creates the tables of a new database
+        except Exception as error:  # MLflow, SQLAlchemy, Alembic and SQLite raise their own
+            copy = Path(f"{path}.before-migration")
+            backup = f"; a copy from before the migration is {copy}" if copy.exists() else ""
+            cause = " ".join(str(error).split())[:200]
+            raise StoreError(
+                f"MLflow {mlflow.__version__} cannot use {path} ({cause}); if it is from a newer MLflow, install "
+                f"that, else move the file away to start afresh{backup}"
+            ) from error
+
+
+@cache
+def _newest_revision() -> str:
+    """Return the database revision that the installed MLflow needs.
+
+    The result is cached, because reading the migration scripts takes 0.1 s.
+    """
+    from mlflow.store.db.utils import _get_latest_schema_revision
+
+    return str(_get_latest_schema_revision())
+
+
+def _revision(path: Path) -> str | None:
+    """Return the revision of the database, None if it has no tables."""
+    if not path.exists():
+        return None
+    with closing(sqlite3.connect(path)) as database:
+        if not database.execute("SELECT name FROM sqlite_master WHERE name = 'alembic_version'").fetchone():
+            return None
+        row = database.execute("SELECT version_num FROM alembic_version").fetchone()
+    return str(row[0]) if row else None
+
+
+def _is_ready(path: Path) -> bool:
+    """Return whether the installed MLflow can use the database as it is.
+
+    MLflow creates the first experiment last, after all tables.
+    """
+    try:
+        if _revision(path) != _newest_revision():
+            return False
+        with closing(sqlite3.connect(path)) as database:
+            return database.execute("SELECT 1 FROM experiments").fetchone() is not None
+    except sqlite3.Error:  # reported when the database is opened
+        return False
+
+
+def _migrate(uri: str, path: Path) -> None:
+    """Migrate an older MLflow's database; a copy of the old one remains."""
+    from mlflow.store.db.utils import _upgrade_db, create_sqlalchemy_engine
+
+    with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(f"{path}.before-migration")) as new:
+        old.backup(new)
+    _upgrade_db(create_sqlalchemy_engine(uri))
+
+
+def shown(uri: str) -> str:
+    """Return the address without user name and password."""
+    return urlsplit(uri)._replace(netloc=urlsplit(uri).netloc.rpartition("@")[2]).geturl()

@@ -1,0 +1,215 @@
+"""Figures as PNG bytes, without windows or global state: safe in any process or thread."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from mobilenet_pipeline.config import CANDIDATES
+from mobilenet_pipeline.metrics import scores
+
+# The palette of Okabe and Ito: distinct for colour-blind readers, and by lightness in print.
+PALETTE = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
+"""A colour for each candidate, in the order of `config.CANDIDATES`."""
+OTHER_COLOUR = "#009E73"
+INK, FAINT, GOOD, BAD = "#1b1f24", "#d5dae0", "#0072B2", "#B3421B"
+DPI = 160
+GAP = 3  # pixels between the images of a contact sheet
+
+
+def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("loss", "accuracy")) -> bytes:
+    """Draw each of `quantities` over the epochs, a colour per candidate.
+
+    Training is dashed, validation is solid. `histories` maps a candidate to the columns of its history.csv: a dict of
+    lists or a data frame.
+    """
+    figure, panels = canvas(5.6, 3.9, len(quantities))
+    for axes, quantity in zip(panels, quantities, strict=True):
+        for name, columns in histories.items():
+            _draw_curve(axes, name, columns, quantity)
+        axes.set_title(f"{quantity.capitalize()} per epoch", loc="left", fontweight="bold")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(color=FAINT, linewidth=0.8)
+        if quantity == "accuracy":
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        else:
+            axes.set_ylim(bottom=0)
+        if histories:
+            axes.legend(frameon=False, fontsize=10)
+    return png(figure)
+
+
+def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
+    """Draw one confusion matrix per candidate, side by side.
+
+    A matrix has a row per actual class. Its cells have counts as text. Correct answers are blue and mistakes orange,
+    darker for a larger share of the row.
+    """
+    figure, panels = canvas(6.2, 5.9, len(matrices))
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        _draw_confusion(axes, np.asarray(matrix), [plain(label) for label in class_names])
+        axes.set_title(plain(name), loc="left", fontweight="bold", color=colour_of(name))
+    return png(figure)
+
+
+def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
+    """Draw each class's accuracy with its 95 % Wilson interval.
+
+    `matrices` are the candidates' confusion matrices; a class has a bar per candidate.
+    """
+    figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(class_names))
+    thickness = 0.8 / max(1, len(matrices))
+    places = np.arange(len(class_names))
+    for position, (name, matrix) in enumerate(matrices.items()):
+        counts = np.asarray(matrix)
+        right, rows = counts.diagonal(), counts.sum(axis=1)
+        share = right / np.maximum(rows, 1)
+        bounds = np.array([scores.wilson_interval(int(r), int(n)) for r, n in zip(right, rows, strict=True)])
+        offset = (position - (len(matrices) - 1) / 2) * thickness
+        whiskers = np.abs(bounds.T - share)
+        axes.barh(places + offset, share, thickness * 0.9, color=colour_of(name), alpha=0.85, label=name)
+        axes.errorbar(share, places + offset, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
+        for place, value, count in zip(places, share, rows, strict=True):
+            text = f"{value:.1%}" if count else "no images"
+            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=colour_of(name))
+    axes.set_yticks(places, [plain(label) for label in class_names])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.13)
+    axes.set_xticks(np.linspace(0, 1, 6))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, frameon=False, fontsize=11)
+    return png(figure)
+
+
+def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], per_class: int = 8) -> bytes:
+    """Draw the first `per_class` images of each class, a row per class.
+
+    `images` (n, height, width, 3) uint8, memory-mapped or not; `labels` (n,).
+    """
+    height, width = images.shape[1:3]
+    sheet = np.full(((height + GAP) * len(class_names), (width + GAP) * per_class, 3), 255, np.uint8)
+    for label in range(len(class_names)):
+        for column, row in enumerate(np.flatnonzero(labels == label)[:per_class]):
+            top, left = label * (height + GAP), column * (width + GAP)
+            sheet[top : top + height, left : left + width] = images[row]
+    figure, (axes,) = canvas(6.4, 6.4 * len(class_names) / (per_class + 1.6))
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [plain(name) for name in class_names])
+    axes.tick_params(length=0, labelsize=12)
+    axes.spines[:].set_visible(False)
+    return png(figure)
+
+
+def most_confident_mistakes(labels: np.ndarray, probabilities: np.ndarray, count: int = 12) -> np.ndarray:
+    """Return the rows of the wrong answers with the highest confidence.
+
+    They are at most `count` rows of `probabilities` (n, classes) and `labels` (n,), the most confident first.
+    """
+    wrong = np.flatnonzero(probabilities.argmax(axis=1) != labels)
+    return wrong[np.argsort(-probabilities[wrong].max(axis=1), kind="stable")][:count]
+
+
+def worst_mistakes(
+    images: np.ndarray, labels: np.ndarray, probabilities: np.ndarray, class_names: Sequence[str], count: int = 12
+) -> bytes:
+    """Draw the `count` wrong answers with the highest confidence.
+
+    Each image has its actual class, the answer and the confidence. `images` (n, height, width, 3) uint8, `labels` (n,)
+    and `probabilities` (n, classes) are of the same n test images.
+    """
+    predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    worst = most_confident_mistakes(labels, probabilities, count)
+    columns, side = 4, max(images.shape[1:3])
+    pitch = np.array([side * 1.6, side * 1.08])  # space for two lines of text below and a gap beside
+    figure, (axes,) = canvas(7.2, 2.7 * max(1, -(-len(worst) // columns)))
+    for position, row in enumerate(worst):
+        top, left = np.array(divmod(position, columns)) * pitch
+        axes.imshow(images[row], interpolation="nearest", extent=(left, left + side, top + side, top))
+        middle, answer = left + side / 2, f"{plain(class_names[predicted[row]])} {confidence[row]:.0%}"
+        axes.text(middle, top + side * 1.04, answer, ha="center", va="top", fontsize=11, color=BAD)
+        actual = f"is {plain(class_names[labels[row]])}"
+        axes.text(middle, top + side * 1.26, actual, ha="center", va="top", fontsize=11, color=INK)
+    axes.set_axis_off()
+    if len(worst):
+        end = pitch * (-(-len(worst) // columns), columns)
+        axes.set(xlim=(0, end[1]), ylim=(end[0], 0))
+    else:
+        axes.text(0.5, 0.5, "No mistakes on these images.", ha="center", fontsize=13, color=INK)
+    return png(figure)
+
+
+def _draw_curve(axes: Axes, name: str, columns: Any, quantity: str) -> None:
+    for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
+        values = [float(value) for value in columns[f"{split}_{quantity}"]]
+        epochs = range(1, len(values) + 1)
+        axes.plot(epochs, values, color=colour_of(name), linestyle=style, linewidth=width, label=f"{name}, {split}")
+        axes.plot(epochs[-1:], values[-1:], "o", color=colour_of(name), markersize=4)
+
+
+def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    # The square root makes the few mistakes of a good model visible.
+    strength = np.sqrt(share)[..., None] * 0.9
+    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], shares_of(GOOD), shares_of(BAD))
+    axes.imshow(1 - strength * (1 - hue))
+    for (row, column), count in np.ndenumerate(counts):
+        colour = "white" if strength[row, column, 0] > 0.68 else INK if count else "#9aa2ab"
+        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=10, color=colour)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("actual")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+
+
+def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure with panels of `width` × `height` inches side by side."""
+    # A layout draws everything twice. One panel does not need it, because `png` crops the figure.
+    layout: Literal["constrained"] | None = "constrained" if panels > 1 else None
+    figure = Figure(figsize=(width * panels, height), dpi=DPI, layout=layout, facecolor="white")
+    axes = [figure.add_subplot(1, panels, position + 1) for position in range(panels)]
+    for panel in axes:
+        _style(panel)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[:].set_color(FAINT)
+    axes.tick_params(colors=INK, labelsize=10.5)
+    axes.set_axisbelow(True)
+    for text in (axes.xaxis.label, axes.yaxis.label):
+        text.set_color(INK)
+        text.set_fontsize(11)
+
+
+def colour_of(name: str) -> str:
+    """Return the candidate's colour in every figure; other names share one colour."""
+    return PALETTE[CANDIDATES.index(name) % len(PALETTE)] if name in CANDIDATES else OTHER_COLOUR
+
+
+def shares_of(colour: str) -> np.ndarray:
+    """Return red, green and blue of `#rrggbb`, from 0 to 1."""
+    return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
+
+
+def plain(text: str) -> str:
+    """Return the text with `$` escaped, which matplotlib would parse as TeX."""
+    return text.replace("$", r"\$")
+
+
+def png(figure: Figure) -> bytes:
+    """Return the figure as PNG, cropped to its content."""
+    buffer = io.BytesIO()
+    # Tight: long class names stay visible. No version in the metadata: the same numbers give the same bytes.
+    figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.1, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,99 @@
+"""The results and costs of a run as one JSON document: `reports/RECIPE/results.json`."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.system import machine
+from mobilenet_pipeline.workspace import paths, provenance
+from mobilenet_pipeline.workspace.files import read_json, write_json
+
+
+def results_path(recipe: Recipe, workspace: Path = Path(".")) -> Path:
+    """Return the path of the recipe's results."""
+    return paths.report_folder(recipe, workspace) / "results.json"
+
+
+def write_results(
+    recipe: Recipe, verdict: Verdict, stages: Sequence[Mapping[str, Any]], workspace: Path = Path(".")
+) -> Path:
+    """Write the results of the evaluations in `workspace`, and return the path.
+
+    `verdict.leaves` are the current aliases, `stages` this run's rows (see `merge_stages`). Raises WorkspaceError,
+    naming the file, if a file is missing or damaged.
+    """
+    path = results_path(recipe, workspace)
+    earlier = read_json(path).get("stages", []) if path.exists() else []
+    files = {
+        name: (
+            read_json(paths.metrics_path(recipe, name, workspace)),
+            read_json(paths.model_folder(recipe, name, workspace) / "training.json"),
+        )
+        for name in CANDIDATES
+    }
+    commit, dirty = provenance.git_commit(workspace)
+    document = {
+        "recipe": recipe.name,
+        "candidates": {name: summarise(metrics, training) for name, (metrics, training) in files.items()},
+        "data_digest": verdict.data_digest,
+        "commit": commit,
+        "uncommitted_changes": dirty,
+        "command": f"mobilenet-pipeline run --recipe {recipe.name}",
+        "machine": machine.describe_machine(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "champion": verdict.leaves.champion,
+        "verdict_reason": verdict.reason,
+        "stages": merge_stages(earlier, stages),
+    }
+    write_json(path, document)
+    return path
+
+
+def put_champion(recipe: Recipe, champion: str | None, workspace: Path = Path(".")) -> None:
+    """Write the present champion into the recipe's results.
+
+    The other values stay those of the run. Raises WorkspaceError if there are no results.
+    """
+    path = results_path(recipe, workspace)
+    write_json(path, read_json(path) | {"champion": champion})
+
+
+def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:
+    """Return a candidate's results.
+
+    Accuracies are shares, losses are cross-entropies per image, counts are for one image.
+    """
+    test, validation = metrics["test"], metrics["validation"]
+    return {
+        "test_accuracy": test["accuracy"],
+        "test_loss": test["loss"],
+        "val_accuracy": validation["accuracy"],
+        "val_loss": validation["loss"],
+        "cpu_minutes": round(training["cpu_minutes"], 3),
+        "wall_minutes": round(training["wall_minutes"], 3),
+        "parameters": training["parameters"],
+        "multiply_adds": training["multiply_adds"],
+        "weights": training["weights"],
+        "commit": training.get("git_commit"),
+        "trained_at": training.get("trained_at"),
+        "machine": training.get("machine"),
+    }
+
+
+def merge_stages(earlier: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per stage with the seconds of the run that executed it.
+
+    A row is {name, wall_seconds, cpu_seconds, outcome, changed}. A stage that was not executed now has the seconds of
+    its row in `earlier`, or None.
+    """
+    before = {row["name"]: row for row in earlier}
+    rows = []
+    for row in now:
+        seconds = {} if row["outcome"] == "ran" else dict.fromkeys(("wall_seconds", "cpu_seconds"))
+        if seconds and row["name"] in before:
+            seconds = {key: before[row["name"]][key] for key in seconds}
+        rows.append({**row, **seconds})
+    return rows

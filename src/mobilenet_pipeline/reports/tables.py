@@ -1,0 +1,86 @@
+"""Tables for the terminal: the layers of a candidate and their costs, and the models' answers for a photo."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.models.anatomy import Layer, layers, multiply_adds, parameters
+
+Answers = dict[str, dict[str, float]]
+"""{role: {class: probability}}"""
+
+
+def print_anatomy(recipe: Recipe, candidate: str) -> None:
+    """Print the candidate's layers with their costs, totals and ratios."""
+    settings = recipe.candidate(candidate)
+    rows = layers(settings, len(recipe.data.class_names))
+    size = settings.input_size
+    table = Table(
+        title=f"{recipe.name}, {candidate}: MobileNet α {settings.alpha}, {size}×{size}, strides {settings.strides}"
+    )
+    table.add_column("layer")
+    for column in ("output", "parameters", "multiply-adds", "standard: parameters", "multiply-adds", "ratio"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        standard = ("", "", "")
+        if row.standard_multiply_adds:
+            pair = row.multiply_adds + _depthwise_before(rows, row)
+            ratio = f"{pair / row.standard_multiply_adds:.3f}"
+            standard = (f"{row.standard_parameters:,}", f"{row.standard_multiply_adds:,}", ratio)
+        output = "×".join(map(str, row.output))
+        table.add_row(row.name, output, f"{row.parameters:,}", f"{row.multiply_adds:,}", *standard)
+    total, standard_total = multiply_adds(rows), sum(row.standard_multiply_adds for row in rows)
+    table.add_section()
+    table.add_row(
+        "total",
+        "",
+        f"{sum(row.parameters for row in rows):,}",
+        f"{total:,}",
+        f"{sum(row.standard_parameters for row in rows):,}",
+        f"{standard_total:,}",
+        f"{total / standard_total:.3f}",
+    )
+    console = Console()
+    console.print(table)
+    norms = sum(row.norm_parameters for row in rows)
+    console.print(
+        f"Batch normalisation adds {norms:,} parameters, {parameters(rows):,} in total. Costs are for one image. A ratio "
+        "is (depthwise + pointwise) ÷ standard convolution = 1/c' + 1/9."
+    )
+
+
+def _depthwise_before(rows: list[Layer], row: Layer) -> int:
+    position = rows.index(row)
+    return rows[position - 1].multiply_adds if rows[position - 1].name.startswith("conv_dw") else 0
+
+
+def answers_table(answers: Answers, title: str | None = None) -> Table:
+    """Return a table with a row per class and a column per model.
+
+    The class with the model's highest probability is bold.
+    """
+    table = Table(title=title)
+    table.add_column("class")
+    choices = {}
+    for role, shares in answers.items():
+        choices[role] = max(shares, key=lambda name: shares[name])
+        table.add_column(role, justify="right")
+    # The models may have different classes: the table has a row for each class of any model.
+    for name in dict.fromkeys(name for shares in answers.values() for name in shares):
+        cells = [_cell(shares.get(name), choices[role] == name) for role, shares in answers.items()]
+        table.add_row(escape(name), *cells)
+    table.add_section()
+    table.add_row("answer", *map(escape, choices.values()), style="bold")
+    return table
+
+
+def print_answers(answers: Answers, title: str | None = None, console: Console | None = None) -> None:
+    """Print the table of the models' answers."""
+    (console or Console()).print(answers_table(answers, title))
+
+
+def _cell(share: float | None, chosen: bool) -> str:
+    if share is None:
+        return "–"
+    return f"[bold green]{share:.2%}[/]" if chosen else f"{share:.2%}"

@@ -1,0 +1,102 @@
+"""Figures that compare two models, as PNG bytes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mobilenet_pipeline.metrics import scores
+from mobilenet_pipeline.reports.figures import BAD, FAINT, GOOD, INK, canvas, colour_of, plain, png, shares_of
+
+
+def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
+    """Draw accuracy against confidence, a line per candidate.
+
+    `answers` maps a candidate to probabilities (n, k) and labels (n,). On the diagonal, accuracy equals confidence. The
+    legend has the expected calibration error.
+    """
+    figure, (axes,) = canvas(5.2, 5.0)
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.5)
+    lowest = 1.0
+    for name, (probabilities, labels) in answers.items():
+        confidence, accuracy, count = scores.reliability(probabilities, labels)
+        bounds = np.array(
+            [scores.wilson_interval(round(share * n), int(n)) for share, n in zip(accuracy, count, strict=True)]
+        )
+        whiskers = np.abs(bounds.T - accuracy)
+        error = scores.expected_calibration_error(probabilities, labels)
+        axes.errorbar(
+            confidence,
+            accuracy,
+            yerr=whiskers,
+            color=colour_of(name),
+            marker="o",
+            markersize=4,
+            elinewidth=1,
+            label=f"{plain(name)}, calibration error {error:.2%}",
+        )
+        lowest = min(lowest, float(confidence.min()), float(bounds.min()))
+    axes.set(xlim=(lowest - 0.02, 1.01), ylim=(lowest - 0.02, 1.01), xlabel="confidence", ylabel="accuracy")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:.1%}")
+    axes.grid(color=FAINT, linewidth=0.8)
+    axes.legend(frameon=False, fontsize=10, loc="upper left")
+    return png(figure)
+
+
+def corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Draw the accuracy on each corruption, from {candidate: {corruption: share}}."""
+    names = list(next(iter(accuracies.values())))
+    figure, (axes,) = canvas(6.4, 1.0 + 0.36 * len(names))
+    thickness, places = 0.8 / len(accuracies), np.arange(len(names))
+    for position, (candidate, by_corruption) in enumerate(accuracies.items()):
+        offset = (position - (len(accuracies) - 1) / 2) * thickness
+        shares = [by_corruption[name] for name in names]
+        axes.barh(places + offset, shares, thickness * 0.9, color=colour_of(candidate), alpha=0.85, label=candidate)
+        for place, share in zip(places, shares, strict=True):
+            axes.text(share + 0.01, place + offset, f"{share:.1%}", va="center", fontsize=8, color=INK)
+    axes.set_yticks(places, names)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.1)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="x", color=FAINT, linewidth=0.8)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 0.99), ncols=2, frameon=False, fontsize=11)
+    return png(figure)
+
+
+def confusion_difference(first: Sequence, second: Sequence, title: str, class_names: Sequence[str]) -> bytes:
+    """Draw the second confusion matrix minus the first.
+
+    Improvements are blue, deteriorations orange.
+    """
+    difference = np.asarray(second) - np.asarray(first)
+    better = np.where(np.eye(len(difference), dtype=bool), difference, -difference)
+    strength = np.sqrt(np.abs(better) / max(1, np.abs(better).max()))[..., None] * 0.9
+    figure, (axes,) = canvas(6.2, 5.9)
+    axes.imshow(1 - strength * (1 - np.where(better[..., None] > 0, shares_of(GOOD), shares_of(BAD))))
+    for (row, column), value in np.ndenumerate(difference):
+        ink = "white" if strength[row, column, 0] > 0.68 else INK if value else "#9aa2ab"
+        axes.text(column, row, f"{value:+d}" if value else "0", ha="center", va="center", fontsize=10, color=ink)
+    ticks = [plain(name) for name in class_names]
+    axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(ticks)), ticks)
+    axes.set(xlabel="predicted", ylabel="actual")
+    axes.set_title(plain(title), loc="left", fontweight="bold")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return png(figure)
+
+
+def champions(champions: Sequence[tuple[str, str, float]]) -> bytes:
+    """Draw the accuracies of successive champions: (version, date, share)."""
+    figure, (axes,) = canvas(11, 3.6)
+    places, shares = np.arange(len(champions)), [share for _, _, share in champions]
+    axes.step(places, shares, where="mid", color=FAINT)
+    axes.plot(places, shares, "o", color=GOOD)
+    for place, share in zip(places, shares, strict=True):
+        axes.annotate(f"{share:.2%}", (place, share), textcoords="offset points", xytext=(7, 5), fontsize=9, color=INK)
+    axes.set_xticks(places, [f"version {version}\n{date}" for version, date, _ in champions], fontsize=9)
+    axes.set_xlim(-0.5, max(len(champions), 3) - 0.3)
+    axes.margins(y=0.25)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.1%}")
+    axes.grid(axis="y", color=FAINT, linewidth=0.8)
+    return png(figure)

@@ -1,0 +1,141 @@
+"""Arrays to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import tensorflow as tf
+
+from mobilenet_pipeline.config import Candidate
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images `pixels` uint8 (n, h, w, 3) and their `labels` (n,)."""
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def first(self, count: int) -> "Images":
+        """Return the first `count` images."""
+        return Images(self.pixels[:count], self.labels[:count])
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of every global batch that an input pipeline yields.
+
+    It is pieces `first` to `first + count - 1` of `pieces`. A piece is one replica's part of a step; the pieces of a
+    step are yielded one after the other.
+    """
+
+    first: int = 0
+    count: int = 1
+    pieces: int = 1
+
+
+def flip(images: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    """Mirror the (n, h, w, 3) images left to right where `mirrored` (n,) is true."""
+    return tf.where(mirrored[:, None, None, None], tf.reverse(images, axis=[2]), images)
+
+
+def shift(images: tf.Tensor, offsets: tf.Tensor, pixels: int) -> tf.Tensor:
+    """Move (n, h, w, 3) images by `offsets` int32 (n, 2): rows and columns.
+
+    Offsets are 0 … 2·pixels; an offset of `pixels` is no move. The image's reflected border fills the gap.
+    """
+    height, width = images.shape[1], images.shape[2]
+    padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], mode="REFLECT")
+    rows = offsets[:, :1] + tf.range(height)[None]
+    columns = offsets[:, 1:] + tf.range(width)[None]
+    moved = tf.gather(padded, rows, axis=1, batch_dims=1)
+    # With batch_dims=1, tf.gather takes columns from axis 1.
+    moved = tf.gather(tf.transpose(moved, [0, 2, 1, 3]), columns, axis=1, batch_dims=1)
+    return tf.transpose(moved, [0, 2, 1, 3])
+
+
+def cut_out(images: tf.Tensor, centres: tf.Tensor, side: int) -> tf.Tensor:
+    """Apply cutout: make a square of `side` pixels grey in each image.
+
+    Images are uint8 (n, h, w, 3). `centres` int32 (n, 2) are row and column of the square's centre; the border clips
+    the square (DeVries and Taylor 2017, arXiv:1708.04552).
+    """
+    inside = [
+        tf.abs(tf.range(size)[None] * 2 + 1 - centres[:, axis : axis + 1] * 2) <= side
+        for axis, size in enumerate(images.shape[1:3])
+    ]
+    hidden = inside[0][:, :, None, None] & inside[1][:, None, :, None]
+    return tf.where(hidden, tf.constant(127, images.dtype), images)
+
+
+def augment(candidate: Candidate, global_batch: int) -> Callable[..., tf.Tensor]:
+    """Return the candidate's augmentation as a function.
+
+    Its arguments are images, their rows in the dataset, epoch, step, and the images' slice of the global batch. Random
+    numbers are drawn for the whole global batch, so that they do not depend on the number of replicas.
+    """
+
+    def apply(images: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor, part: slice) -> tf.Tensor:
+        def draw(purpose: int, shape: list[int], below: int) -> tf.Tensor:
+            seed = tf.stack([tf.constant(candidate.seed + (purpose << 20), tf.int32), tf.cast(step, tf.int32)])
+            return tf.random.stateless_uniform(shape, seed, maxval=below, dtype=tf.int32)[part]
+
+        if candidate.flip == "random":
+            images = flip(images, draw(1, [global_batch], 2) == 1)
+        elif candidate.flip == "alternating":
+            # An image is mirrored in every second epoch: its orientation differs from epoch to epoch.
+            start = tf.random.stateless_uniform([global_batch], [candidate.seed, 0], maxval=2, dtype=tf.int32)
+            start = tf.gather(start, rows % global_batch)
+            images = flip(images, (start + rows // global_batch + tf.cast(epoch, tf.int32)) % 2 == 1)
+        if candidate.shift:
+            images = shift(images, draw(2, [global_batch, 2], 2 * candidate.shift + 1), candidate.shift)
+        if candidate.cutout:
+            images = cut_out(images, draw(3, [global_batch, 2], images.shape[1] + 1), candidate.cutout)
+        return images
+
+    return apply
+
+
+def training_batches(
+    images: Images,
+    candidate: Candidate,
+    global_batch: int,
+    epochs: int,
+    share: Share = Share(),
+    first_step: int = 0,
+) -> tf.data.Dataset:
+    """Return the pieces of all batches from step `first_step` on.
+
+    A piece is (images uint8 (b, h, w, 3), labels int32 (b,)). Each epoch is a new permutation. Images that do not fill
+    the last batch are left out of the epoch, because replicas need equal pieces. Raises ValueError if there are fewer
+    images than one batch.
+    """
+    count = len(images)
+    steps = count // global_batch
+    if steps == 0:
+        raise ValueError(f"{count} training images do not fill one global batch of {global_batch}; lower batch_size")
+    pixels, classes = tf.constant(images.pixels), tf.constant(images.labels.astype(np.int32))
+    size = global_batch // share.pieces
+    transform = augment(candidate, global_batch)
+
+    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        part = slice(piece * size, (piece + 1) * size)
+        rows = rows[part]
+        return transform(tf.gather(pixels, rows), rows, step // steps, step, part), tf.gather(classes, rows)
+
+    def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
+        noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])
+        rows = tf.reshape(tf.argsort(noise)[: steps * global_batch], [steps, global_batch])
+        numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
+        return tf.data.Dataset.from_tensor_slices((numbers, rows))
+
+    def pieces(step: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
+        parts = tf.data.Dataset.range(share.first, share.first + share.count, output_type=tf.int32)
+        return parts.map(lambda piece: (step, piece, rows))
+
+    first_epoch, done = divmod(first_step, steps)
+    stream = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches).skip(done)
+    return stream.flat_map(pieces).map(fetch, num_parallel_calls=2).prefetch(4)

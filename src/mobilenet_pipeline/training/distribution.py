@@ -1,0 +1,139 @@
+"""Devices and workers: their `tf.distribute.Strategy`, and how workers communicate."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import tensorflow as tf
+
+from mobilenet_pipeline.system import processor
+from mobilenet_pipeline.training.batches import Share
+
+
+def choose() -> tf.distribute.Strategy:
+    """Return the strategy for the devices of this machine.
+
+    If TF_CONFIG names several workers, they train one model, each on all its GPUs. Otherwise the model is mirrored over
+    every GPU of this machine, or trained on the CPU. Raises ValueError if TF_CONFIG is not JSON.
+    """
+    if workers() > 1:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
+    if gpus:
+        return tf.distribute.MirroredStrategy([device.name for device in gpus])
+    return tf.distribute.get_strategy()
+
+
+def workers() -> int:
+    """Return the number of workers in TF_CONFIG; 1 without it."""
+    text = os.environ.get("TF_CONFIG")
+    if not text:
+        return 1
+    try:
+        return max(1, sum(len(job) for job in json.loads(text)["cluster"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"TF_CONFIG is {text!r}, which has no valid cluster ({error!r}); use the form "
+            '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
+        ) from None
+
+
+def bfloat16_helps() -> bool:
+    """Return whether `precision: auto` means bfloat16 here.
+
+    It does on a CPU with bfloat16 instructions. Several workers use float32: their processors may differ, and their
+    copies of the weights would drift apart.
+    """
+    return workers() == 1 and not tf.config.list_physical_devices("GPU") and processor.computes_in_bfloat16()
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+    """Return whether this process, the only or first worker, writes the results."""
+    resolver = strategy.cluster_resolver
+    if not resolver or not resolver.task_type:
+        return True
+    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
+    return (resolver.task_type, resolver.task_id) == (first, 0)
+
+
+def all_agree(strategy: tf.distribute.Strategy, facts: object) -> bool:
+    """Return whether every worker passed equal `facts`, any JSON value.
+
+    A collective call: all workers must make it.
+    """
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).digest()
+    own = float(int.from_bytes(digest[:2], "big"))  # 16 bits, so that float32 sums are exact
+    return workers() == 1 or summed(strategy)(own) == own * strategy.num_replicas_in_sync
+
+
+def summed(strategy: tf.distribute.Strategy) -> Callable[[float], float]:
+    """Return a function that sums a number over all replicas.
+
+    All workers must call the function, with their own numbers. The function raises ConnectionError if another worker is
+    gone.
+    """
+
+    @tf.function
+    def total(own: tf.Tensor) -> tf.Tensor:
+        return strategy.reduce("SUM", strategy.run(lambda value: value, args=(own,)), axis=None)
+
+    def total_of(own: float) -> float:
+        with name_lost_peers():
+            return float(total(tf.constant(own)))
+
+    return total_of
+
+
+def any_worker(strategy: tf.distribute.Strategy, wish: Callable[[], bool]) -> Callable[[], bool]:
+    """Return a function that says whether `wish` is true on any worker.
+
+    All workers must call the function at the same points of the training.
+    """
+    if workers() == 1:
+        return wish
+    wishes = summed(strategy)
+    return lambda: wishes(float(wish())) > 0
+
+
+@contextmanager
+def name_lost_peers() -> Iterator[None]:
+    """Turn TensorFlow's errors for a lost worker into a ConnectionError that says so."""
+    try:
+        yield
+    except (
+        tf.errors.UnavailableError,
+        tf.errors.InternalError,
+        tf.errors.AbortedError,
+        tf.errors.CancelledError,
+    ) as gone:
+        if workers() == 1:
+            raise
+        reason = " ".join(gone.message.split())[:200]
+        raise ConnectionError(
+            f"another worker of TF_CONFIG is gone ({reason}); restart every worker that does not restart by itself: "
+            "with the workspace on a shared disk, the training continues from its checkpoint"
+        ) from None
+
+
+def pieces(strategy: tf.distribute.Strategy, make: Callable[[Share], tf.data.Dataset]) -> tf.data.Dataset:
+    """Return this process's part of the data.
+
+    `make` returns the pieces for a share of every global batch.
+    """
+
+    def local(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        count = context.num_replicas_in_sync // context.num_input_pipelines
+        return make(Share(context.input_pipeline_id * count, count, context.num_replicas_in_sync))
+
+    return strategy.distribute_datasets_from_function(local)
+
+
+def describe(strategy: tf.distribute.Strategy) -> str:
+    """Return the strategy in words, for a log."""
+    if strategy is tf.distribute.get_strategy():
+        return "the CPU"
+    devices = [device.partition("device:")[2] for device in strategy.extended.worker_devices]
+    elsewhere = f", worker {strategy.cluster_resolver.task_id} of {workers()}" if workers() > 1 else ""
+    return f"{type(strategy).__name__} over {', '.join(devices)}{elsewhere}"

@@ -1,0 +1,101 @@
+"""The history of a registered model: one line an event, never rewritten."""
+
+import getpass
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.workspace import paths
+from mobilenet_pipeline.workspace.files import append_line
+from mobilenet_pipeline.workspace.paths import HERE
+
+What = Literal["promoted", "rolled back", "found", "approved", "rejected"]
+START = "0" * 64
+
+
+class HistoryError(ValueError):
+    """The history file is damaged or was changed."""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a version of the registered model.
+
+    `who` is "the gate" or a person's name; `before` and `after` are the champion's versions; `run` is the MLflow run
+    that trained `version`, `accuracy` its test accuracy, `at` an ISO 8601 time, and `verdict` the SHA-256 of the
+    verdict.json behind a promotion.
+    """
+
+    what: What
+    version: str
+    who: str
+    why: str
+    before: str | None
+    after: str | None
+    run: str
+    accuracy: float
+    at: str = field(default_factory=_now)
+    verdict: str | None = None
+
+    @property
+    def makes_champion(self) -> bool:
+        """Whether the event made `version` champion."""
+        return self.what in ("promoted", "rolled back", "found")
+
+
+def append(recipe: Recipe, event: Event, workspace: Path = HERE) -> None:
+    """Add an event to the end of the history. Each line holds the hash of the line before, so that changes show.
+
+    Raises OSError if it cannot be written; the history is then as it was.
+    """
+    path = paths.history_path(recipe, workspace)
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    chain = _hash(lines[-1]) if lines else START
+    append_line(path, json.dumps({**asdict(event), "previous": chain}, ensure_ascii=False))
+
+
+def read(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
+    """Return all events, the oldest first. Raises HistoryError, naming the line that is damaged or was changed."""
+    path = paths.history_path(recipe, workspace)
+    if not path.exists():
+        return []
+    events, chain = [], START
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            document = json.loads(line)
+            previous = document.pop("previous")
+            events.append(Event(**document))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise HistoryError(f"{path}, line {number} is damaged: {line[:80]!r}; restore the file") from None
+        if previous != chain:
+            raise HistoryError(
+                f"{path}: line {number} does not follow line {number - 1}; one of them was changed or removed: restore "
+                "the file"
+            )
+        chain = _hash(line)
+    return events
+
+
+def champions(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
+    """Return the events that made a version champion, the oldest first."""
+    return [event for event in read(recipe, workspace) if event.makes_champion]
+
+
+def person() -> str:
+    """Return the user name of the person at the keyboard."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
+
+
+def _hash(line: str) -> str:
+    return hashlib.sha256(line.encode()).hexdigest()

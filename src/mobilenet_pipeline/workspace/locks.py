@@ -1,0 +1,47 @@
+"""Locks: one run of a recipe at a time, and one decision on its champion at a time."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.workspace import paths
+
+
+@contextmanager
+def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None]:
+    """Lock the recipe for a run during the `with` body.
+
+    Yields None, or a sentence if another process has the lock. The kernel frees the lock when its process ends.
+    """
+    path = paths.report_folder(recipe, workspace) / ".running"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "just started"
+            yield f"a run of {recipe.name} is in progress ({holder}); wait until it ends."
+            return
+        file.truncate(0)
+        file.write(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
+        file.flush()
+        yield None
+
+
+@contextmanager
+def deciding(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[None]:
+    """Lock the decision on the recipe's champion during the `with` body.
+
+    A decision judges, promotes or rolls back, and takes seconds; a second process waits for the lock. Trainings do not
+    hold it, so that a rollback is possible during a training.
+    """
+    path = paths.report_folder(recipe, workspace) / ".deciding"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,50 @@
+import numpy as np
+import pytest
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.data import split
+from mobilenet_pipeline.data.dataset import Dataset
+
+LABELS = np.repeat(np.arange(10), 50)
+LIMITS = config.Split(validation_share=0.2, seed=0)
+
+
+def test_every_class_has_the_same_share_held_out():
+    _, held_out = split.stratify(LABELS, 0.2, seed=0)
+    assert np.bincount(LABELS[held_out]).tolist() == [10] * 10
+
+
+def test_the_two_sides_together_are_all_rows():
+    kept, held_out = split.stratify(LABELS, 0.2, seed=0)
+    assert np.sort(np.concatenate([kept, held_out])).tolist() == list(range(500))
+
+
+def test_the_same_seed_gives_the_same_split():
+    assert np.array_equal(split.stratify(LABELS, 0.2, 7)[1], split.stratify(LABELS, 0.2, 7)[1])
+
+
+def test_another_seed_gives_another_split():
+    assert not np.array_equal(split.stratify(LABELS, 0.2, 7)[1], split.stratify(LABELS, 0.2, 8)[1])
+
+
+def test_a_share_that_empties_a_side_is_refused():
+    with pytest.raises(ValueError, match="leaves one side of the split empty"):
+        split.stratify(np.array([0, 0, 1, 1]), 0.1, 0)
+
+
+@pytest.fixture
+def data() -> Dataset:
+    """Every fifth of 500 images is a test image."""
+    images = np.zeros((500, 4, 4, 3), np.uint8)
+    return Dataset(images, LABELS.astype(np.uint8), np.arange(500) % 5 == 0, "d1", list("0123456789"), 0)
+
+
+def test_no_test_image_is_trained_or_validated_on(data):
+    training, validation = split.split_rows(data, LIMITS)
+    assert not data.is_test[np.concatenate([training, validation])].any()
+
+
+def test_training_and_validation_are_all_other_images(data):
+    training, validation = split.split_rows(data, LIMITS)
+    assert np.sort(np.concatenate([training, validation])).tolist() == np.flatnonzero(~data.is_test).tolist()
+    assert np.bincount(data.labels[validation]).tolist() == [8] * 10

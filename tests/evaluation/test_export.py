@@ -1,0 +1,110 @@
+import hashlib
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.evaluation import export
+from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.models import mobilenet
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
+
+
+def classifier(scale: float = 1 / 255) -> keras.Model:
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(scale)(image))
+    return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x))
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    model, path = classifier(), tmp_path_factory.mktemp("export") / "model.tflite"
+    return model, path, export.export(model, path)
+
+
+def test_the_artefact_answers_like_its_model(exported):
+    model, path, _ = exported
+    assert export.check_parity(model, path, IMAGES)["argmax_differences"] == 0
+
+
+def test_size_and_digest_are_those_of_the_file(exported):
+    _, path, facts = exported
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert facts == {"sha256": digest, "bytes": path.stat().st_size, "precision": "float32"}
+
+
+def test_an_artefact_of_another_model_is_refused(exported):
+    _, path, _ = exported
+    with pytest.raises(export.ParityError, match="does not answer like its model"):
+        export.check_parity(classifier(1.0), path, IMAGES)
+
+
+def test_a_model_that_answers_nan_is_refused(exported):
+    _, path, _ = exported
+    model = classifier()
+    model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
+    with pytest.raises(export.ParityError, match="nan"):
+        export.check_parity(model, path, IMAGES)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A MobileNet with the bundled weights: with random weights, its answers hardly depend on the image."""
+    keras.utils.set_random_seed(0)
+    candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
+    model = mobilenet.build(candidate, (32, 32, 3), 10)
+    mobilenet.load_pretrained(model, candidate)
+    return model
+
+
+def test_convolutions_of_an_artefact_include_the_normalisation(network, tmp_path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    export.export(network, tmp_path / "model.tflite")
+    operations = [each["op_name"] for each in Interpreter(str(tmp_path / "model.tflite"))._get_ops_details()]
+    assert operations.count("CONV_2D") + operations.count("DEPTHWISE_CONV_2D") == 27
+    # The only product is that of pixels and their scale.
+    assert operations.count("MUL") == 1
+
+
+@pytest.fixture(scope="module")
+def quantised(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("int8") / "model.tflite"
+    return path, export.export(network, path, "int8", IMAGES)
+
+
+def test_an_int8_artefact_has_the_interface_of_a_float32_one(quantised):
+    path, facts = quantised
+    shares = Artefact(path).predict(IMAGES)
+    assert (facts["precision"], shares.dtype, shares.shape) == ("int8", np.float32, (len(IMAGES), 10))
+
+
+def test_an_int8_artefact_is_less_than_half_as_large(network, quantised, tmp_path):
+    whole = export.export(network, tmp_path / "model.tflite")
+    assert quantised[1]["bytes"] < whole["bytes"] / 2
+
+
+def test_an_int8_artefact_answers_nearly_like_its_model(network, quantised):
+    found = export.compare(network, quantised[0], IMAGES)
+    assert 0 < found["max_probability_difference"] < 0.1
+
+
+def test_int8_probabilities_are_not_rounded_to_one_in_256(quantised):
+    shares = Artefact(quantised[0]).predict(IMAGES)
+    assert np.abs(shares * 256 - np.round(shares * 256)).max() > 0.1
+
+
+def test_an_int8_artefact_does_not_pass_for_a_float32_one(network, quantised):
+    with pytest.raises(export.ParityError, match="does not answer like its model"):
+        export.check_parity(network, quantised[0], IMAGES)
+
+
+def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):
+    (tmp_path / "model.tflite").write_bytes(b"before")
+    with pytest.raises(ValueError, match="images to calibrate"):
+        export.export(network, tmp_path / "model.tflite", "int8")
+    assert (tmp_path / "model.tflite").read_bytes() == b"before"

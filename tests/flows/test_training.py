@@ -1,0 +1,236 @@
+"""The flow, run in this process against a real Prefect server, over stages that make up their outputs."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from toy_fixtures import Toy
+from waiting import Recorder, ran
+
+from flows import training
+from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.registry import runs, store
+from mobilenet_pipeline.registry.versions import ChampionChanged
+from mobilenet_pipeline.release import bento, promotion
+from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.workspace import locks, paths
+
+ALL = [
+    *("ingest@digits", "validate@digits", "train@digits-scratch", "train@digits-pretrained"),
+    *("export@digits-scratch", "evaluate@digits-scratch", "export@digits-pretrained", "evaluate@digits-pretrained"),
+]
+
+
+@pytest.fixture
+def heard() -> Iterator[Recorder]:
+    """What a listener hears of the flow."""
+    recorder = Recorder()
+    token = training.listener.set(recorder)
+    yield recorder
+    training.listener.reset(token)
+
+
+def parents() -> list[str]:
+    """Return how MLflow's runs of flows ended, oldest first."""
+    client = mlflow.MlflowClient(store.use_store())
+    found = client.search_runs([runs.experiment(load_recipe("digits"))], "", order_by=["start_time"])
+    return [run.info.status for run in found if "candidate" not in run.data.tags]
+
+
+def artifacts_of(prefect: Any, state: Any) -> dict[str, Any]:
+    """Return {key: data} of everything that the run shows."""
+    only = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
+    rows = prefect.request("POST", "/artifacts/filter", json=only).json()
+    return {row["key"]: row["data"] for row in rows}
+
+
+def test_a_run_does_every_stage_and_sums_itself_up(finished: Any) -> None:
+    assert ran(finished.workspace) == ALL
+    assert finished.heard.ended == dict.fromkeys([*ALL, "judge", "promote", "report"], "ran")
+    assert "█░ epoch 1/2 loss 0.5 accuracy 0.5 validation 0.5 0.5 0.1 s, 0:00 left" in finished.heard.lines
+    assert (finished.state.name, finished.state.type.value) == ("Completed", "COMPLETED")
+    assert finished.state.message.startswith("Nothing is promoted: scratch ")
+    assert "50.00%" in finished.state.message
+    assert finished.state.message.endswith("digits-mobilenet has no champion.")
+    assert (finished.workspace / "reports/digits/index.html").exists()
+
+
+def test_a_run_shows_progress_candidates_verdict_figures_and_times(finished: Any, prefect: Any) -> None:
+    shown = artifacts_of(prefect, finished.state)
+    assert {*shown} == {
+        *("digits-candidates", "digits-verdict", "digits-figures", "digits-stages"),
+        *("train-digits-scratch-progress", "train-digits-pretrained-progress"),
+    }
+    assert float(shown["train-digits-scratch-progress"]) == 100
+    assert json.loads(shown["digits-candidates"])[0]["test accuracy"] == "50.00%"
+    assert shown["digits-verdict"].startswith("**Nothing is promoted")
+    assert "data:image/png;base64," in shown["digits-figures"]
+    assert [row["outcome"] for row in json.loads(shown["digits-stages"])] == ["ran"] * 8
+
+
+def test_a_run_with_nothing_to_do_says_so(after_run: Toy, prefect: Any) -> None:
+    workspace = after_run()
+    state = training.train_and_promote("digits", return_state=True)
+    assert state.message == "Nothing changed: no stage has anything to do. digits-mobilenet has no champion."
+    assert ran(workspace) == []
+    assert parents() == ["FINISHED"]
+
+
+def test_a_forced_run_does_every_stage_and_keeps_the_verdict(
+    after_run: Toy, prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    after_run()
+    forced: dict[str, bool] = {}
+
+    def pretend(name: str, on_line: Any, variables: Any, force: bool) -> runner.StageResult:
+        forced[name] = force
+        return runner.StageResult(name, "ran", 1.0, 1.0)
+
+    monkeypatch.setattr(runner, "run_stage", pretend)
+    state = training.train_and_promote("digits", force=True, return_state=True)
+    assert forced == dict.fromkeys(ALL, True)
+    assert state.message.startswith("The candidates are the same as before, and so is the verdict: Nothing is")
+
+
+def test_only_a_failed_download_is_tried_again(toy: Toy, prefect: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training.stage, "retry_delay_seconds", [0.0, 0.0])
+    workspace = toy(exit={"ingest": [75, 65]})  # no network, then wrong data
+    with pytest.raises(runner.StageFailed, match=r"ingest@digits failed \(exit code 65\)"):
+        training.train_and_promote("digits")
+    assert ran(workspace) == ["ingest@digits", "ingest@digits"]
+
+
+def test_a_failed_training_fails_the_run_in_mlflow_too(after_run: Toy, prefect: Any, heard: Recorder) -> None:
+    workspace = after_run(exit={"train": [1]})
+    (workspace / "setting.txt").write_text("2")
+    with pytest.raises(runner.StageFailed, match=r"train@digits-scratch failed \(exit code 1\)"):
+        training.train_and_promote("digits")
+    assert parents() == ["FINISHED", "FAILED"]
+    assert heard.ended == {"train@digits-scratch": "failed"}
+
+
+def test_a_second_run_of_a_recipe_is_skipped(toy: Toy, prefect: Any) -> None:
+    workspace = toy()
+    with locks.only_run(load_recipe("digits")) as other:
+        assert other is None
+        state = training.train_and_promote("digits", return_state=True)
+    assert state.type.value == "COMPLETED"
+    assert state.message.startswith("Skipped: a run of digits is in progress (process ")
+    assert ran(workspace) == []
+
+
+def test_an_unknown_recipe_is_named(toy: Toy, prefect: Any) -> None:
+    toy()
+    with pytest.raises(ValueError, match="no recipe 'nosuch'; there are: digits, cifar10"):
+        training.train_and_promote("nosuch")
+
+
+def damage_history(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = paths.history_path(load_recipe("digits"), workspace)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"what": "prom')
+
+
+def damage_name(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("registered_model: digits-mobilenet", "registered_model: Digits"))
+
+
+def remove_uv(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bento.shutil, "which", lambda *_, **__: None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_history, r"history\.jsonl, line 1 is damaged"),
+        (damage_name, "registered_model is 'Digits'"),
+        (remove_uv, "uv is not in "),
+    ],
+)
+def test_a_run_that_could_not_promote_starts_no_stage(
+    damage: Callable[[Path, pytest.MonkeyPatch], None],
+    message: str,
+    toy: Toy,
+    prefect: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    workspace = toy()
+    damage(workspace, monkeypatch)
+    with pytest.raises(ValueError, match=message):
+        training.train_and_promote("digits")
+    assert ran(workspace) == []
+
+
+@dataclass
+class Judged:
+    """A judgement as far as `apply` looks at it."""
+
+    name: str
+    state: None = None
+
+
+OLD, NEW = Judged("old"), Judged("new")
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch) -> list[Judged]:
+    """The judgements that were promoted; the champion has changed since OLD, and a new judging gives NEW."""
+    judgements: list[Judged] = []
+
+    def promote(recipe: Any, judgement: Judged) -> None:
+        judgements.append(judgement)
+        if judgement is OLD:
+            raise ChampionChanged("version 7 has become champion in the meantime")
+
+    monkeypatch.setattr(training, "promote", promote)
+    monkeypatch.setattr(training, "judge", lambda recipe: NEW)
+    monkeypatch.setattr(promotion, "waiting", lambda recipe, judgement: None)
+    return judgements
+
+
+def test_a_changed_champion_leads_to_a_new_judgement(tried: list[Judged]) -> None:
+    assert training.apply(load_recipe("digits"), OLD) is NEW
+    assert tried == [OLD, NEW]
+
+
+def test_a_champion_that_changes_every_time_fails_the_run(tried: list[Judged], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "judge", lambda recipe: OLD)
+    with pytest.raises(ChampionChanged):
+        training.apply(load_recipe("digits"), OLD)
+    assert tried == [OLD] * training.TRIES
+
+
+def test_a_new_judgement_waits_for_approval_too(tried: list[Judged], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotion, "waiting", lambda recipe, judgement: judgement is NEW)
+    monkeypatch.setattr(promotion, "keep_serving", lambda recipe, state: None)
+    assert training.apply(load_recipe("digits"), OLD) is NEW
+    assert tried == [OLD]
+
+
+def test_a_run_of_a_manual_recipe_ends_with_the_commands(after_run: Toy, prefect: Any) -> None:
+    workspace = after_run()
+    params = workspace / "params.yaml"
+    easy = params.read_text().replace("accuracy_floor: 0.9\n", "accuracy_floor: 0.1\n")
+    easy = easy.replace("calibration_error: 0.05", "calibration_error: 1.0")
+    params.write_text(easy.replace("promotion: automatic", "promotion: manual", 1))
+    state = training.train_and_promote("digits", return_state=True)
+    assert "It waits for approval: mobilenet-pipeline approve 1 --recipe digits, or reject." in state.message
+    assert state.message.endswith("digits-mobilenet has no champion.")
+    assert "waits for approval" in training.train_and_promote("digits", return_state=True).message
+
+
+def test_the_process_of_the_flow_never_loads_tensorflow() -> None:
+    modules = ["flows.training", "flows.display"]
+    modules += [f"mobilenet_pipeline.{name}" for name in ("reports.results", "reports.page", "registry.versions")]
+    modules += [f"mobilenet_pipeline.release.{name}" for name in ("bento", "judging", "promotion", "review", "trace")]
+    loaded = "' '.join({'tensorflow', 'keras', 'bentoml'} & {*sys.modules}) or 0"
+    command = [sys.executable, "-c", f"import sys, {', '.join(modules)}; sys.exit({loaded})"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr

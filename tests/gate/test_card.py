@@ -1,0 +1,112 @@
+"""The model card, from made-up documents."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from planted_predictions import accurate, decide, verdict_on
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.gate import card
+from mobilenet_pipeline.gate.checks import Check
+from mobilenet_pipeline.workspace.candidate import CandidateFiles
+
+CHECKS = [
+    Check("size", "scratch", True, 0.87, 20, "scratch has 0.87 MB."),
+    Check("size", "pretrained", True, 0.9, 20, "pretrained has 0.9 MB."),
+]
+SCORES = {"accuracy": 0.9, "rows": 20, "loss": 0.3, "top3_accuracy": 1.0, "calibration_error": 0.01}
+METRICS = {
+    "test": SCORES,
+    "validation": SCORES,
+    "corruptions": {"noise 1": 0.8, "blur 1": 0.6},
+    "artefact": {"bytes": 870_000, "p50_ms": 0.12, "p99_ms": 0.3},
+    "class_names": ["cat", "dog", "eel"],
+    "confusion_matrix": [[8, 2, 0], [0, 10, 0], [0, 0, 0]],
+    "overlap": 0,
+    "data_digest": "d1",
+}
+FILES = CandidateFiles(
+    name="scratch",
+    folder=Path("models/digits/scratch"),
+    training={"weights": "none", "epochs": 8.0, "cpu_minutes": 0.5},
+    metrics=METRICS,
+    dataset={"source": "digits", "rows": {"train": 1437, "test": 20}},
+    history=[],
+    sha256="a" * 64,
+)
+
+
+@pytest.fixture(scope="module")
+def recipe() -> config.Recipe:
+    return config.load_recipe("digits", Path(__file__).parents[2] / "params.yaml")
+
+
+def made(recipe: config.Recipe, **changes: Any) -> str:
+    """Return the card of scratch after a verdict that promotes it, but for the `changes`."""
+    decision = decide(accurate(190), accurate(150), None)
+    verdict = verdict_on(decision, **({"reason": "scratch is promoted.", "checks": CHECKS} | changes))
+    return card.write_card(recipe, FILES, "7", verdict, {"run": "r1", "flow_run": None})
+
+
+@pytest.mark.parametrize(
+    ("changes", "opening"),
+    [
+        ({}, "Promoted"),
+        ({"promote": False}, "Not promoted"),
+        ({"winner": "pretrained"}, "Not promoted"),
+        ({"waits_for_approval": True}, "Passed the gate"),
+    ],
+)
+def test_a_card_opens_with_the_decision(recipe: config.Recipe, changes: dict, opening: str):
+    assert made(recipe, **changes).startswith(f"# {opening}: scratch, version 7 of digits-mobilenet\n")
+
+
+def test_a_card_has_the_candidate_s_own_checks(recipe: config.Recipe):
+    text = made(recipe)
+    assert "- ✓ **size**: scratch has 0.87 MB." in text
+    assert "pretrained has" not in text
+
+
+def test_a_class_has_its_interval_and_its_confusion(recipe: config.Recipe):
+    assert "- cat: **80.0%** of 10 (49.0% to 94.3%); most often confused with dog (2)\n" in made(recipe)
+
+
+def test_a_class_without_mistakes_has_no_confusion(recipe: config.Recipe):
+    assert "- dog: **100.0%** of 10 (72.2% to 100.0%)\n" in made(recipe)
+
+
+def test_a_class_without_test_images_has_no_accuracy(recipe: config.Recipe):
+    assert "- eel: no test images\n" in made(recipe)
+
+
+def test_a_card_has_no_tables(recipe: config.Recipe):
+    """MLflow shows tables without space between the columns."""
+    assert not re.search(r"^\|", made(recipe), re.MULTILINE)
+
+
+def test_the_model_is_the_last_section(recipe: config.Recipe):
+    """A registry may cut off the end of a card."""
+    headings = re.findall(r"^## (.+)$", made(recipe), re.MULTILINE)
+    assert headings[:4] == ["Verdict", "Test figures", "Limits of use", "Where it comes from"]
+    assert headings[-1] == "Model"
+
+
+def test_whole_epochs_are_written_as_whole_numbers(recipe: config.Recipe):
+    assert "8 epochs" in made(recipe)
+
+
+def test_an_unknown_origin_is_left_out(recipe: config.Recipe):
+    text = made(recipe)
+    assert "- **run**: `r1`" in text
+    assert "flow_run" not in text
+
+
+def test_a_card_says_how_often_the_test_images_were_read(recipe: config.Recipe):
+    assert "scored 4 times on these test images" in made(recipe, test_reads=4)
+    assert "collect new test images" in made(recipe, warning="collect new test images")
+
+
+def test_a_card_names_the_size_of_the_images(recipe: config.Recipe):
+    assert "32 by 32 pixels" in made(recipe)

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from bento_fixtures import SMALL, SMALL_CLASSES
+
+from mobilenet_pipeline.inference.artefact import Artefact, ArtefactError, check_sha256, sha256_of
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
+
+
+def test_every_image_gets_a_row_of_probabilities(artefacts: list[Path]) -> None:
+    found = Artefact(artefacts[0]).predict(IMAGES)
+    assert (found.shape, found.dtype) == ((5, 10), np.float32)
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_an_image_has_the_same_answer_alone_and_in_a_batch(artefacts: list[Path]) -> None:
+    artefact = Artefact(artefacts[0])
+    together = artefact.predict(IMAGES)
+    assert np.allclose(np.concatenate([artefact.predict(image[None]) for image in IMAGES]), together, atol=1e-6)
+
+
+@pytest.mark.parametrize("images", [IMAGES[0], IMAGES.astype(np.float32), IMAGES[:, :16], IMAGES[:0]])
+def test_other_shapes_and_types_are_refused(artefacts: list[Path], images: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"uint8 \(n, 32, 32, 3\)"):
+        Artefact(artefacts[0]).predict(images)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(5000), None])
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.tflite"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=str(path)):
+        Artefact(path)
+
+
+def test_a_truncated_model_is_refused_by_name(artefacts: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(artefacts[0].read_bytes()[:1500])
+    with pytest.raises(ArtefactError, match=str(path)):
+        Artefact(path)
+
+
+def test_the_image_shape_is_that_of_the_model(exported: list[Path]) -> None:
+    assert [Artefact(path).image_shape for path in exported] == [(32, 32, 3), (32, 32, 3), (SMALL, SMALL, 3)]
+
+
+def test_a_model_of_smaller_images_answers_them(exported: list[Path]) -> None:
+    images = np.zeros((2, SMALL, SMALL, 3), np.uint8)
+    assert Artefact(exported[2]).predict(images).shape == (2, len(SMALL_CLASSES))
+
+
+def test_images_of_the_wrong_size_are_refused_with_the_right_one(exported: list[Path]) -> None:
+    with pytest.raises(ValueError, match=rf"uint8 \(n, {SMALL}, {SMALL}, 3\)"):
+        Artefact(exported[2]).predict(IMAGES)
+
+
+@pytest.mark.parametrize("content", [None, b"changed"])
+def test_a_changed_or_missing_file_is_damaged(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "model.tflite"
+    path.write_bytes(b"model")
+    expected = sha256_of(path)
+    check_sha256(path, expected)
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtefactError, match=rf"model\.tflite is damaged: .*{expected}"):
+        check_sha256(path, expected)

@@ -1,0 +1,155 @@
+"""MLflow runs, in a real SQLite store."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pytest
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry import runs
+from mobilenet_pipeline.registry.store import StoreAwayError
+
+
+def newest_run(client: mlflow.MlflowClient, recipe: Recipe) -> Any:
+    """Return the newest run of the recipe's experiment."""
+    experiment = client.get_experiment_by_name(recipe.name)
+    assert experiment is not None
+    return client.search_runs([experiment.experiment_id])[0]
+
+
+def test_a_run_has_its_parameters_and_its_dataset(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    with runs.candidate_run(recipe, "scratch", None, dataset):
+        pass
+    run = newest_run(client, recipe)
+    assert (run.info.run_name, run.info.status) == ("digits-scratch", "FINISHED")
+    assert (run.data.params["alpha"], run.data.params["gate.accuracy_floor"]) == ("0.25", "0.85")
+    used = run.inputs.dataset_inputs[0]
+    assert (used.dataset.name, used.dataset.digest) == ("digits", dataset["digest"][:36])
+    assert {tag.key: tag.value for tag in used.tags}["digest"] == run.data.tags["data_digest"] == dataset["digest"]
+
+
+def test_a_run_has_its_commit_lock_file_and_flow(
+    store: Path, client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (store / "dvc.lock").write_text("stages: {ingest@digits: {outs: [{path: data/digits, md5: abc.dir}]}}")
+    monkeypatch.setenv("PREFECT__FLOW_RUN_ID", "flow-7")
+    with runs.candidate_run(recipe, "scratch", None, dataset):
+        pass
+    tags = newest_run(client, recipe).data.tags
+    assert (tags["data_version"], tags["flow_run"], len(tags["dvc_lock_sha256"])) == ("abc.dir", "flow-7", 64)
+
+
+def test_epochs_are_readable_while_the_training_runs(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        for epoch in (1, 2):
+            run.log_epoch(epoch, {"validation_accuracy": epoch / 4})
+        history = client.get_metric_history(run.run_id, "validation_accuracy")
+    assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5)]
+
+
+def test_a_training_is_nested_under_its_flow(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    parent = runs.parent_run(recipe, "flow-7")
+    with runs.candidate_run(recipe, "scratch", parent, dataset) as run:
+        pass
+    assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent
+
+
+def test_ending_a_flow_ends_its_dead_trainings(client: mlflow.MlflowClient, recipe: Recipe) -> None:
+    parent = runs.parent_run(recipe, "flow-7")
+    orphan = client.create_run(runs.experiment(recipe), tags={"mlflow.parentRunId": parent}).info.run_id
+    runs.end_run(parent, "FAILED")
+    assert [client.get_run(run).info.status for run in (parent, orphan)] == ["FAILED", "KILLED"]
+
+
+def test_a_training_that_raises_leaves_a_failed_run_with_the_reason(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="loss"), runs.candidate_run(recipe, "scratch", None, dataset):
+        raise ValueError("the loss is nan at step 3")
+    run = newest_run(client, recipe)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["failure"] == "ValueError: the loss is nan at step 3"
+
+
+def test_a_store_that_fails_during_a_training_may_be_tried_again(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise mlflow.MlflowException("Max retries exceeded")
+
+    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
+        with pytest.raises(StoreAwayError, match=r"at sqlite:.*failed \(Max retries exceeded\); .*run again"):
+            run.log_epoch(1, {"train_loss": 1.0})
+
+
+def test_ctrl_c_leaves_a_killed_run(client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]) -> None:
+    with pytest.raises(KeyboardInterrupt), runs.candidate_run(recipe, "scratch", None, dataset):
+        raise KeyboardInterrupt
+    assert newest_run(client, recipe).info.status == "KILLED"
+
+
+def test_sigterm_leaves_a_killed_run_and_the_former_handler(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as raised, runs.candidate_run(recipe, "scratch", None, dataset):
+        signal.raise_signal(signal.SIGTERM)
+    assert (raised.value.code, newest_run(client, recipe).info.status) == (143, "KILLED")
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_deleted_experiment_is_restored(client: mlflow.MlflowClient, recipe: Recipe) -> None:
+    client.delete_experiment(runs.experiment(recipe))
+    run_id = runs.parent_run(recipe)
+    assert client.get_run(run_id).info.status == "RUNNING"
+
+
+def test_the_machine_is_measured_while_it_trains(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.2")
+    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        time.sleep(1)
+    assert "system/cpu_utilization_percentage" in client.get_run(run.run_id).data.metrics
+
+
+def test_figures_are_logged_under_figures(client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]) -> None:
+    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        run.log_figure(b"\x89PNG", "learning_curves.png")
+    assert [file.path for file in client.list_artifacts(run.run_id, "figures")] == ["figures/learning_curves.png"]
+
+
+def test_the_logged_model_loads_with_stock_keras_and_no_pickles(
+    recipe: Recipe, dataset: dict[str, Any], store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    @keras.saving.register_keras_serializable("test")
+    class Registered(keras.layers.Layer):
+        """Something that MLflow would pickle beside the model."""
+
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    pixels = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, keras.layers.Dense(10, activation="softmax")(pixels))
+    example = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8)
+    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        uri = run.log_model(model, example)
+    assert "test>Registered" in keras.saving.get_custom_objects()
+    assert not list(store.rglob("*.cloudpickle"))
+    loaded = mlflow.pyfunc.load_model(uri)
+    assert (loaded.metadata.signature.inputs.inputs[0].type, loaded.predict(example).shape) == (
+        np.dtype("uint8"),
+        (2, 10),
+    )

@@ -1,0 +1,97 @@
+import io
+
+import numpy as np
+import pytest
+from figure_pixels import pixels_of, shows
+from PIL import Image
+
+from mobilenet_pipeline.config import CANDIDATES
+from mobilenet_pipeline.reports import figures
+
+NAMES = ["cat", "dog", "a $price$ tag"]
+MATRIX = [[8, 2, 0], [1, 9, 0], [0, 0, 0]]
+IMAGES = np.random.default_rng(0).integers(0, 256, (30, 32, 32, 3), dtype=np.uint8)
+LABELS = np.arange(30, dtype=np.uint8) % 3
+HISTORY = {f"{split}_{key}": [0.9, 0.5, 0.4] for split in ("train", "validation") for key in ("loss", "accuracy")}
+
+
+def test_learning_curves_show_both_candidates_in_their_colours() -> None:
+    png = figures.learning_curves({"scratch": HISTORY, "pretrained": HISTORY})
+    assert not shows(png, figures.OTHER_COLOUR)
+    assert all(shows(png, figures.colour_of(name)) for name in CANDIDATES)
+
+
+def test_candidates_have_colours_of_their_own() -> None:
+    colours = [figures.colour_of(name) for name in (*CANDIDATES, "version 3")]
+    assert len(set(colours)) == len(colours)
+
+
+def test_learning_curves_of_one_quantity_are_half_as_wide() -> None:
+    both = pixels_of(figures.learning_curves({"scratch": HISTORY}))
+    one = pixels_of(figures.learning_curves({"scratch": HISTORY}, ["loss"]))
+    assert one.shape[1] < 0.6 * both.shape[1]
+
+
+def test_learning_curves_read_a_data_frame() -> None:
+    pandas = pytest.importorskip("pandas")
+    assert figures.learning_curves({"scratch": pandas.DataFrame(HISTORY)}) == figures.learning_curves(
+        {"scratch": HISTORY}
+    )
+
+
+def test_learning_curves_of_a_single_epoch_can_be_drawn() -> None:
+    history = {key: values[:1] for key, values in HISTORY.items()}
+    png = figures.learning_curves({"scratch": history})
+    assert pixels_of(png).shape[0] > 300
+    assert shows(png, figures.colour_of("scratch"))
+
+
+def test_confusion_matrices_stand_side_by_side() -> None:
+    one = pixels_of(figures.confusion_matrices({"scratch": MATRIX}, NAMES))
+    two = pixels_of(figures.confusion_matrices({"scratch": MATRIX, "pretrained": MATRIX}, NAMES))
+    assert two.shape[1] > 1.7 * one.shape[1]
+
+
+def test_mistakes_have_another_colour_than_correct_answers() -> None:
+    right = pixels_of(figures.confusion_matrices({"scratch": [[9, 0], [0, 9]]}, ["a", "b"]))
+    wrong = pixels_of(figures.confusion_matrices({"scratch": [[0, 9], [9, 0]]}, ["a", "b"]))
+    assert right[..., 2].mean() > wrong[..., 2].mean()
+
+
+def test_accuracy_per_class_draws_a_class_without_images() -> None:
+    pixels = pixels_of(figures.accuracy_per_class({"scratch": MATRIX, "pretrained": MATRIX}, NAMES))
+    assert pixels.shape[0] > 300
+
+
+def test_the_sample_sheet_shows_the_first_images_of_a_class() -> None:
+    images = np.zeros((30, 32, 32, 3), np.uint8)
+    images[2] = (0, 255, 0)  # the first image of class 2
+    assert shows(figures.sample_sheet(images, LABELS, NAMES), "#00ff00")
+
+
+def test_a_sample_sheet_of_few_images_can_be_drawn() -> None:
+    assert pixels_of(figures.sample_sheet(IMAGES[:4], LABELS[:4], NAMES)).shape[1] > 300
+
+
+def test_the_worst_mistakes_are_the_most_confident_ones() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.99, 0.01]])
+    assert figures.most_confident_mistakes(np.array([0, 1, 1, 1]), probabilities, 2).tolist() == [3, 2]
+
+
+def test_worst_mistakes_leave_out_correct_answers() -> None:
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[0], images[1] = (0, 255, 0), (255, 0, 255)
+    png = figures.worst_mistakes(images, np.array([0, 1]), np.array([[0.9, 0.1], [0.6, 0.4]]), NAMES)
+    assert shows(png, "#ff00ff")
+    assert not shows(png, "#00ff00")
+
+
+def test_a_model_without_mistakes_gets_a_sentence() -> None:
+    png = figures.worst_mistakes(IMAGES[:1], LABELS[:1], np.array([[1.0, 0.0, 0.0]]), NAMES)
+    assert (np.asarray(Image.open(io.BytesIO(png)).convert("L")) < 100).any()
+
+
+def test_the_same_numbers_give_the_same_bytes() -> None:
+    first, second = (figures.confusion_matrices({"scratch": MATRIX}, NAMES) for _ in range(2))
+    assert first == second
+    assert b"Software" not in first

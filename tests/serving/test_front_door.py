@@ -1,0 +1,173 @@
+"""Admission, limits, and errors behind the front door."""
+
+import asyncio
+import json
+import socket
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from bento_fixtures import Service
+
+from serving.front_door import WAITING, FrontDoor
+from serving.service import Classifier
+
+Encode = Callable[..., bytes]
+
+
+def test_without_the_key_only_health_and_page_answer(filled_bento_store: Path, start: Any, encode: Encode) -> None:
+    with start(filled_bento_store, SERVING_API_KEY="secret") as service:
+        image = {"image": encode()}
+        for method, path in (("GET", "/model"), ("GET", "/metrics"), ("GET", "/docs.json"), ("POST", "/predict")):
+            answer = service.ask(method, path, files=image if method == "POST" else None)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
+            assert answer.headers["www-authenticate"] == "Bearer"
+        wrong = {"Authorization": "Bearer secre"}
+        assert service.ask("POST", "/predict", files=image, headers=wrong).status_code == 401
+        right = {"Authorization": "Bearer secret"}
+        assert service.ask("POST", "/predict", files=image, headers=right).status_code == 200
+        assert [service.ask("GET", path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_an_empty_key_is_an_error(key: str) -> None:
+    with pytest.raises(ValueError, match="SERVING_API_KEY is empty"):
+        FrontDoor(app=None, key=key)
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/"), ("GET", "/schema.json")])
+def test_an_unknown_address_or_method_is_refused_in_json(service: Service, method: str, path: str) -> None:
+    answer = service.ask(method, path)
+    assert answer.status_code in {404, 405}
+    assert answer.json()["error"]["message"].endswith(".")
+
+
+def test_a_wrong_method_gets_the_right_one(service: Service) -> None:
+    answer = service.ask("GET", "/predict")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
+
+
+@pytest.mark.parametrize("path", ["/static_content/../../served.json", "/static_content/%2e%2e/%2e%2e/served.json"])
+def test_static_paths_reach_no_other_file(service: Service, path: str) -> None:
+    host, port = service.address.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as connection:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b" 404 " in answer.splitlines()[0]
+    assert b"champion" not in answer
+
+
+def test_requests_beyond_the_limit_get_503_and_retry_after(service: Service, encode: Encode) -> None:
+    photo = encode("JPEG", (3000, 2000))  # takes some 0.1 s to decode
+
+    def ask(_: int) -> httpx.Response:
+        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False)
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(ask, range(64)))
+    statuses = {answer.status_code for answer in answers}
+    assert statuses == {200, 503}
+    refused = next(answer for answer in answers if answer.status_code == 503)
+    assert refused.headers["retry-after"] == "1"
+    assert refused.json()["error"]["code"] == "overloaded"
+
+
+def test_health_does_not_wait_for_photographs(service: Service, encode: Encode) -> None:
+    photo = encode("JPEG", (3000, 2000))
+
+    def ask(_: int) -> int:
+        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False).status_code
+
+    with ThreadPoolExecutor(12) as pool:
+        begun = [pool.submit(ask, number) for number in range(12)]
+        while not any(job.done() for job in begun):  # the others are decoded, or wait
+            time.sleep(0.005)
+        assert service.ask("GET", "/livez").status_code == 200
+        assert not all(job.done() for job in begun)
+        assert {job.result() for job in begun} == {200}
+
+
+def test_the_body_of_a_503_is_not_read() -> None:
+    read: list[int] = []
+    working = asyncio.Event()
+
+    async def work(scope: Any, receive: Any, send: Any) -> None:
+        await working.wait()
+
+    async def ask(door: FrontDoor) -> int:
+        statuses: list[int] = []
+
+        async def receive() -> dict[str, Any]:
+            read.append(1)
+            return {"type": "http.request", "body": b"image"}
+
+        async def send(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        headers = [(b"content-type", b"image/png")]
+        await door({"type": "http", "method": "POST", "path": "/predict", "headers": headers}, receive, send)
+        return statuses[0] if statuses else 200
+
+    async def crowd() -> list[int]:
+        door = FrontDoor(work)
+        begun = [asyncio.create_task(ask(door)) for _ in range(WAITING)]
+        await asyncio.sleep(0)
+        late = await ask(door)
+        working.set()
+        await asyncio.gather(*begun)
+        return [late, await ask(door)]
+
+    assert asyncio.run(crowd()) == [503, 200]
+    assert len(read) == WAITING + 1
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_error_is_json_unless_the_answer_has_begun(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+    sent = []
+
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError("out of order")
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "GET", "path": "/model", "headers": []}
+    asked = FrontDoor(fail)(scope, None, send)
+    if begun:
+        with pytest.raises(RuntimeError, match="out of order"):
+            asyncio.run(asked)
+        assert [message.get("status") for message in sent] == [200]
+    else:
+        asyncio.run(asked)
+        assert sent[0]["status"] == 500
+        assert json.loads(sent[1]["body"])["error"]["code"] == "fault"
+        assert "out of order" in caplog.text
+
+
+@pytest.mark.parametrize(("method", "path"), [("GET", "/model"), ("POST", "/predict"), ("POST", "/input")])
+def test_an_error_of_any_address_is_json(method: str, path: str) -> None:
+    async def ask() -> httpx.Response:
+        app = httpx.ASGITransport(Classifier.to_asgi(is_main=True))  # not started: it has no instance
+        async with httpx.AsyncClient(transport=app, base_url="http://service") as client:
+            return await client.request(method, path, content=b"x", headers={"Content-Type": "image/png"})
+
+    answer = asyncio.run(ask())
+    assert (answer.status_code, answer.json()["error"]["code"]) == (500, "fault")
+
+
+def test_a_slow_upload_gets_408(service: Service) -> None:
+    host, port = service.address.removeprefix("http://").split(":")
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n"
+    with socket.create_connection((host, int(port)), timeout=25) as connection:
+        connection.sendall(head.encode() + bytes(100))
+        started = time.monotonic()
+        answer = connection.recv(4096)
+    assert b" 408 " in answer.splitlines()[0]
+    assert 10 < time.monotonic() - started < 20

@@ -1,0 +1,58 @@
+"""A child process that ends with whoever started it."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from waiting import alive
+
+from mobilenet_pipeline.system.process import leashed
+
+
+def test_a_command_that_finishes_gives_its_code_and_its_time() -> None:
+    busy = "import sys, time\nwhile time.process_time() < 0.5: pass\nsys.exit(3)"
+    with leashed([sys.executable, "-c", busy], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.read()
+    assert child.returncode == 3
+    assert child.cpu_seconds > 0.5
+
+
+def test_a_process_that_ignores_sigterm_is_killed() -> None:
+    stubborn = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        "print(os.getpid(), flush=True); time.sleep(60)"
+    )
+    with leashed([sys.executable, "-c", stubborn], grace=0.5, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        process = int(child.stdout.readline())
+        started = time.monotonic()
+    assert not alive(process)
+    assert 0.4 < time.monotonic() - started < 20
+    assert child.returncode == 128 + signal.SIGKILL
+
+
+def test_what_a_finished_command_left_behind_is_ended() -> None:
+    parent = "import subprocess; print(subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL).pid)"
+    with leashed([sys.executable, "-c", parent], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        left = int(child.stdout.readline())
+    assert not alive(left)
+    assert child.returncode == 0
+
+
+def test_a_process_whose_parent_ends_gets_one_sigterm(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    slow = (
+        "import pathlib, signal, time; stops = []; signal.signal(signal.SIGTERM, lambda *_: stops.append(1)); "
+        "print('ready', flush=True)\n"
+        "while not stops: time.sleep(0.01)\n"
+        f"time.sleep(1); pathlib.Path({str(count)!r}).write_text(str(len(stops)))"
+    )
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {slow!r}])"
+    with leashed([sys.executable, "-c", parent], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+    assert count.read_text() == "1"

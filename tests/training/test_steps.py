@@ -1,0 +1,85 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from small_training import SMALL, coloured, trained
+
+from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.training import optimizer, steps
+from mobilenet_pipeline.training.batches import training_batches
+
+
+@pytest.mark.parametrize("precision", ["pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"])
+def test_layers_of_short_numbers_learn(precision):
+    # Twice as long as in float32: the first steps of float16 are left out until its scale of the loss is found.
+    result = trained(SMALL.model_copy(update={"epochs": 8, "precision": precision}))
+    assert result.history[-1].train_loss < 0.7 * result.history[0].train_loss
+    assert {str(variable.dtype) for variable in result.model.variables if "seed" not in variable.path} == {"float32"}
+
+
+def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():
+    candidate = SMALL.model_copy(update={"precision": "mixed_float16"})
+    model = mobilenet.build_trained(candidate, 2)
+    scaled = optimizer.optimizer_of(candidate, 0.05)
+    scaled.build(model.trainable_variables)
+    scaled.dynamic_scale.assign(2.0**40)
+    before = [np.asarray(variable) for variable in model.trainable_variables]
+    run = steps.steps_in_graph(tf.distribute.get_strategy(), model, scaled, candidate, 16)
+    run(iter(training_batches(coloured(16), candidate, 16, 1)), tf.constant(1), 32)
+    assert float(scaled.dynamic_scale) == 2.0**39
+    assert all(np.array_equal(a, b) for a, b in zip(before, model.trainable_variables, strict=True))
+
+
+@pytest.fixture(scope="module")
+def frozen() -> keras.Model:
+    return trained(SMALL.model_copy(update={"frozen": 3})).model
+
+
+def unchanged(model: keras.Model, layer: str) -> list[bool]:
+    """Return for each weight of the layer whether it is what the seed made it."""
+    keras.utils.set_random_seed(SMALL.seed)
+    fresh = mobilenet.build_trained(SMALL, 2).get_layer(layer).get_weights()
+    return [np.array_equal(a, b) for a, b in zip(model.get_layer(layer).get_weights(), fresh, strict=True)]
+
+
+@pytest.mark.parametrize("layer", ["conv1", "conv1_bn", "conv_dw_2", "conv_pw_2_bn"])
+def test_frozen_blocks_keep_their_weights(frozen, layer):
+    assert all(unchanged(frozen, layer))
+
+
+@pytest.mark.parametrize("layer", ["conv_dw_3", "conv_pw_3_bn"])
+def test_fine_tuned_blocks_learn(frozen, layer):
+    assert not unchanged(frozen, layer)[0]
+
+
+def test_without_frozen_blocks_the_stem_learns():
+    assert unchanged(trained().model, "conv1") == [False]
+
+
+@pytest.fixture(scope="module")
+def stepper() -> steps.Stepper:
+    model = mobilenet.build_trained(SMALL, 2)
+    return steps.Stepper(SMALL, model, tf.distribute.get_strategy(), coloured(64))
+
+
+def test_a_rehearsal_leaves_weights_and_optimizer_as_they_were(stepper):
+    stepper.set_length(8)
+    before = stepper.arrays()
+    stepper.rehearse(32, 2)
+    assert all(np.array_equal(before[name], value) for name, value in stepper.arrays().items())
+
+
+def test_restored_arrays_are_those_that_were_taken(stepper):
+    before = stepper.arrays()
+    stepper.set_length(8)
+    stepper.take(stepper.batches(0, 1), 2, 32)
+    changed = stepper.arrays()
+    stepper.restore(before)
+    assert not np.array_equal(changed["weight_0"], before["weight_0"])
+    assert all(np.array_equal(before[name], value) for name, value in stepper.arrays().items())
+
+
+def test_a_stop_request_ends_a_validation():
+    validator = steps.Validator(SMALL, mobilenet.build_trained(SMALL, 2), coloured(32))
+    assert validator.logits(32, 32, should_stop=lambda: True) is None
+    assert validator.logits(20, 32).shape == (20, 2)

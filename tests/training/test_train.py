@@ -1,0 +1,197 @@
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from small_training import AUGMENTED, SMALL, coloured, fixed_plan, trained
+
+from mobilenet_pipeline.config import Candidate
+from mobilenet_pipeline.training import budget, distribution, loop, plan, train
+from mobilenet_pipeline.training.budget import Costs
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoint.npz"
+
+
+def test_a_few_real_steps_lower_the_loss():
+    history = trained(SMALL.model_copy(update={"epochs": 4})).history
+    assert history[-1].train_loss < 0.7 * history[0].train_loss
+
+
+def test_the_same_seed_gives_the_same_weights():
+    first, second = trained().model.get_weights(), trained().model.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_another_seed_gives_other_weights():
+    other = trained(SMALL.model_copy(update={"seed": 1})).model.get_weights()
+    assert not np.allclose(trained().model.get_weights()[0], other[0])
+
+
+def test_every_epoch_is_reported_as_it_ends():
+    seen = []
+    trained(on_epoch=lambda row, epochs, left: seen.append((row.epoch, epochs)))
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_the_trained_model_holds_only_layers_of_keras(tmp_path):
+    model = trained().model
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={})
+    images = coloured(4).pixels
+    assert np.array_equal(np.asarray(loaded(images)), np.asarray(model(images)))
+
+
+def test_fewer_images_than_a_batch_are_refused():
+    with pytest.raises(ValueError, match="lower batch_size"):
+        trained(SMALL.model_copy(update={"batch_size": 65}))
+
+
+def test_the_temperature_lowers_the_validation_loss():
+    images = coloured(32)
+    result = trained(SMALL.model_copy(update={"epochs": 4}))
+    probabilities = np.asarray(result.model(images.pixels))
+    loss = -np.log(probabilities[np.arange(32), images.labels]).mean()
+    assert result.temperature != 1
+    assert loss < result.history[-1].validation_loss  # which is of before
+
+
+def test_rows_of_the_history_are_dictionaries():
+    row = loop.Epoch(1, 0.1, 1.5, 0.5, 1.25, 0.625, 10.0)
+    assert train.to_rows([row]) == [vars(row)]
+
+
+def test_a_stopped_training_resumes_to_the_same_weights(path, monkeypatch):
+    monkeypatch.setattr(loop, "CHUNK", 3)
+    monkeypatch.setattr(train, "make_plan", fixed_plan(8, 1.0, 1.0))
+    candidate = AUGMENTED.model_copy(update={"input_sizes": [32, 40]})
+    # Chunks of 3, 1, 3 and 1 steps; after the second, the only batch of validation images.
+    stops = iter([False, False, False, True])
+    with pytest.raises(train.Interrupted):
+        trained(candidate, path, should_stop=lambda: next(stops))
+    said: list[str] = []
+    resumed = trained(candidate, path, say=said.append)
+    assert said[-1] == "continuing after step 7 of 8"
+    whole = trained(candidate).model.get_weights()
+    assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed.model.get_weights(), whole, strict=True))
+
+
+def test_a_training_stopped_while_validating_keeps_its_epoch(path, monkeypatch):
+    monkeypatch.setattr(train, "make_plan", fixed_plan(8, 1.0))
+    stops = iter([False, True])
+    with pytest.raises(train.Interrupted):
+        trained(checkpoint_path=path, should_stop=lambda: next(stops))
+    said: list[str] = []
+    resumed = trained(checkpoint_path=path, say=said.append)
+    assert said[-1] == "continuing after step 4 of 8"
+    whole = trained()
+    for name in ("validation_loss", "train_loss"):
+        found, expected = ([getattr(row, name) for row in one.history] for one in (resumed, whole))
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_training_stopped_while_timing_saves_nothing(path):
+    stops = iter([False, True])
+    said: list[str] = []
+    with pytest.raises(train.Interrupted) as stopped:
+        trained(checkpoint_path=path, should_stop=lambda: next(stops), say=said.append)
+    assert not stopped.value.saved
+    assert said == []
+    assert not path.exists()
+
+
+def test_a_finished_training_is_not_trained_again(path):
+    first = trained(checkpoint_path=path)
+    said: list[str] = []
+    second = trained(checkpoint_path=path, say=said.append)
+    assert said == ["continuing after step 8 of 8"]
+    assert second.history == first.history
+    assert all(np.array_equal(a, b) for a, b in zip(first.model.weights, second.model.weights, strict=True))
+
+
+def test_the_state_of_other_code_is_not_continued(path, monkeypatch, capsys):
+    trained(checkpoint_path=path)
+    monkeypatch.setattr(train, "_code", lambda: "of yesterday")
+    said: list[str] = []
+    trained(checkpoint_path=path, say=said.append)
+    assert not any("continuing" in line for line in said)
+    assert f"{path} is of other code" in capsys.readouterr().out
+
+
+def test_the_state_of_other_settings_is_not_continued(path, capsys):
+    trained(checkpoint_path=path)
+    said: list[str] = []
+    trained(SMALL.model_copy(update={"learning_rate": 0.04}), path, say=said.append)
+    assert not any("continuing" in line for line in said)
+    assert "the training starts afresh" in capsys.readouterr().out
+
+
+def test_a_training_continues_once_code_and_state_are_restored(path, monkeypatch):
+    stops = iter([False] * 7 + [True])
+    with pytest.raises(train.Interrupted):
+        trained(checkpoint_path=path, should_stop=lambda: next(stops))
+    with monkeypatch.context() as changed:
+        changed.setattr(train, "_code", lambda: "of tomorrow")
+        trained(checkpoint_path=path)
+    said: list[str] = []
+    path.with_name("checkpoint.other.npz").replace(path)
+    trained(checkpoint_path=path, say=said.append)
+    assert any("continuing" in line for line in said)
+
+
+def test_workers_that_differ_leave_the_state_where_it_is(path, monkeypatch):
+    trained(checkpoint_path=path)
+    before = path.read_bytes()
+    monkeypatch.setattr(train, "_code", lambda: "of this worker alone")
+    monkeypatch.setattr(distribution, "all_agree", lambda strategy, facts: False)
+    with pytest.raises(ValueError, match="the workers of TF_CONFIG differ"):
+        trained(checkpoint_path=path)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_state_is_reported_and_training_starts_afresh(path, capsys):
+    path.write_bytes(b"PK damaged")
+    assert len(trained(checkpoint_path=path).history) == 2
+    assert "checkpoint.npz cannot be read" in capsys.readouterr().out
+
+
+def test_an_unreadable_state_stops_the_training(path):
+    path.mkdir()  # permissions would not stop root
+    with pytest.raises(OSError, match=r"make it readable, or delete it to start afresh: .*checkpoint\.npz"):
+        trained(checkpoint_path=path)
+    assert path.exists()
+
+
+def lasting(seconds: float) -> Candidate:
+    """Return the candidate with a budget of so many CPU seconds from now on, in which this process has used some."""
+    minutes = budget.minutes_for(time.process_time() + seconds)
+    return SMALL.model_copy(update={"epochs": None, "cpu_minutes": minutes})
+
+
+def test_a_training_fills_its_cpu_minutes():
+    candidate = lasting(25)
+    said: list[str] = []
+    result = trained(candidate, say=said.append)
+    assert float(said[0].split(" epochs will take ")[0]) > 2
+    assert len(result.history) > 2
+    assert result.history[-1].learning_rate == pytest.approx(0, abs=1e-3)
+    assert budget.remaining(candidate.cpu_minutes, result.cpu_seconds) < 10
+    assert result.cpu_seconds < candidate.cpu_minutes * 60
+
+
+def test_a_training_slower_than_measured_is_cut_short(monkeypatch):
+    candidate = lasting(20)
+    measured = plan.make_plan
+
+    def hopeful(*arguments):  # measured, for that also builds the graphs, then told as nearly nothing
+        return replace(measured(*arguments), length=40_000, costs=Costs([0.01], 0.01))
+
+    monkeypatch.setattr(train, "make_plan", hopeful)
+    result = trained(candidate)
+    assert 2 < len(result.history) < 10_000
+    assert result.history[-1].learning_rate == pytest.approx(0, abs=1e-3)
+    assert result.cpu_seconds < candidate.cpu_minutes * 60

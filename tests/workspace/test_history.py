@@ -1,0 +1,50 @@
+"""The history of a registered model: lines that are added, and show when they are changed."""
+
+from pathlib import Path
+
+import pytest
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.workspace import history, paths
+from mobilenet_pipeline.workspace.history import Event, HistoryError
+
+FIRST = Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9)
+SECOND = Event("rejected", "3", "ann", "odd", "2", "2", "s", 0.8)
+
+
+@pytest.fixture
+def record(recipe: Recipe, tmp_path: Path) -> Path:
+    """A history of two events."""
+    for event in (FIRST, SECOND):
+        history.append(recipe, event, tmp_path)
+    return paths.history_path(recipe, tmp_path)
+
+
+def test_events_are_read_oldest_first(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    assert history.read(recipe, tmp_path) == [FIRST, SECOND]
+
+
+def test_an_opinion_does_not_change_the_champion(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    assert history.champions(recipe, tmp_path) == [FIRST]
+
+
+def test_a_recipe_without_a_history_has_no_events(recipe: Recipe, tmp_path: Path) -> None:
+    assert history.read(recipe, tmp_path) == []
+
+
+def test_a_changed_line_is_found(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    record.write_text(record.read_text().replace('"before": null', '"before": "1"'))
+    with pytest.raises(HistoryError, match="line 2 does not follow line 1"):
+        history.read(recipe, tmp_path)
+
+
+def test_a_removed_line_is_found(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    record.write_text(record.read_text().splitlines(keepends=True)[1])
+    with pytest.raises(HistoryError, match="line 1 does not follow"):
+        history.read(recipe, tmp_path)
+
+
+def test_a_damaged_line_is_named(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    record.write_text(f'{record.read_text()}{{"what": "prom')
+    with pytest.raises(HistoryError, match="line 3 is damaged"):
+        history.read(recipe, tmp_path)

@@ -1,0 +1,88 @@
+"""Every environment variable that the code reads or sets, for docs/reference/environment.md."""
+
+from collections.abc import Mapping
+
+from mobilenet_pipeline.system import environment
+
+Variables = Mapping[str, tuple[str, str]]
+"""Name of a variable → (value without it, meaning)."""
+
+DATA: Variables = {
+    "CIFAR10_ARCHIVE": (
+        "the official address",
+        "Path or URL of the CIFAR-10 archive, binary or python version.",
+    ),
+    "IMAGENET_WEIGHTS_DIR": (
+        "Keras downloads the weights",
+        "Folder with the ImageNet weights, for example `mobilenet_7_5_224_tf_no_top.h5` for α 0.75.",
+    ),
+    "MOBILENET_PIPELINE_CACHE": ("`~/.cache/mobilenet-pipeline`", "Folder for downloads."),
+}
+STORES: Variables = {
+    "MLFLOW_TRACKING_URI": ("`mlflow.db` in the workspace", "MLflow's store: a server, or another database."),
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": ("`false`", "MLflow's progress bars."),
+    "PREFECT_API_URL": (
+        "the workspace's server if it runs, else a temporary server",
+        "API address of a Prefect server.",
+    ),
+    "PREFECT_HOME": ("`.prefect`", "Prefect's database and logs."),
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": (
+        "`CRITICAL` in `run` and `ui`",
+        "Level of Prefect's messages in the terminal.",
+    ),
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": ("`120`", "Time that a temporary Prefect server has to start."),
+    "BENTOML_HOME": ("`.bentoml`", "BentoML's store: models, Bentos, and the pointer to the live Bento."),
+}
+TRAINING: Variables = {
+    "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
+    "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),
+    "TF_NUM_INTRAOP_THREADS": ("all cores", "TensorFlow's threads for one operation."),
+    "CUDA_VISIBLE_DEVICES": ("all GPUs", "The GPUs that TensorFlow uses, by number."),
+}
+SERVICE: Variables = {
+    "SERVING_API_KEY": (
+        "no key",
+        "Key that requests must send as `Authorization: Bearer KEY`. The page and the health checks stay open.",
+    ),
+    "SERVING_CORES": ("all cores of the process", "Cores that the service may use."),
+    "SERVING_WORKERS": (
+        "one for two cores",
+        "Worker processes. Each has one HTTP thread and `cores / workers` others.",
+    ),
+    "SERVING_RECORD": (
+        "`.bentoml/answers/MODEL/PORT` with `serve`, else none",
+        "Folder for the record of answers: JSON lines, 50 MB per worker.",
+    ),
+    "SERVING_KEEP_IMAGES": ("unset", "`1` adds the decoded image to the record of answers."),
+}
+COMPOSE: Variables = {
+    "SERVING_IMAGE": ("`digits-mobilenet:live`", "Image that `deploy/compose.yaml` runs."),
+    "SERVING_PORT": ("`3000`", "Port on 127.0.0.1 that `deploy/compose.yaml` publishes."),
+}
+INTERNAL: Variables = {
+    "MOBILENET_PIPELINE_PARENT_RUN": ("the flow", "MLflow run that a training belongs to."),
+    "PREFECT__FLOW_RUN_ID": ("the flow", "Flow run that a training belongs to."),
+    "SERVING_LIVE": ("`serve`", "File that names the live Bento."),
+    "PROMETHEUS_MULTIPROC_DIR": ("`serve`", "Folder in which the workers of one server count."),
+}
+MEANINGS = {
+    "BENTOML_DO_NOT_TRACK": "BentoML's usage reports are off.",
+    "DO_NOT_TRACK": "Usage reports of tools that follow this convention are off.",
+    "DVC_NO_ANALYTICS": "DVC's usage reports are off.",
+    "GX_ANALYTICS_ENABLED": "Great Expectations' usage reports are off.",
+    "MLFLOW_DISABLE_TELEMETRY": "MLflow's usage reports are off.",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "Prefect's usage reports are off.",
+    "GRPC_VERBOSITY": "Only errors of gRPC are logged.",
+    "TF_CPP_MIN_LOG_LEVEL": "Only fatal messages of TensorFlow's libraries are logged.",
+    "KERAS_BACKEND": "Keras uses TensorFlow.",
+    "TF_ENABLE_ONEDNN_OPTS": "oneDNN is on, also on processors without AVX-512.",
+}
+"""Of the variables that `environment` sets."""
+
+
+def _meaning(values: Mapping[str, str]) -> Variables:
+    return {name: (f"`{value}`", MEANINGS[name]) for name, value in values.items()}
+
+
+TELEMETRY = _meaning(environment.TELEMETRY_OFF)
+FRAMEWORKS = _meaning({**environment.QUIET, **environment.SPEED})
