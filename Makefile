@@ -8,10 +8,12 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: demo run results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
+.PHONY: install demo run results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+install: $(READY)  ## install the locked packages into .venv
 
 demo: $(READY)  ## run the whole pipeline on handwritten digits, from images to a promoted model
 	@$(BIN)/mobilenet-pipeline run --recipe digits

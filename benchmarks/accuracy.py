@@ -1,11 +1,11 @@
-"""What a candidate of a recipe reaches on the test images, over one seed or several: `docs/results/training.json`.
+"""Measure the test accuracy of a candidate over one or more seeds, and write `docs/results/training.json`.
 
-Each seed is trained, exported and evaluated by DVC's stages in a clone of its own under `.bench/`, of the commit that
-is checked out, or named with `--commit`, so that the workspace may be edited meanwhile. Run again for the same commit
-after an interruption, it goes on from the last epoch. A seed reads the test images once.
+Each seed is trained, exported and evaluated by DVC's stages in its own clone under `.bench/`. The clone has the commit
+that is checked out, or that of `--commit`, so that the workspace can be edited meanwhile. After an interruption, the
+same command continues from the last epoch. Each seed reads the test images once.
 
-What is budgeted is CPU time, of which one thread for each operation spends least: TF_NUM_INTRAOP_THREADS is 1 unless it
-is set, and two candidates may be trained side by side.
+The budget is CPU time, and one thread per operation uses the least: TF_NUM_INTRAOP_THREADS is 1 unless it is set. Two
+candidates can be trained at the same time.
 """
 
 import argparse
@@ -32,33 +32,33 @@ CURVES = Path("docs/results/curves")
 
 
 def main() -> None:
-    """Train what is missing, then write the candidate's row anew."""
+    """Train the missing seeds, then write the candidate's row."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
     parser.add_argument("candidate", choices=config.CANDIDATES)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
-    parser.add_argument("--commit", help="whose code and recipe it is (default: that which is checked out)")
+    parser.add_argument("--commit", help="the commit of code and recipe (default: the commit that is checked out)")
     chosen = parser.parse_args()
     config.load_recipe(chosen.recipe)
     environment.prepare()
     if not chosen.commit and provenance.git_commit(Path("."))[1]:
-        sys.exit("there are changes that are not committed: commit or stash them, so that the figures have a commit")
-    named = ["git", "rev-parse", "--verify", "--quiet", f"{chosen.commit or 'HEAD'}^{{commit}}"]
-    # Of all seeds, whatever is committed while they train.
-    commit = subprocess.run(named, check=False, stdout=subprocess.PIPE, text=True).stdout.strip()
+        sys.exit("there are uncommitted changes; commit or stash them, so that the results belong to a commit")
+    command = ["git", "rev-parse", "--verify", "--quiet", f"{chosen.commit or 'HEAD'}^{{commit}}"]
+    # All seeds use this commit, even if the branch moves during the trainings.
+    commit = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True).stdout.strip()
     if not commit:
-        sys.exit(f"--commit is {chosen.commit}, which git does not know here: git log lists those that it does")
-    found = [reach(chosen.recipe, chosen.candidate, seed, commit) for seed in dict.fromkeys(chosen.seeds)]
+        sys.exit(f"--commit is {chosen.commit}, an unknown commit; git log lists the known commits")
+    runs = [reach(chosen.recipe, chosen.candidate, seed, commit) for seed in dict.fromkeys(chosen.seeds)]
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
     rows = [row for row in rows if (row["recipe"], row["candidate"]) != (chosen.recipe, chosen.candidate)]
-    rows.append(summarise(chosen, found))
+    rows.append(summarise(chosen, runs))
     files.write_json(RESULTS, sorted(rows, key=lambda row: (row["candidate"], row["cpu_minutes"])))
     print(json.dumps(rows[-1], indent=1))
 
 
 def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
-    """Train, export and evaluate with this seed and the code of this commit; gives the figures."""
+    """Train, export and evaluate with this seed and commit; return the results."""
     clone = CLONES / f"{recipe}-{candidate}-{seed}-{commit[:7]}"
     paths = {
         "PYTHONPATH": str((clone / "src").resolve()),
@@ -67,16 +67,16 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     variables = {"TF_NUM_INTRAOP_THREADS": "1", **os.environ, **paths}
     if not clone.exists():
         for other in unfinished(recipe, candidate, seed):
-            print(f"a training of commit {other} is not finished; what goes on with it is --commit {other}", flush=True)
+            print(f"a training of commit {other} is not finished; continue it with --commit {other}", flush=True)
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
     params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
     params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    # One cache for all: what the workspace or another clone has trained is not made again.
+    # A shared cache: results of the workspace and of other clones are reused.
     cache = ["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())]
     subprocess.run(cache, cwd=clone, env=variables, check=True)
-    # On a leash: whoever ends this program ends its training, too.
+    # The training ends with this program.
     with process.leashed(["dvc", "repro", f"evaluate@{recipe}-{candidate}"], variables, cwd=clone) as child:
         while not child.ended:
             time.sleep(0.5)
@@ -86,7 +86,7 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
     here, there = layout.ledger_path(loaded), layout.ledger_path(loaded, clone)
     known = here.read_text(encoding="utf-8").splitlines() if here.exists() else []
     for line in there.read_text(encoding="utf-8").splitlines() if there.exists() else []:
-        if line not in known:  # what the clone has read of the test images counts here
+        if line not in known:  # the clone's reads of the test images count here, too
             files.append_line(here, line)
     history = pd.read_csv(layout.model_folder(loaded, candidate, clone) / "history.csv")
     CURVES.mkdir(parents=True, exist_ok=True)
@@ -106,27 +106,30 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
 
 
 def unfinished(recipe: str, candidate: str, seed: int) -> list[str]:
-    """The commits at which this seed's training was begun and can go on."""
+    """Return the commits with an unfinished training of this seed."""
     states = CLONES.glob(f"{recipe}-{candidate}-{seed}-*/models/{recipe}/{candidate}/checkpoint.npz")
     return sorted(state.relative_to(CLONES).parts[0].rpartition("-")[2] for state in states)
 
 
-def summarise(chosen: argparse.Namespace, found: list[dict]) -> dict:
-    """A candidate's row: means over the seeds, and the standard deviation of the accuracy where there are several."""
-    accuracies = [one["test_accuracy"] for one in found]
+def summarise(chosen: argparse.Namespace, runs: list[dict]) -> dict:
+    """Return a candidate's row: means over the seeds.
+
+    With several seeds, `sd` is the standard deviation of the accuracy, else None.
+    """
+    accuracies = [run["test_accuracy"] for run in runs]
     seeds = " ".join(map(str, chosen.seeds))
     threads = os.environ.get("TF_NUM_INTRAOP_THREADS")
     prefix = f"TF_NUM_INTRAOP_THREADS={threads} " if threads else ""
     return {
         "recipe": chosen.recipe,
         "candidate": chosen.candidate,
-        "cpu_minutes": round(statistics.mean(one["cpu_minutes"] for one in found), 2),
+        "cpu_minutes": round(statistics.mean(run["cpu_minutes"] for run in runs), 2),
         "test_accuracy": round(statistics.mean(accuracies), 5),
         "sd": round(statistics.stdev(accuracies), 5) if len(accuracies) > 1 else None,
         "seeds": len(accuracies),
         "command": f"{prefix}python benchmarks/accuracy.py {chosen.recipe} {chosen.candidate} --seeds {seeds}",
-        "commit": found[0]["git_commit"],
-        "runs": found,
+        "commit": runs[0]["git_commit"],
+        "runs": runs,
     }
 
 

@@ -1,10 +1,11 @@
-"""The services that ours is compared with, each as someone would write it with BentoML in ten lines; and two that are
-compared with each other, without BentoML's adaptive batching and with it.
+"""Baseline services for the benchmark of our service, each a minimal BentoML service.
 
-All take the image as a PIL.Image.Image, which BentoML makes of a multipart field, and answer with a document
-of the same shape as ours. BENCH_MODEL names the model file or folder, BENCH_CLASSES the class names (a JSON list).
+`Single` and `Batched` are compared with each other: without and with BentoML's adaptive batching.
 
-As a program it writes model.keras as a TensorFlow SavedModel: `python baselines.py FROM TO`.
+BentoML gives all of them the multipart field as a PIL.Image.Image. Their answers have the form of ours. BENCH_MODEL is
+the model file or folder, BENCH_CLASSES the class names (a JSON list).
+
+`python baselines.py FROM TO` writes the Keras model FROM as a TensorFlow SavedModel to TO.
 """
 
 import json
@@ -18,19 +19,19 @@ import bentoml
 import numpy as np
 from PIL import Image
 
-# TensorFlow and LiteRT are imported where they are needed: who does nothing must not start more slowly for them.
+# TensorFlow and LiteRT are imported where they are needed, so that `Noop` starts without them.
 CLASSES: list[str] = json.loads(os.environ.get("BENCH_CLASSES", "[]"))
 SIDE = 32
 CORES = len(os.sched_getaffinity(0))
 
 
 def pixels_of(image: Image.Image) -> np.ndarray:
-    """Model input uint8 (1, 32, 32, 3)."""
+    """Return the model's input, uint8 (1, 32, 32, 3)."""
     return np.asarray(image.convert("RGB").resize((SIDE, SIDE)), dtype=np.uint8)[None]
 
 
 def answer(probabilities: np.ndarray) -> dict[str, Any]:
-    """What our service answers, for float32 (classes,)."""
+    """Return the answer in our service's form, from float32 (classes,)."""
     best = int(probabilities.argmax())
     shares = probabilities.tolist()
     return {
@@ -44,22 +45,22 @@ def answer(probabilities: np.ndarray) -> dict[str, Any]:
 
 @bentoml.service
 class Noop:
-    """Decodes the image and does nothing with it: what BentoML itself costs."""
+    """Decodes the image and returns a constant: the cost of BentoML itself."""
 
     def __init__(self) -> None:
-        # Shares that are no round numbers: they must be as long in JSON as a model's.
+        # Random probabilities, so that the JSON is as long as a model's.
         self.constant = answer(np.random.default_rng(0).dirichlet(np.ones(len(CLASSES))).astype(np.float32))
 
     @bentoml.api
     async def predict(self, image: Image.Image) -> dict[str, Any]:
-        """Always the same."""
+        """Return a constant answer."""
         pixels_of(image)
         return self.constant
 
 
 @bentoml.service
 class KerasPredict:
-    """The trained model as Keras saves it, asked through Model.predict."""
+    """The trained Keras model, called by Model.predict."""
 
     def __init__(self) -> None:
         import keras
@@ -68,13 +69,13 @@ class KerasPredict:
 
     @bentoml.api
     def predict(self, image: Image.Image) -> dict[str, Any]:
-        """The model's answer."""
+        """Return the model's answer."""
         return answer(self.model.predict(pixels_of(image), verbose=0)[0])
 
 
 @bentoml.service
 class SavedModel:
-    """The trained model as a TensorFlow SavedModel, asked through its serving signature."""
+    """The trained model as a TensorFlow SavedModel, called by its serving signature."""
 
     def __init__(self) -> None:
         import tensorflow as tf
@@ -86,14 +87,14 @@ class SavedModel:
 
     @bentoml.api
     def predict(self, image: Image.Image) -> dict[str, Any]:
-        """The model's answer."""
-        found = self.signature(**{self.input: self.constant(pixels_of(image))})
-        return answer(next(iter(found.values())).numpy()[0])
+        """Return the model's answer."""
+        outputs = self.signature(**{self.input: self.constant(pixels_of(image))})
+        return answer(next(iter(outputs.values())).numpy()[0])
 
 
 @bentoml.service(threads=CORES)
 class Single:
-    """The artefact, a copy for each core: every request is computed by itself."""
+    """The artefact without batching, with a copy for each core."""
 
     def __init__(self) -> None:
         from mobilenet_pipeline.inference.artefact import Artefact
@@ -104,7 +105,7 @@ class Single:
 
     @bentoml.api
     def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        """The artefact's answers."""
+        """Return the artefact's answers."""
         artefact = self.free.get()
         try:
             return [answer(artefact.predict(pixels_of(image))[0]) for image in images]
@@ -114,22 +115,22 @@ class Single:
 
 @bentoml.service
 class Batched:
-    """The artefact on all cores: requests wait for each other, and are computed together."""
+    """The artefact on all cores, with adaptive batching."""
 
     def __init__(self) -> None:
         from mobilenet_pipeline.inference.artefact import Artefact
 
         self.artefact = Artefact(Path(os.environ["BENCH_MODEL"]), threads=CORES)
 
-    # With less than BentoML's 60 s as `max_latency_ms`, it turns requests away instead.
+    # BentoML refuses requests if `max_latency_ms` is below its default of 60 s.
     @bentoml.api(batchable=True, max_batch_size=64)
     def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        """The artefact's answers."""
+        """Return the artefact's answers."""
         return [answer(row) for row in self.artefact.predict(np.concatenate([*map(pixels_of, images)]))]
 
 
 def export(source: str, folder: str) -> None:
-    """Write the Keras model in `source` as a SavedModel into `folder`."""
+    """Write the Keras model `source` as a SavedModel into `folder`."""
     import keras
 
     keras.models.load_model(source).export(folder, format="tf_saved_model", verbose=False)

@@ -1,8 +1,8 @@
-"""How often the gate promotes what it should and should not, and how long a verdict on 10,000 images takes.
+"""Measure how often the gate promotes, and how long a verdict on 10,000 images takes.
 
-Two candidates and a champion answer made-up test images: 93 % right, most of them the same images, as good models do.
-The candidates are as good as the champion, or one of them is a point better. Accuracies and classes decide: the models
-are alike in all else. Writes docs/results/gate.json.
+Two candidates and a champion answer simulated test images with 93 % accuracy, and are wrong on mostly the same images,
+as good models are. The candidates equal the champion, or one of them is one percentage point better. The models differ
+only in accuracy and classes. The results are written to docs/results/gate.json.
 """
 
 import argparse
@@ -25,14 +25,14 @@ ROWS, CLASSES = 10_000, 10
 LABELS = (np.arange(ROWS) % CLASSES).astype(np.uint8)
 ACCURACY, SHARED = 0.93, 0.8
 LIMITS = {"accuracy_floor": 0.5, "calibration_error": 1.0, "loss_margin": 1.0}
-# As many images as an evaluation corrupts: their comparison belongs to the time of a verdict.
+# As many corrupted images as in an evaluation, because their comparison is part of a verdict.
 FACTS = Facts({name: np.ones(evaluate.CORRUPTED, bool) for name in corruptions.names()}, 1_000_000, 1.0, 2.0, "same", 0)
 
 
 def main() -> None:
-    """Draw, count, print, and keep the figures."""
+    """Simulate the verdicts, print the results, and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--draws", type=int, default=1000, help="of each kind (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=1000, help="simulations of each kind (default: %(default)s)")
     draws = parser.parse_args().draws
     limits = config.load_recipe("cifar10", Path("params.yaml")).gate.model_copy(update=LIMITS)
     rng, seconds = np.random.default_rng(0), []
@@ -61,17 +61,20 @@ def main() -> None:
 
 
 def answers(rng: np.random.Generator, *rates: float) -> list[Predictions]:
-    """Models that are right at these rates; for a share of the images they are so together."""
+    """Return the predictions of simulated models with these accuracies.
+
+    On a share `SHARED` of the images, the models are right or wrong together.
+    """
     common, together = rng.random(ROWS), rng.random(ROWS) < SHARED
-    found = []
+    models = []
     for rate in rates:
         right = np.where(together, common, rng.random(ROWS)) < rate
         answer = np.where(right, LABELS, (LABELS + rng.integers(1, CLASSES, ROWS)) % CLASSES)
-        sure = rng.uniform(0.5, 1, (ROWS, 1)).astype(np.float32)
-        probabilities = np.repeat((1 - sure) / (CLASSES - 1), CLASSES, axis=1)
-        probabilities[np.arange(ROWS), answer] = sure[:, 0]
-        found.append(Predictions(probabilities, LABELS, "made up", FACTS))
-    return found
+        confidence = rng.uniform(0.5, 1, (ROWS, 1)).astype(np.float32)
+        probabilities = np.repeat((1 - confidence) / (CLASSES - 1), CLASSES, axis=1)
+        probabilities[np.arange(ROWS), answer] = confidence[:, 0]
+        models.append(Predictions(probabilities, LABELS, "simulated", FACTS))
+    return models
 
 
 if __name__ == "__main__":

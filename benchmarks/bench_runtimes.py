@@ -1,10 +1,10 @@
-"""What could serve a trained model inside the service's process, side by side: how fast, how large, how exact.
+"""Compare the runtimes that could serve a trained model: speed, size and exactness.
 
-LiteRT in float32 and int8, ONNX Runtime, a TensorFlow SavedModel and keras.Model.predict answer the same images in one
-process, by turns, so that a stall of the machine hits them alike. The ONNX graph is built here, as good as it can be:
-images become channels-first while they are bytes, batch normalisation is folded into the convolutions, and padding is
-the convolutions' own. LiteRT files are exported anew, whatever precision the recipe serves. The validation images are
-what answers are compared on; the test images are not read. Keeps the figures in docs/results/runtimes.json.
+LiteRT in float32 and int8, ONNX Runtime, a TensorFlow SavedModel and keras.Model.predict answer the same images in
+turn, in one process, so that other load on the machine affects all of them. This program builds an optimised ONNX
+graph: images become channels-first while they are bytes, batch normalisation is folded into the convolutions, and the
+convolutions do the padding. LiteRT is exported in both precisions, independent of the recipe. The answers are compared
+on the validation images; the test images are not read. The results are written to docs/results/runtimes.json.
 """
 
 import argparse
@@ -46,9 +46,9 @@ PACKAGES = ("ai-edge-litert", "onnx", "onnxruntime", "tensorflow", "keras", "num
 LITERT, INT8, ONNX, SAVED, KERAS = "litert_float32", "litert_int8", "onnxruntime", "savedmodel", "keras"
 TURNS, BATCH = 5, 64
 COMPARED = 1_000
-"""Validation images that probabilities are compared on; accuracy is of all of them."""
+"""Validation images for the comparison of probabilities. The accuracy is on all of them."""
 OPSET, IR_VERSION = 18, 8
-"""The oldest that have all that the graph needs: any ONNX Runtime of the last years reads it."""
+"""The oldest versions with everything that the graph needs, so that older ONNX Runtimes can read it."""
 NO_PADDING = ((0, 0), (0, 0))
 """(before, after) of height and width."""
 
@@ -57,12 +57,12 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 
 class UnsupportedError(ValueError):
-    """A layer that the ONNX graph has nothing for; the message begins with its name."""
+    """The ONNX graph does not support a layer. The message begins with the layer's name."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """A model ready to answer: its bytes on disk, and how to ask it by the number of threads it computes with.
+    """A loaded model: its bytes on disk, and its `answers` functions by number of threads.
 
     TensorFlow has one number of threads for the whole process, here 1.
     """
@@ -72,7 +72,10 @@ class Runtime:
 
 
 def main() -> int:
-    """Measure, print and keep the figures. Exit status 1 where float32 answers differ from Keras's: nothing is kept."""
+    """Measure the runtimes, print and write the results, and return the exit status.
+
+    It is 1, and nothing is written, if float32 answers differ from Keras's.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
     parser.add_argument("candidate", choices=config.CANDIDATES)
@@ -91,33 +94,33 @@ def main() -> int:
     except (UnsupportedError, dataset.DatasetError, files.WorkspaceError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    unlike = [
-        f"{name} answers unlike the model: probabilities differ by up to {found['largest_difference']:.1e}"
-        for name, found in figures["runtimes"].items()
-        if name != INT8 and not found["largest_difference"] <= export.TOLERANCE
+    errors = [
+        f"{name} differs from the model: its probabilities differ by up to {row['largest_difference']:.1e}"
+        for name, row in figures["runtimes"].items()
+        if name != INT8 and not row["largest_difference"] <= export.TOLERANCE
     ]
-    for line in unlike:
+    for line in errors:
         print(f"error: {line}", file=sys.stderr)
-    if not unlike:
+    if not errors:
         keep(chosen, figures)
     if machine.describe_machine()["cores"] < 2:
-        print("this process has one core: the figures of 2 threads mean nothing", file=sys.stderr)
+        print("this process has one core, so the figures for 2 threads are not valid", file=sys.stderr)
     print(json.dumps(figures["ratios"]))
-    return 1 if unlike else 0
+    return 1 if errors else 0
 
 
 def measure(path: Path, recipe: config.Recipe, data: dataset.Dataset, seconds: float) -> dict[str, Any]:
-    """All figures of the Keras model in `path`, and the ratios."""
+    """Return all figures of the Keras model `path`, and the ratios."""
     training, validation = split_rows(data, recipe.split)
     pixels, labels = np.asarray(data.images[validation]), data.labels[validation]
     with tempfile.TemporaryDirectory() as scratch:
         runtimes = load(path, np.asarray(data.images[training[:CALIBRATION]]), Path(scratch))
-        exact = exactness(runtimes, pixels, labels)  # and warms all up
+        exact = exactness(runtimes, pixels, labels)  # this warms up all runtimes
         times = speeds(runtimes, pixels, seconds)
-    found = {name: {"bytes": runtimes[name].size, **times[name], **exact[name]} for name in runtimes}
+    rows = {name: {"bytes": runtimes[name].size, **times[name], **exact[name]} for name in runtimes}
     return {
-        "ratios": ratios(found),
-        "runtimes": found,
+        "ratios": ratios(rows),
+        "runtimes": rows,
         "model_sha256": files.sha256_of(path),
         "validation_images": len(pixels),
         "compared_images": min(COMPARED, len(pixels)),
@@ -125,7 +128,7 @@ def measure(path: Path, recipe: config.Recipe, data: dataset.Dataset, seconds: f
 
 
 def load(path: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Runtime]:
-    """The Keras model in `path` in every runtime; their files go into `scratch`."""
+    """Return the Keras model `path` in every runtime; write their files to `scratch`."""
     model = keras.models.load_model(path, compile=False)
     files = {name: scratch / f"{name}.tflite" for name in (LITERT, INT8)}
     export.export(model, files[LITERT])
@@ -148,44 +151,47 @@ def load(path: Path, calibration: np.ndarray, scratch: Path) -> dict[str, Runtim
 
 
 def onnx_session(graph: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
-    """ONNX Runtime with the graph, on the CPU."""
+    """Return an ONNX Runtime session for the graph, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def ask_onnx(session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.ndarray:
-    """The probabilities that ONNX Runtime gives."""
+    """Return the probabilities of ONNX Runtime."""
     return session.run(None, {session.get_inputs()[0].name: pixels})[0]
 
 
 def ask_signature(signature: Any, pixels: np.ndarray) -> np.ndarray:
-    """The probabilities that a SavedModel's signature gives."""
+    """Return the probabilities of a SavedModel's signature."""
     (name,) = signature.structured_input_signature[1]
     return next(iter(signature(**{name: tf.constant(pixels)}).values())).numpy()
 
 
 def exactness(runtimes: Mapping[str, Runtime], pixels: np.ndarray, labels: np.ndarray) -> dict[str, dict[str, Any]]:
-    """How far each is from Keras on the first images, and its accuracy on all of them."""
-    given = {}
+    """Return each runtime's differences from Keras, and its accuracy.
+
+    The differences are on the first `COMPARED` images, the accuracy on all of them.
+    """
+    answers = {}
     for name, runtime in runtimes.items():
         answer = runtime.answers[max(runtime.answers)]
         parts = tqdm(range(0, len(pixels), BATCH), f"{name} on validation")
-        given[name] = np.concatenate([answer(pixels[start : start + BATCH]) for start in parts])
-    reference = given[KERAS][:COMPARED]
+        answers[name] = np.concatenate([answer(pixels[start : start + BATCH]) for start in parts])
+    reference = answers[KERAS][:COMPARED]
     return {
         name: {
-            "largest_difference": float(np.abs(found[:COMPARED] - reference).max()),
-            "other_classes": int(np.sum(found[:COMPARED].argmax(-1) != reference.argmax(-1))),
-            "accuracy": float(np.mean(found.argmax(-1) == labels)),
+            "largest_difference": float(np.abs(probabilities[:COMPARED] - reference).max()),
+            "other_classes": int(np.sum(probabilities[:COMPARED].argmax(-1) != reference.argmax(-1))),
+            "accuracy": float(np.mean(probabilities.argmax(-1) == labels)),
         }
-        for name, found in given.items()
+        for name, probabilities in answers.items()
     }
 
 
 def speeds(runtimes: Mapping[str, Runtime], pixels: np.ndarray, seconds: float) -> dict[str, dict[str, Any]]:
-    """Times of each, a number a turn."""
-    found: dict[str, dict[str, Any]] = {
+    """Return the times of each runtime, a value per turn."""
+    times: dict[str, dict[str, Any]] = {
         name: {
             "one_image_ms": [],
             "one_image_p99_ms": [],
@@ -195,66 +201,72 @@ def speeds(runtimes: Mapping[str, Runtime], pixels: np.ndarray, seconds: float) 
     }
     for turn, name in tqdm([(turn, name) for turn in range(TURNS) for name in runtimes], "turns"):
         taken = repeated(runtimes[name].answers[1], pixels[turn : turn + 1], seconds)
-        found[name]["one_image_ms"].append(round(float(np.median(taken)), 4))
-        found[name]["one_image_p99_ms"].append(round(float(np.percentile(taken, 99, method="inverted_cdf")), 4))
+        times[name]["one_image_ms"].append(round(float(np.median(taken)), 4))
+        times[name]["one_image_p99_ms"].append(round(float(np.percentile(taken, 99, method="inverted_cdf")), 4))
         for threads, answer in runtimes[name].answers.items():
             taken = repeated(answer, np.resize(pixels, (BATCH, *pixels.shape[1:])), seconds)
             rate = BATCH * len(taken) / sum(taken) * 1000
-            found[name]["images_per_second"][str(threads)].append(round(rate, 1))
-    return found
+            times[name]["images_per_second"][str(threads)].append(round(rate, 1))
+    return times
 
 
 def repeated(answer: Answer, pixels: np.ndarray, seconds: float) -> list[float]:
-    """Milliseconds of each of the answers that it gave for so long, once it has what a batch of this size needs."""
+    """Return the milliseconds of each answer during `seconds`.
+
+    A first answer, which is not measured, allocates what this batch size needs.
+    """
     answer(pixels)
     return milliseconds(partial(answer, pixels), seconds)
 
 
-def ratios(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The figures that this ends with, of medians over the turns: above 1, the first named has more of it."""
-    one = {name: statistics.median(figures["one_image_ms"]) for name, figures in found.items()}
-    batch = {name: statistics.median(figures["images_per_second"]["1"]) for name, figures in found.items()}
+def ratios(rows: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return the ratios of medians over the turns.
+
+    A ratio above 1 means that the first runtime of its name has the larger value.
+    """
+    one = {name: statistics.median(figures["one_image_ms"]) for name, figures in rows.items()}
+    batch = {name: statistics.median(figures["images_per_second"]["1"]) for name, figures in rows.items()}
     short = {ONNX: "onnx", SAVED: "savedmodel", KERAS: "keras", INT8: "int8"}
     return {
         **{f"{short[name]}_to_litert_one_image_ms": round(one[name] / one[LITERT], 3) for name in short},
         **{f"{short[name]}_to_litert_batch{BATCH}_rate": round(batch[name] / batch[LITERT], 3) for name in short},
-        "int8_to_litert_bytes": round(found[INT8]["bytes"] / found[LITERT]["bytes"], 3),
-        "int8_accuracy_points": round((found[INT8]["accuracy"] - found[KERAS]["accuracy"]) * 100, 2),
+        "int8_to_litert_bytes": round(rows[INT8]["bytes"] / rows[LITERT]["bytes"], 3),
+        "int8_accuracy_points": round((rows[INT8]["accuracy"] - rows[KERAS]["accuracy"]) * 100, 2),
     }
 
 
 def keep(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> None:
-    """Write the model's figures and where they come from."""
+    """Write the model's figures and their origin."""
     command = f"python benchmarks/bench_runtimes.py {chosen.recipe} {chosen.candidate} --seconds {chosen.seconds:g}"
     command += f" --model {chosen.model}" if chosen.model else ""
     keeping.keep(chosen.results, f"{chosen.recipe}/{chosen.candidate}", figures, command, PACKAGES)
 
 
 class Graph:
-    """An ONNX graph that grows at its end, a node taking what the last one gives. Inside, images are channels-first."""
+    """An ONNX graph in which each new node takes the output of the last node. Images are channels-first inside."""
 
     def __init__(self, start: str) -> None:
         self.last = start
         self.nodes: list[onnx.NodeProto] = []
         self.weights: dict[str, np.ndarray] = {}
         self.padding = NO_PADDING
-        """What the next convolution has to add."""
+        """The padding that the next convolution has to add."""
 
     def add(self, kind: str, *weights: np.ndarray, **attributes: Any) -> None:
-        """A node of this kind; empty arrays stand for inputs that it does without."""
+        """Add a node of this kind; an empty array means an omitted input."""
         names = [self.last]
-        for each in weights:
-            names.append(f"weight_{len(self.weights)}" if each.size else "")
-            if each.size:
-                self.weights[names[-1]] = each
+        for array in weights:
+            names.append(f"weight_{len(self.weights)}" if array.size else "")
+            if array.size:
+                self.weights[names[-1]] = array
         self.last = f"value_{len(self.nodes)}"
         self.nodes.append(helper.make_node(kind, names, [self.last], **attributes))
 
 
 def onnx_graph(model: keras.Model) -> onnx.ModelProto:
-    """The Keras model as ONNX, with the same input and output.
+    """Return the Keras model as ONNX, with the same input and output.
 
-    Raises UnsupportedError with the name of a layer that there is nothing for, or that is not in line with the others.
+    Raises UnsupportedError, naming the layer, if a layer is not supported, or is not in one chain with the others.
     """
     first, *rest = model.operations
     graph, before = Graph(first.name), first
@@ -263,54 +275,56 @@ def onnx_graph(model: keras.Model) -> onnx.ModelProto:
     for layer in rest:
         kind = type(layer).__name__
         if kind not in WRITERS:
-            raise UnsupportedError(f"{layer.name} is a {kind}: the ONNX graph has nothing for it")
+            raise UnsupportedError(f"{layer.name} is a {kind}, which the ONNX graph does not support")
         if graph.padding != NO_PADDING and "Conv" not in kind:
-            raise UnsupportedError(f"{before.name} is not followed by a convolution, which would have to pad")
+            raise UnsupportedError(f"{before.name} must be followed by a convolution, which does the padding")
         if len(calls[layer.name]) != 1 or layer.input is not before.output:
-            raise UnsupportedError(f"{layer.name} does not take what {before.name} gives, and nothing else")
+            raise UnsupportedError(f"{layer.name} does not take the output of {before.name} as its only input")
         WRITERS[kind](graph, layer, calls[layer.name][0]["args"])
         before = layer
     if graph.padding != NO_PADDING:
-        raise UnsupportedError(f"{before.name} is not followed by a convolution, which would have to pad")
+        raise UnsupportedError(f"{before.name} must be followed by a convolution, which does the padding")
     if model.output is not before.output:
-        raise UnsupportedError(f"{before.name} comes last, but is not what the model gives")
+        raise UnsupportedError(f"{before.name} is the last layer, but not the output of the model")
     size, classes = first.batch_shape[1:], model.output.shape[-1]
-    taken, given = (helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)) for tensor in (first.output, model.output))
-    made = helper.make_graph(
+    input_type, output_type = (
+        helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)) for tensor in (first.output, model.output)
+    )
+    onnx_nodes = helper.make_graph(
         graph.nodes,
         "mobilenet",
-        [helper.make_tensor_value_info(first.name, taken, ["n", *size])],
-        [helper.make_tensor_value_info(graph.last, given, ["n", classes])],
+        [helper.make_tensor_value_info(first.name, input_type, ["n", *size])],
+        [helper.make_tensor_value_info(graph.last, output_type, ["n", classes])],
         [numpy_helper.from_array(array, name) for name, array in graph.weights.items()],
     )
-    found = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    onnx.checker.check_model(found, full_check=True)
-    return found
+    onnx_model = helper.make_model(onnx_nodes, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    onnx.checker.check_model(onnx_model, full_check=True)
+    return onnx_model
 
 
-def must(layer: Any, **wanted: Any) -> None:
-    """Raise UnsupportedError where an attribute of the layer is another one than the graph can have."""
-    for name, value in wanted.items():
-        found = getattr(layer, name)
-        if found != value:
-            raise UnsupportedError(f"{layer.name} has {name} {found}, the ONNX graph can only have {value}")
+def must(layer: Any, **required: Any) -> None:
+    """Raise UnsupportedError unless the layer has the required attributes."""
+    for name, value in required.items():
+        actual = getattr(layer, name)
+        if actual != value:
+            raise UnsupportedError(f"{layer.name} has {name} {actual}, but the ONNX graph supports only {value}")
 
 
 def cast(graph: Graph, layer: Any, _: list) -> None:
-    """Bytes to numbers."""
+    """Cast bytes to the layer's type."""
     graph.add("Cast", to=helper.np_dtype_to_tensor_dtype(np.dtype(layer.dtype)))
 
 
 def arithmetic(graph: Graph, layer: Any, arguments: list) -> None:
-    """Scale and offset."""
-    numbers = [each for each in arguments if isinstance(each, float | int)]
+    """Add a scale or an offset."""
+    numbers = [argument for argument in arguments if isinstance(argument, float | int)]
     if len(numbers) != 1:
-        raise UnsupportedError(f"{layer.name} is not with a number, the ONNX graph can have nothing else")
+        raise UnsupportedError(f"{layer.name} has no constant operand; the ONNX graph supports only numbers")
     graph.add({"Multiply": "Mul", "Add": "Add"}[type(layer).__name__], np.array(numbers, np.float32))
 
 
 def resize(graph: Graph, layer: Any, _: list) -> None:
-    """As TensorFlow resizes: the corners of the outer pixels stay where they are, not their centres."""
+    """Resize as TensorFlow does: the corners of the outer pixels stay in place."""
     must(layer, interpolation="bilinear", antialias=False, data_format="channels_last")
     must(layer, crop_to_aspect_ratio=False, pad_to_aspect_ratio=False)
     nothing, size = np.empty(0, np.float32), np.array(layer.size, np.int64)
@@ -319,13 +333,13 @@ def resize(graph: Graph, layer: Any, _: list) -> None:
 
 
 def zero_padding(graph: Graph, layer: Any, _: list) -> None:
-    """Is left to the next convolution."""
+    """Let the next convolution add the padding."""
     must(layer, data_format="channels_last")
     graph.padding = tuple(tuple(sides) for sides in layer.padding)
 
 
 def convolution(graph: Graph, layer: Any, _: list) -> None:
-    """A whole convolution, or one a channel."""
+    """Add a standard or a depthwise convolution."""
     must(layer, data_format="channels_last", dilation_rate=(1, 1), activation=keras.activations.linear)
     before, after = zip(*graph.padding, strict=True)
     if layer.padding == "same":
@@ -334,9 +348,9 @@ def convolution(graph: Graph, layer: Any, _: list) -> None:
             max((-(-size // stride) - 1) * stride + kernel - size, 0)
             for size, stride, kernel in zip(sizes, layer.strides, layer.kernel_size, strict=True)
         ]
-        # What is odd is put at the end, which is where PyTorch and TensorFlow differ.
-        before = tuple(have + more // 2 for have, more in zip(before, missing, strict=True))
-        after = tuple(have + more - more // 2 for have, more in zip(after, missing, strict=True))
+        # TensorFlow adds the odd pixel at the end; PyTorch does not.
+        before = tuple(pad + more // 2 for pad, more in zip(before, missing, strict=True))
+        after = tuple(pad + more - more // 2 for pad, more in zip(after, missing, strict=True))
     kernel = np.asarray(layer.kernel)
     if type(layer).__name__ == "DepthwiseConv2D":
         groups = kernel.shape[2]
@@ -350,10 +364,10 @@ def convolution(graph: Graph, layer: Any, _: list) -> None:
 
 
 def batch_normalisation(graph: Graph, layer: Any, _: list) -> None:
-    """Is made part of the convolution before it."""
+    """Fold the normalisation into the convolution before it."""
     must(layer, axis=-1)
     if not graph.nodes or graph.nodes[-1].op_type != "Conv":
-        raise UnsupportedError(f"{layer.name} does not come after a convolution, which it would become part of")
+        raise UnsupportedError(f"{layer.name} must follow a convolution, which it is folded into")
     kernel, bias = graph.nodes[-1].input[1:]
     factor = 1 / np.sqrt(np.asarray(layer.moving_variance, np.float64) + layer.epsilon)
     factor = factor * np.asarray(layer.gamma) if layer.scale else factor
@@ -364,7 +378,7 @@ def batch_normalisation(graph: Graph, layer: Any, _: list) -> None:
 
 
 def relu(graph: Graph, layer: Any, _: list) -> None:
-    """Zero to the layer's maximum, if it has one."""
+    """Add a ReLU, with the layer's maximum if it has one."""
     must(layer, negative_slope=0, threshold=0)
     if layer.max_value is None:
         graph.add("Relu")
@@ -373,21 +387,21 @@ def relu(graph: Graph, layer: Any, _: list) -> None:
 
 
 def pool(graph: Graph, layer: Any, _: list) -> None:
-    """The average of the whole map."""
+    """Add the average over the feature map."""
     must(layer, data_format="channels_last", keepdims=False)
     graph.add("GlobalAveragePool")
     graph.add("Flatten")
 
 
 def dense(graph: Graph, layer: Any, _: list) -> None:
-    """The head."""
+    """Add the dense head."""
     must(layer, activation=keras.activations.linear)
     bias = np.asarray(layer.bias) if layer.use_bias else np.zeros(layer.units, np.float32)
     graph.add("Gemm", np.asarray(layer.kernel), bias)
 
 
 def softmax(graph: Graph, layer: Any, _: list) -> None:
-    """Logits to probabilities."""
+    """Add the map from logits to probabilities."""
     must(layer, axis=-1)
     graph.add("Softmax", axis=-1)
 

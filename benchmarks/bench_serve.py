@@ -1,12 +1,13 @@
-"""The live Bento over HTTP beside other BentoML services on the same machine, asked with the same image.
+"""Compare the live Bento over HTTP with other BentoML services on the same machine and the same image.
 
-`noop` only decodes the image, `keras` calls Model.predict, `savedmodel` a TensorFlow SavedModel (see baselines.py);
-`ours` is what `make serve` serves, with a worker for every two cores; the others have one worker, and BentoML's access
-log, metrics and tracing as they are by default, which ours has not. All four run at the same time and are asked in
-turns, so that a stall of the machine hits them alike; who is not asked does nothing. Whole batches over HTTP are
-likewise measured in turns with the artefact in this process. It also compares every test image's answer over HTTP with
-the artefact's; labels are not read, so this is no reading of the test images that the gate would have to know of. Keeps
-the figures in docs/results/serving.json.
+`noop` only decodes the image, `keras` calls Model.predict, `savedmodel` calls a TensorFlow SavedModel (see
+baselines.py). `ours` is what `make serve` serves, with a worker for every two cores. The others have one worker, and
+BentoML's default access log, metrics and tracing, which `ours` does not have. All four run at the same time and get
+requests in turn, so that other load on the machine affects all of them; a service without requests is idle. Batches
+over HTTP are measured in turn with the artefact in this process, too.
+
+The program also compares the answer of every test image over HTTP with the artefact's. It reads no labels, so the gate
+does not count this as a read of the test images. The results are written to docs/results/serving.json.
 """
 
 import argparse
@@ -48,18 +49,18 @@ RESULTS = Path("docs/results/serving.json")
 PACKAGES = ("bentoml", "tensorflow", "keras", "ai-edge-litert")
 TURNS = 5
 REFERENCE = 8
-"""Clients of the figures that the ratios are made of."""
+"""Number of clients for the ratios."""
 BATCH = 64
 BATCHES, THREADS = (1, 8, 16, 32, 64, 128), (1, 2)
 SINGLES = 500
-"""Test images that are also sent one by one, as PNG files."""
+"""Number of test images that are also sent one by one, as PNG files."""
 STARTS = 3
 PHOTO = 3000, 4000
-"""Height and width of the photograph that is decoded."""
+"""Height and width of the decoded photo."""
 OVERLOAD = (0.5, 1, 2)
-"""Times what the service has been seen to answer."""
+"""Offered load, as multiples of the measured capacity."""
 WARM_SECONDS = 65
-"""BentoML keeps a timer a request for `traffic.timeout`, 60 seconds: only then does its memory stop growing."""
+"""BentoML stores a timer per request for `traffic.timeout`, 60 seconds. Its memory grows until then."""
 TENTHS = 10
 
 
@@ -76,9 +77,9 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Bench:
-    """What is measured: the live Bento, the folder of its champion, the champion's metadata and Keras model.
+    """The live Bento, the folder of its champion, the champion's metadata and Keras model, and the settings.
 
-    `pixels` are the recipe's test images uint8 (n, 32, 32, 3), or made-up ones where `made_up`.
+    `pixels` are the recipe's test images uint8 (n, 32, 32, 3), or random images if `made_up`.
     """
 
     tag: str
@@ -99,18 +100,23 @@ class Bench:
 
 
 def main() -> int:
-    """Measure, print and keep the figures. Exit status 1 where an answer was wrong or missing: then nothing is kept."""
+    """Measure the services, print and write the results, and return the exit status.
+
+    It is 1, and nothing is written, if an answer was wrong or missing.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipe", default="digits", help="a section of params.yaml (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=15, help="for each service and number of clients")
-    parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32], help="at a time (default: 1 8 32)")
+    parser.add_argument("--seconds", type=float, default=15, help="seconds for each service and number of clients")
     parser.add_argument(
-        "--soak", type=int, default=0, metavar="N", help="also watch its memory over so many requests (50000 tell)"
+        "--clients", type=int, nargs="+", default=[1, 8, 32], help="numbers of clients (default: 1 8 32)"
+    )
+    parser.add_argument(
+        "--soak", type=int, default=0, metavar="N", help="also measure its memory over N requests (50000 show a leak)"
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")
     chosen = parser.parse_args()
     environment.prepare()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # who is told to end leaves no temporary folder
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit normally, so that temporary folders are deleted
     try:
         bench = prepare(chosen)
         figures = measure(bench)
@@ -127,7 +133,10 @@ def main() -> int:
 
 
 def prepare(chosen: argparse.Namespace) -> Bench:
-    """What there is to measure. Raises PackagingError or BenchError with the remedy where something is missing."""
+    """Return the inputs of the benchmark.
+
+    Raises PackagingError or BenchError, with the remedy, if something is missing.
+    """
     recipe = config.load_recipe(chosen.recipe)
     bento = packaging.must_be_live(recipe)
     folder = packaging.served_models(recipe)["champion"]
@@ -138,10 +147,10 @@ def prepare(chosen: argparse.Namespace) -> Bench:
     if not (trained / "model.keras").is_file():
         raise BenchError(f"{trained / 'model.keras'} does not exist; `make run RECIPE={recipe.name}` makes it")
     if files.read_json(trained / "export.json")["sha256"] != metadata["sha256"]:
-        say(f"{trained} was trained after the champion: the same network, other weights; it is as fast")
+        say(f"{trained} was trained after the champion: other weights, but the same speed")
     made_up = not paths.data_folder(recipe).is_dir()
     if made_up:
-        say(f"{paths.data_folder(recipe)} is not there: made-up images, and no answers are compared")
+        say(f"{paths.data_folder(recipe)} is missing: the images are random, and no answers are compared")
         shape = (max(BATCHES), *Artefact(folder / packaging.MODEL).image_shape)
         pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     else:
@@ -154,30 +163,30 @@ def prepare(chosen: argparse.Namespace) -> Bench:
 
 
 def measure(bench: Bench) -> dict[str, Any]:
-    """All raw figures and the ratios. What went wrong is added to `bench.failures`."""
+    """Return all figures and the ratios. Failures are added to `bench.failures`."""
     with tempfile.TemporaryDirectory() as scratch, ours(bench.tag) as (port, _, process):
         requests = one_by_one(bench, port, Path(scratch))
         batching = with_and_without_batching(bench, Path(scratch))
         batches = in_batches(bench, port)
         equal = equal_answers(bench, port) if batches and not bench.made_up else None
         capacity = statistics.median(requests["ours"][str(REFERENCE)]["requests_per_second"])
-        crowd = overload(bench, port, capacity)
+        loads = overload(bench, port, capacity)
         memory = watch_memory(bench, port, process, capacity) if bench.soak else None
     starts = []
     for _ in tqdm(range(STARTS), "cold starts"):
         with ours(bench.tag) as (_, seconds, _):
             starts.append(round(seconds, 3))
     figures = {"requests": requests, "batches": batches, "equal_argmax": equal, "cold_start_seconds": starts}
-    figures |= {"parts_ms": in_parts(bench), "overload": crowd, "memory": memory, "adaptive_batching": batching}
-    what = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
-    return {"ratios": ratios(figures), **what, **figures}
+    figures |= {"parts_ms": in_parts(bench), "overload": loads, "memory": memory, "adaptive_batching": batching}
+    subject = {"bento": bench.tag, "candidate": bench.metadata["candidate"]}
+    return {"ratios": ratios(figures), **subject, **figures}
 
 
 def ratios(figures: dict[str, Any]) -> dict[str, Any]:
-    """The figures that this ends with, of medians over the turns; null where something was not measured."""
+    """Return the ratios of medians over the turns; None if not measured."""
     at_reference = {name: by_clients[str(REFERENCE)] for name, by_clients in figures["requests"].items()}
-    rates = {name: statistics.median(found["requests_per_second"]) for name, found in at_reference.items()}
-    p99 = {name: statistics.median(found["p99_ms"]) for name, found in at_reference.items()}
+    rates = {name: statistics.median(row["requests_per_second"]) for name, row in at_reference.items()}
+    p99 = {name: statistics.median(row["p99_ms"]) for name, row in at_reference.items()}
     batches, equal = figures["batches"], figures["equal_argmax"]
     return {
         **{f"requests_to_{name}_{REFERENCE}_clients": ratio(rates["ours"], rates[name]) for name in BASELINES},
@@ -189,11 +198,11 @@ def ratios(figures: dict[str, Any]) -> dict[str, Any]:
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print the medians of what the ratios are made of."""
+    """Print the medians behind the ratios."""
     for name, by_clients in figures["requests"].items():
-        for clients, found in by_clients.items():
+        for clients, row in by_clients.items():
             rate, *spans = (
-                statistics.median(found[key]) for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")
+                statistics.median(row[key]) for key in ("requests_per_second", "p50_ms", "p95_ms", "p99_ms")
             )
             p50, p95, p99 = (f"{span:.2f}" for span in spans)
             print(f"{name:<10} {clients:>3} clients {rate:8.1f} requests/s, p50 {p50}, p95 {p95}, p99 {p99} ms")
@@ -203,12 +212,12 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def ratio(one: float, other: float) -> float | None:
-    """One by the other; None where a service gave no answer at all."""
+    """Return `one` / `other`, None if a service gave no answer."""
     return round(one / other, 3) if other and math.isfinite(one / other) else None
 
 
 def keep(chosen: argparse.Namespace, figures: dict[str, Any]) -> None:
-    """Write the recipe's figures and where they come from."""
+    """Write the recipe's figures and their origin."""
     clients = " ".join(map(str, chosen.clients))
     command = (
         f"python benchmarks/bench_serve.py --recipe {chosen.recipe} --seconds {chosen.seconds:g} --clients {clients}"
@@ -218,7 +227,10 @@ def keep(chosen: argparse.Namespace, figures: dict[str, Any]) -> None:
 
 
 def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, Any]]:
-    """Requests a second and milliseconds of an answer, {service: {clients: {figure: [a number a turn]}}}."""
+    """Return requests per second and latencies, with one image per request.
+
+    The form is {service: {clients: {figure: [value per turn]}}}.
+    """
     with ExitStack() as running:
         ports = {"ours": port}
         for name in BASELINES:
@@ -227,7 +239,7 @@ def one_by_one(bench: Bench, port: int, scratch: Path) -> dict[str, dict[str, An
 
 
 def with_and_without_batching(bench: Bench, scratch: Path) -> dict[str, dict[str, Any]]:
-    """The same figures of two services around the artefact, of which one lets requests wait for each other."""
+    """Return the same figures for the artefact without and with adaptive batching."""
     with ExitStack() as running:
         ports = {
             name: running.enter_context(baseline(name, bench.artefact, bench.metadata["class_names"], scratch))
@@ -236,24 +248,27 @@ def with_and_without_batching(bench: Bench, scratch: Path) -> dict[str, dict[str
         return by_turns(bench, ports, form("images", [png(bench.pixels[0])]), "adaptive batching")
 
 
-def by_turns(bench: Bench, ports: Mapping[str, int], payload: bytes, what: str) -> dict[str, dict[str, Any]]:
-    """Figures of services that are asked one after the other, again and again."""
-    found: dict[str, dict[str, Any]] = {}
-    asked = {name: request(ports[name], "/predict", FORM, payload) for name in ports}
+def by_turns(bench: Bench, ports: Mapping[str, int], payload: bytes, task: str) -> dict[str, dict[str, Any]]:
+    """Return the figures of services that get requests in turn."""
+    figures: dict[str, dict[str, Any]] = {}
+    requests = {name: request(ports[name], "/predict", FORM, payload) for name in ports}
     say("warming up")
     for name in ports:  # the first answers trace graphs and fill caches
-        load(ports[name], asked[name], max(bench.clients), min(1.0, bench.seconds))
+        load(ports[name], requests[name], max(bench.clients), min(1.0, bench.seconds))
     turns = [(count, name) for _ in range(TURNS) for count in bench.clients for name in ports]
-    for count, name in tqdm(turns, what):
-        done = load(ports[name], asked[name], count, bench.seconds / TURNS)
+    for count, name in tqdm(turns, task):
+        done = load(ports[name], requests[name], count, bench.seconds / TURNS)
         note(bench, f"{name} with {count} clients", done)
-        add(found.setdefault(name, {}).setdefault(str(count), {}), done.figures())
-    return found
+        add(figures.setdefault(name, {}).setdefault(str(count), {}), done.figures())
+    return figures
 
 
 def overload(bench: Bench, port: int, capacity: float) -> list[dict[str, float]]:
-    """What comes of requests that do not wait for answers, at multiples of what the service answers 8 clients."""
-    if not capacity:  # noted where it was measured
+    """Return the figures at fixed rates of requests that do not wait for answers.
+
+    The rates are multiples of `capacity`, the answers per second for 8 clients.
+    """
+    if not capacity:  # the measurement has added its failures
         return []
     asked = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])]))
     rates = []
@@ -262,62 +277,66 @@ def overload(bench: Bench, port: int, capacity: float) -> list[dict[str, float]]
         offered = len(done.milliseconds) + done.failures.total()
         refused, unsent = (done.failures.pop(reason, 0) for reason in (REFUSED, NO_CONNECTION))
         note(bench, f"ours at {times:g} times its capacity", done)
-        found = done.figures()
+        figures = done.figures()
         rates.append(
             {
                 "times_capacity": times,
                 "offered_per_second": round(offered / bench.seconds, 1),
-                "accepted_per_second": round(found["requests_per_second"], 1),
+                "accepted_per_second": round(figures["requests_per_second"], 1),
                 "refused_share": round(refused / offered, 4),
                 "unsent_share": round(unsent / offered, 4),
-                "p50_ms": round(found["p50_ms"], 2),
-                "p99_ms": round(found["p99_ms"], 2),
+                "p50_ms": round(figures["p50_ms"], 2),
+                "p99_ms": round(figures["p99_ms"], 2),
             }
         )
     return rates
 
 
 def watch_memory(bench: Bench, port: int, process: psutil.Process, capacity: float) -> dict[str, Any] | None:
-    """MiB that the service's processes hold once warm and after each tenth of the requests.
+    """Return the memory of the service's processes, in MiB, during a long run.
 
-    `late_growth_mib`, what the last half of them added, tells a leak from a plateau. They come at half the capacity,
-    evenly, because what the timers hold goes with the rate.
+    `mib` has the memory after the warm-up and after each tenth of the requests. `late_growth_mib` is the growth during
+    the second half: it is large for a leak and small for a plateau. Requests arrive at half the capacity and at equal
+    intervals, because the memory of BentoML's timers grows with the rate.
     """
-    if not capacity:  # noted where it was measured
+    if not capacity:  # the measurement has added its failures
         return None
     asked, rate = request(port, "/predict", FORM, form("image", [png(bench.pixels[0])])), capacity / 2
     say(f"warming up for {WARM_SECONDS} s")
-    rounds, held = [arrivals(port, asked, rate, WARM_SECONDS)], [resident(process)]
+    rounds, sizes = [arrivals(port, asked, rate, WARM_SECONDS)], [resident(process)]
     for _ in tqdm(range(TENTHS), "memory"):
         rounds.append(arrivals(port, asked, rate, bench.soak / TENTHS / rate))
-        held.append(resident(process))
-    refused = [done.failures.pop(REFUSED, 0) for done in rounds]  # where the machine stalled
+        sizes.append(resident(process))
+    refused = [done.failures.pop(REFUSED, 0) for done in rounds]  # the machine may stall during a long run
     for done in rounds:
         note(bench, "the long run", done)
     return {
         "requests": sum(len(done.milliseconds) for done in rounds[1:]),
         "refused": sum(refused[1:]),
         "per_second": round(rate, 1),
-        "mib": held,
-        "late_growth_mib": round(held[-1] - held[TENTHS // 2], 1),
+        "mib": sizes,
+        "late_growth_mib": round(sizes[-1] - sizes[TENTHS // 2], 1),
     }
 
 
 def resident(process: psutil.Process) -> float:
-    """MiB of memory that the process and its children hold."""
-    return round(sum(each.memory_info().rss for each in process.children(recursive=True)) / 2**20, 1)
+    """Return the resident memory of the process's descendants, in MiB."""
+    return round(sum(child.memory_info().rss for child in process.children(recursive=True)) / 2**20, 1)
 
 
 def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:
-    """Images a second of the service with 64 images a request, and of the artefact in this process, in turns.
+    """Return the images per second of the service with 64 images per request.
 
-    `one_image_ms`: with one thread; `best`: of the batch size and number of threads that reaches most; `http`: what the
-    service reaches with 8 clients. None where the live Bento has no such endpoint.
+    The artefact in this process is measured in turn with it: `one_image_ms` with one thread, `best` with the best batch
+    size and number of threads. `http` is the service with 8 clients. Returns None if the live Bento has no such
+    endpoint.
     """
     body = np.resize(bench.pixels, (BATCH, *bench.pixels.shape[1:])).tobytes()
     status, _ = post(port, "/predict_batch", RAW, body)
     if status != 200:
-        bench.failures.append(f"{bench.tag} answers /predict_batch with {status}: is it older than this endpoint?")
+        bench.failures.append(
+            f"{bench.tag} answers /predict_batch with {status}; it may be older than the endpoint: run the recipe"
+        )
         return None
     asked = request(port, "/predict_batch", RAW, body)
     artefacts = {threads: Artefact(bench.artefact, threads) for threads in THREADS}
@@ -342,7 +361,7 @@ def in_batches(bench: Bench, port: int) -> dict[str, Any] | None:
 
 
 def in_parts(bench: Bench) -> dict[str, float]:
-    """Milliseconds of what the service does for an answer, each alone, on one thread of this process."""
+    """Return the milliseconds of each part of an answer, on one thread here."""
     artefact, names = Artefact(bench.artefact, threads=1), bench.metadata["class_names"]
     small, one = png(bench.pixels[0]), bench.pixels[:1]
     photo = io.BytesIO()
@@ -361,8 +380,8 @@ def in_parts(bench: Bench) -> dict[str, float]:
 
 
 def rate(artefact: Artefact, pixels: np.ndarray, seconds: float) -> float:
-    """Images a second of batches like this one."""
-    artefact.predict(pixels)  # allocates
+    """Return the images per second for batches of `pixels`."""
+    artefact.predict(pixels)  # allocates memory
     started, count = time.perf_counter(), 0
     while (taken := time.perf_counter() - started) < seconds or not count:
         artefact.predict(pixels)
@@ -371,27 +390,29 @@ def rate(artefact: Artefact, pixels: np.ndarray, seconds: float) -> float:
 
 
 def equal_answers(bench: Bench, port: int) -> dict[str, str]:
-    """How many test images get the class over HTTP that the artefact gives them here, as "equal/all"."""
+    """Return how many test images get the artefact's class over HTTP, as "equal/all"."""
     artefact, names = Artefact(bench.artefact), bench.metadata["class_names"]
     expected, batched = [], []
     for start in tqdm(range(0, len(bench.pixels), BATCH), "answers in batches"):
         part = bench.pixels[start : start + BATCH]
         expected += [names[best] for best in artefact.predict(part).argmax(-1)]
-        batched += [each.get("class") for each in answer_to(port, "/predict_batch", RAW, part.tobytes())["predictions"]]
+        batched += [
+            answer.get("class") for answer in answer_to(port, "/predict_batch", RAW, part.tobytes())["predictions"]
+        ]
     singles = [
-        answer_to(port, "/predict", FORM, form("image", [png(each)]))["class"]
-        for each in tqdm(bench.pixels[:SINGLES], "answers one by one")
+        answer_to(port, "/predict", FORM, form("image", [png(image)]))["class"]
+        for image in tqdm(bench.pixels[:SINGLES], "answers one by one")
     ]
     counts = {"in_batches": equal(expected, batched), "one_by_one": equal(expected[: len(singles)], singles)}
-    for way, (same, of) in counts.items():
-        if same != of:
-            bench.failures.append(f"{of - same} of {of} answers {way} are not the artefact's")
-    return {way: f"{same}/{of}" for way, (same, of) in counts.items()}
+    for way, (same, total) in counts.items():
+        if same != total:
+            bench.failures.append(f"{total - same} of {total} answers {way} differ from the artefact's")
+    return {way: f"{same}/{total}" for way, (same, total) in counts.items()}
 
 
-def equal(expected: list[str], found: list[str]) -> tuple[int, int]:
-    """How many are equal, of how many that are expected."""
-    return sum(one == other for one, other in zip(expected, found, strict=False)), len(expected)
+def equal(expected: list[str], actual: list[str]) -> tuple[int, int]:
+    """Return the numbers of equal and of expected classes."""
+    return sum(one == other for one, other in zip(expected, actual, strict=False)), len(expected)
 
 
 def add(lists: dict[str, list[float]], figures: dict[str, float]) -> None:
@@ -400,17 +421,17 @@ def add(lists: dict[str, list[float]], figures: dict[str, float]) -> None:
         lists.setdefault(name, []).append(round(figure, 3))
 
 
-def note(bench: Bench, what: str, done: Round) -> None:
-    """Add a round's failures to the benchmark's."""
-    bench.failures.extend(f"{what}: {count} × {reason}" for reason, count in done.failures.items())
+def note(bench: Bench, subject: str, done: Round) -> None:
+    """Add the failures of a load test to the benchmark's."""
+    bench.failures.extend(f"{subject}: {count} × {reason}" for reason, count in done.failures.items())
 
 
 def answer_to(port: int, path: str, kind: str, body: bytes) -> Any:
-    """The JSON of the answer. Raises BenchError where it is not 200."""
-    status, found = post(port, path, kind, body)
+    """Return the JSON of the answer. Raises BenchError if the status is not 200."""
+    status, content = post(port, path, kind, body)
     if status != 200:
-        raise BenchError(f"{path} answers {status}: {found[:200].decode(errors='replace')}")
-    return json.loads(found)
+        raise BenchError(f"{path} answers {status}: {content[:200].decode(errors='replace')}")
+    return json.loads(content)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""CPU time of a training step per 1,000 images, ours beside stock Keras on the same images, in turns, in one process.
+"""Compare the CPU time of training, per 1,000 images, of this project and of stock Keras.
 
 Stock Keras is `keras.applications.MobileNet`, trained by `fit` with Keras's own augmentation, resizing and scaling
-layers. Both train every layer, with the same strides, width, input size, batch, optimiser and augmentation (flip,
-shift).
+layers. Both train every layer on the same images, with the same strides, width, input size, batch, optimizer and
+augmentation (flip, shift). They run in turn in one process, so that other load on the machine affects both.
 """
 
 import argparse
@@ -29,11 +29,11 @@ CLASSES = 10
 
 
 def main() -> None:
-    """Print a line a turn, then the medians, then one line of JSON."""
+    """Print a line per turn, then the medians, then one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=96, help="side of the input in pixels (default: %(default)s)")
     parser.add_argument("--batches", type=int, default=12, help="per turn (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=5, help="of each (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--precision", default="auto", help="of our layers (default: %(default)s)")
     chosen = parser.parse_args()
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
@@ -51,8 +51,8 @@ def main() -> None:
         for name, train in sides.items():
             cpu, wall = time.process_time(), time.perf_counter()
             train()
-            cpu, wall = (each * 1000 / count for each in (time.process_time() - cpu, time.perf_counter() - wall))
-            if turn:  # the first traces and warms up
+            cpu, wall = (value * 1000 / count for value in (time.process_time() - cpu, time.perf_counter() - wall))
+            if turn:  # the first turn traces and warms up
                 seconds[name].append(cpu)
                 print(f"turn {turn} {name:<6} {cpu:6.2f} CPU s, {wall:6.2f} s per 1,000 images", flush=True)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """A function that trains one epoch as the pipeline does."""
+    """Return a function that trains one epoch as the pipeline does."""
     model = mobilenet.build_trained(candidate, CLASSES)
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
@@ -73,7 +73,7 @@ def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) ->
 
 
 def stock(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
-    """A function that trains one epoch as Keras does."""
+    """Return a function that trains one epoch as Keras does."""
     size, share = candidate.input_size, candidate.shift / images.shape[1]
     network = keras.applications.MobileNet(
         (size, size, 3), alpha=candidate.alpha, include_top=False, weights=None, pooling="avg"

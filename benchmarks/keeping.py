@@ -1,4 +1,4 @@
-"""Where the benchmarks' figures are kept, and what is kept with them."""
+"""Write the results of benchmarks with their origin."""
 
 import importlib.metadata
 import json
@@ -12,7 +12,10 @@ from mobilenet_pipeline.workspace import files, provenance
 
 
 def keep(path: Path, name: str, figures: Mapping[str, Any], command: str, packages: Iterable[str]) -> None:
-    """Write the figures of that name and where they come from; those of other names stay."""
+    """Write the figures called `name` and their origin into the JSON file `path`.
+
+    The figures of other names stay unchanged.
+    """
     document = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     document[name] = {
         **figures,

@@ -1,6 +1,6 @@
-"""Clients that ask a service again and again, and what came of it.
+"""Load generators for a service: clients that wait for answers, and arrivals at a fixed rate.
 
-The least of HTTP/1.1 that will do, for what the clients take of the processors is taken from the services.
+They implement only the necessary part of HTTP/1.1, because they share the processors with the services.
 """
 
 import http.client
@@ -20,12 +20,14 @@ from PIL import Image
 HOST = "127.0.0.1"
 ANSWER_SECONDS = 30
 CONNECTIONS = 512
-"""That are open at most where requests do not wait for answers; a process may usually have 1,024 files open."""
+"""The most open connections at a fixed rate of arrivals. The usual limit of a process is 1,024 open files."""
 KEPT = CONNECTIONS
-"""That are opened beforehand, as a proxy before the service has them: uvloop takes in one a turn of its loop, and in a
-crowd those that are new wait for seconds."""
+"""Connections that are opened before the first request, as by a reverse proxy.
+
+uvloop accepts one connection per turn of its loop, so under load a new connection waits for seconds.
+"""
 IDLE_SECONDS = 2
-"""A connection that is idle for longer is not used again: the service closes it after five, maybe just then."""
+"""A connection that is idle for longer is not reused: the service closes it after five seconds."""
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 RETRY = re.compile(rb"\r\nretry-after: *\d", re.IGNORECASE)
 ANSWERED, REFUSED = "status 200", "status 503 with Retry-After"
@@ -36,25 +38,32 @@ RAW = "application/octet-stream"
 
 @dataclass(frozen=True)
 class Round:
-    """What came of asking for a while: milliseconds of every answer that was 200, seconds of the whole, failures."""
+    """The result of a load test.
+
+    `milliseconds` has the latency of every answer with status 200, `seconds` the length of the test, `failures` the
+    number of each other outcome.
+    """
 
     milliseconds: list[float]
     seconds: float
     failures: Counter[str]
 
     def figures(self) -> dict[str, float]:
-        """Requests a second and percentiles of the milliseconds; NaN where there was no answer."""
+        """Return requests per second and latency percentiles; NaN without answers."""
         rates = {"requests_per_second": len(self.milliseconds) / self.seconds}
         return rates | {f"p{share}_ms": percentile(self.milliseconds, share) for share in (50, 95, 99)}
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The smallest value that at least `share` % of the values do not exceed (nearest rank); NaN of none."""
+    """Return the nearest-rank percentile, NaN without values.
+
+    It is the smallest value that at least `share` % of the values do not exceed.
+    """
     return sorted(values)[max(0, math.ceil(len(values) * share / 100) - 1)] if values else math.nan
 
 
 class Client:
-    """A connection that sends the same request again and again, and reads the answers."""
+    """A connection that repeats a request and reads the answers."""
 
     def __init__(self, port: int, asked: bytes, selector: selectors.BaseSelector) -> None:
         self.socket = socket.create_connection((HOST, port), timeout=ANSWER_SECONDS)
@@ -64,12 +73,12 @@ class Client:
         selector.register(self.socket, self.events, self)
 
     def ask(self, due: float | None = None) -> None:
-        """Begin a request, which was due at that time or is now."""
+        """Start a request. Its latency counts from `due`, by default now."""
         self.unsent, self.answer, self.started = self.asked, b"", due or time.perf_counter()
         self.send()
 
     def send(self) -> None:
-        """Send what the connection takes now; the selector tells when it takes more."""
+        """Send what the connection accepts now; the selector reports when it takes more."""
         with suppress(BlockingIOError):
             self.unsent = self.unsent[self.socket.send(self.unsent) :]
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self.unsent else 0)
@@ -78,7 +87,10 @@ class Client:
             self.selector.modify(self.socket, events, self)
 
     def go_on(self) -> str | None:
-        """The answer's status, once it is whole. Raises OSError or ValueError where it cannot become so."""
+        """Return the status of the complete answer, None if it is incomplete.
+
+        Raises OSError or ValueError if the answer is broken or the connection ends.
+        """
         if self.unsent:
             self.send()
         with suppress(BlockingIOError):
@@ -105,9 +117,9 @@ class Client:
 
 
 def load(port: int, asked: bytes, clients: int, seconds: float) -> Round:
-    """Let so many clients ask for so long, each again as soon as it has its answer; waits for the last answers.
+    """Run `clients` clients for `seconds`; each repeats its request after its answer.
 
-    Raises OSError where nobody listens.
+    It waits for the last answers. Raises OSError if no server listens on the port.
     """
     taken: list[float] = []
     failures: Counter[str] = Counter()
@@ -137,7 +149,7 @@ def load(port: int, asked: bytes, clients: int, seconds: float) -> Round:
                     failures[status] += 1
                 if now < started + seconds:
                     client.ask()
-                else:  # the service may close what is idle while the others wait
+                else:  # the service may close idle connections while others wait
                     asking.discard(client)
                     client.close()
             now = time.perf_counter()
@@ -147,10 +159,9 @@ def load(port: int, asked: bytes, clients: int, seconds: float) -> Round:
 
 
 class Arrivals:
-    """Requests that come at a fixed rate, whatever becomes of those before, each over a connection that is free.
+    """Requests at a fixed rate that do not wait for earlier answers, each on a free connection.
 
-    Milliseconds count from when a request was due, not from when it was sent: who waits for a busy client or a busy
-    service has waited.
+    A latency counts from the time that the request was due, so that it includes the wait for a busy client or service.
     """
 
     def __init__(self, port: int, asked: bytes, selector: selectors.BaseSelector) -> None:
@@ -161,14 +172,14 @@ class Arrivals:
         self.failures: Counter[str] = Counter()
 
     def open(self, count: int) -> None:
-        """Have so many connections ready."""
+        """Open `count` connections."""
         for _ in range(count):
             client = Client(self.port, self.asked, self.selector)
             client.ended = time.perf_counter()
             self.idle.append(client)
 
     def send(self, due: float) -> None:
-        """Begin the request that is due."""
+        """Start the request that is due."""
         while self.idle and self.idle[0].ended < due - IDLE_SECONDS:
             self.idle.pop(0).close()
         if not self.idle and len(self.busy) >= CONNECTIONS:
@@ -186,10 +197,10 @@ class Arrivals:
             self.fail(client, error)
 
     def hear(self, seconds: float) -> None:
-        """Take what the service sends, and wait for so long until it does."""
+        """Read the service's answers; wait up to `seconds` for the first."""
         for key, _ in self.selector.select(seconds):
             client = key.data
-            if client not in self.busy:  # the service closes what is idle
+            if client not in self.busy:  # the service closed an idle connection
                 self.idle.remove(client)
                 client.close()
                 continue
@@ -208,13 +219,13 @@ class Arrivals:
             self.idle.append(client)
 
     def fail(self, client: Client, error: Exception) -> None:
-        """Give the request and its connection up."""
+        """Count a failed request and close its connection."""
         self.failures[str(error)] += 1
         self.busy.discard(client)
         client.close()
 
     def close(self) -> None:
-        """End all connections; who still waits has no answer."""
+        """Close all connections; waiting requests count as unanswered."""
         if self.busy:
             self.failures[f"no answer in {ANSWER_SECONDS} s"] += len(self.busy)
         for client in [*self.idle, *self.busy]:
@@ -222,7 +233,10 @@ class Arrivals:
 
 
 def arrivals(port: int, asked: bytes, per_second: float, seconds: float) -> Round:
-    """Send so many requests a second for so long, evenly, whether there are answers or not; waits for the last."""
+    """Send `per_second` requests per second for `seconds`, at equal intervals.
+
+    Requests do not wait for answers. The function waits for the last answers.
+    """
     planned, sent = max(1, round(per_second * seconds)), 0
     with selectors.DefaultSelector() as selector, closing(Arrivals(port, asked, selector)) as coming:
         coming.open(min(KEPT, CONNECTIONS, planned))
@@ -237,31 +251,31 @@ def arrivals(port: int, asked: bytes, per_second: float, seconds: float) -> Roun
 
 
 def request(port: int, path: str, kind: str, body: bytes) -> bytes:
-    """A POST as it goes over the wire."""
+    """Return the bytes of a POST request."""
     head = f"POST {path} HTTP/1.1\r\nHost: {HOST}:{port}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
     return head.encode() + body
 
 
 def form(name: str, files: list[bytes]) -> bytes:
-    """The body of a multipart form (see FORM) with these PNG files in the field `name`."""
+    """Return a multipart form (see FORM) with PNG files in the field `name`."""
     lines = [f'Content-Disposition: form-data; name="{name}"; filename="image.png"', "Content-Type: image/png", "", ""]
     head = "\r\n".join(["--bench", *lines]).encode()
     return b"".join(head + file + b"\r\n" for file in files) + b"--bench--\r\n"
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """An image file of uint8 (height, width, 3)."""
+    """Return uint8 pixels (height, width, 3) as a PNG file."""
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "PNG")
     return stream.getvalue()
 
 
 def post(port: int, path: str, kind: str, body: bytes) -> tuple[int, bytes]:
-    """Status and body of the answer. Raises OSError where there is none."""
+    """Return status and body of the answer. Raises OSError if there is none."""
     connection = http.client.HTTPConnection(HOST, port, timeout=ANSWER_SECONDS)
     try:
         connection.request("POST", path, body, {"Content-Type": kind})
-        found = connection.getresponse()
-        return found.status, found.read()
+        response = connection.getresponse()
+        return response.status, response.read()
     finally:
         connection.close()

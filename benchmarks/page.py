@@ -1,6 +1,6 @@
-"""Put the figures that the other programs keep in docs/results into the pages there; draw the curves.
+"""Write the benchmarks' results into the pages in docs/results, and draw the learning curves.
 
-The pages' prose is written by hand; what stands between `<!-- NAME -->` and `<!-- /NAME -->` is replaced.
+The text between `<!-- NAME -->` and `<!-- /NAME -->` is replaced by a table; all other text stays.
 """
 
 import json
@@ -15,7 +15,7 @@ RESULTS = Path("docs/results")
 NOTHING = "Not measured yet."
 PICTURE = Path("docs/images/training.png")
 BARS = (
-    # candidate, CPU minutes, what must be reached, what would be better still
+    # candidate, CPU minutes, required test accuracy, desired test accuracy
     ("pretrained", 20, 0.942, 0.950),
     ("pretrained", 60, 0.953, 0.960),
     ("pretrained", 180, 0.960, 0.967),
@@ -33,7 +33,7 @@ RUNTIMES = {
 
 
 def main() -> None:
-    """Bring the pages up to date."""
+    """Update the pages and the figure."""
     for name in ("training.md", "serving.md"):
         page = RESULTS / name
         page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 def filled(page: str, results: Path) -> str:
-    """The page with every block's table made anew."""
+    """Return the page with an updated table in every block."""
     studies = [json.loads(line) for line in (results / "studies.jsonl").read_text(encoding="utf-8").splitlines()]
     tables = {
         name: study_table([row for row in studies if row["study"] == name]) for name in {r["study"] for r in studies}
@@ -54,22 +54,23 @@ def filled(page: str, results: Path) -> str:
     if (results / "runtimes.json").exists():
         tables["runtimes"] = runtimes_table(json.loads((results / "runtimes.json").read_text(encoding="utf-8")))
 
-    def put(found: re.Match) -> str:
-        return f"<!-- {found[1]} -->\n{tables.get(found[1], NOTHING)}\n<!-- /{found[1]} -->"
+    def put(block: re.Match) -> str:
+        return f"<!-- {block[1]} -->\n{tables.get(block[1], NOTHING)}\n<!-- /{block[1]} -->"
 
     return re.sub(r"<!-- ([\w-]+) -->\n(?:.*?\n)?<!-- /\1 -->", put, page, flags=re.DOTALL)
 
 
 def study_table(rows: Sequence[Mapping]) -> str:
-    """A row a variant, in the order in which they were kept, each beside the first."""
+    """Return a row per variant, in recorded order, compared with the first row."""
     first = rows[0]["validation_accuracy"]
     lines = [
         "| changed | multiply-adds | epochs | CPU min | train accuracy | validation accuracy | against the first |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        named = {key: "null" if value is None else value for key, value in row["changes"].items()}  # as in params.yaml
-        changed = ", ".join(f"`{key}: {value}`" for key, value in named.items()) or "–"
+        # params.yaml writes None as null.
+        settings = {key: "null" if value is None else value for key, value in row["changes"].items()}
+        changed = ", ".join(f"`{key}: {value}`" for key, value in settings.items()) or "–"
         lines.append(
             f"| {changed} | {row['million_multiply_adds']:.1f} M | {row['epochs']:.3g} | {row['cpu_minutes']:.1f} "
             f"| {row['train_accuracy']:.2%} | {row['validation_accuracy']:.2%} "
@@ -79,7 +80,7 @@ def study_table(rows: Sequence[Mapping]) -> str:
 
 
 def accuracy_table(rows: Sequence[Mapping]) -> str:
-    """A row a candidate and budget: what it reached and what it was to reach."""
+    """Return a row per candidate and budget: its accuracy and the required accuracy."""
     lines = [
         "| candidate | recipe | CPU min | test accuracy | seeds | bar | stretch | commits |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -101,11 +102,15 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
 
 
 def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
-    """What the service reaches beside others: the ratios, then what they are made of."""
+    """Return the tables of the serving benchmark by name.
+
+    The first has the ratios, the others the figures behind them.
+    """
     names = list(next(iter(recipes.values()))["ratios"])
     ratios = ["| | " + " | ".join(f"`{recipe}`" for recipe in recipes) + " |", "| --- |" + " --- |" * len(recipes)]
     ratios += [
-        f"| {name} | " + " | ".join(str(one["ratios"][name]) for one in recipes.values()) + " |" for name in names
+        f"| {name} | " + " | ".join(str(figures["ratios"][name]) for figures in recipes.values()) + " |"
+        for name in names
     ]
     requests = ["| recipe | service | clients | requests/s | p50 ms | p95 ms | p99 ms |", "| --- |" + " --- |" * 6]
     overload = [
@@ -115,15 +120,15 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
     parts = ["| recipe | part | ms |", "| --- |" + " --- |" * 2]
     batches = ["| recipe | images at a time | images/s, 1 thread | images/s, 2 threads |", "| --- |" + " --- |" * 3]
     batching = requests[:]
-    for recipe, found in recipes.items():
-        requests += request_rows(recipe, found["requests"])
-        batching += request_rows(recipe, found.get("adaptive_batching", {}))
-        own = found["batches"]["in_process_images_per_second"]
+    for recipe, figures in recipes.items():
+        requests += request_rows(recipe, figures["requests"])
+        batching += request_rows(recipe, figures.get("adaptive_batching", {}))
+        own = figures["batches"]["in_process_images_per_second"]
         for size in dict.fromkeys(key.partition(" ")[0] for key in own):
             cells = [f"{median(own[f'{size} images, {threads} threads']):.4g}" for threads in (1, 2)]
             batches.append(f"| `{recipe}` | {size} | {' | '.join(cells)} |")
-        parts += [f"| `{recipe}` | {name} | {taken:.3g} |" for name, taken in found.get("parts_ms", {}).items()]
-        for row in found.get("overload", ()):
+        parts += [f"| `{recipe}` | {name} | {ms:.3g} |" for name, ms in figures.get("parts_ms", {}).items()]
+        for row in figures.get("overload", ()):
             cells = [f"{row[key]:.4g}" for key in ("times_capacity", "offered_per_second", "accepted_per_second")]
             cells += [f"{row[key]:.1%}" for key in ("refused_share", "unsent_share")]
             cells += [f"{row[key]:.4g}" for key in ("p50_ms", "p99_ms")]
@@ -134,7 +139,7 @@ def serving_tables(recipes: Mapping[str, Mapping]) -> dict[str, str]:
 
 
 def request_rows(recipe: str, services: Mapping[str, Mapping]) -> list[str]:
-    """A row a service and number of clients: medians over the turns."""
+    """Return a row per service and number of clients: medians over the turns."""
     rows = []
     for service, by_clients in services.items():
         for clients, figures in by_clients.items():
@@ -144,14 +149,17 @@ def request_rows(recipe: str, services: Mapping[str, Mapping]) -> list[str]:
 
 
 def runtimes_table(models: Mapping[str, Mapping]) -> str:
-    """A row a model and runtime: medians over the turns; a dash where it cannot be told how many threads to take."""
+    """Return a row per model and runtime: medians over the turns.
+
+    A dash means that the runtime has no setting for its number of threads.
+    """
     lines = [
         "| model | runtime | MB | one image, ms | p99 ms | images/s, 1 thread | images/s, 2 threads "
         "| largest difference | other classes | validation accuracy |",
         "| --- |" + " --- |" * 9,
     ]
-    for model, found in models.items():
-        for name, figures in found["runtimes"].items():
+    for model, document in models.items():
+        for name, figures in document["runtimes"].items():
             rates = figures["images_per_second"]
             cells = [f"{median(figures[key]):.3g}" for key in ("one_image_ms", "one_image_p99_ms")]
             cells += [f"{median(rates[threads]):.4g}" if threads in rates else "–" for threads in ("1", "2")]
@@ -163,7 +171,10 @@ def runtimes_table(models: Mapping[str, Mapping]) -> str:
 
 
 def draw(curves: Sequence[Path], picture: Path) -> None:
-    """Validation accuracy over the epochs of each training; all but the last are of a part of the images."""
+    """Draw the validation accuracy over the epochs of each training.
+
+    All epochs but the last are validated on a part of the images.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")

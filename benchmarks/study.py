@@ -1,8 +1,8 @@
-"""Train variants of a candidate and keep what each reached on validation: where the recipes' choices come from.
+"""Train variants of a candidate and record their validation results, which justify the recipes' settings.
 
-A study in benchmarks/studies.yaml names a recipe's candidate and, row by row, the knobs that differ from it. Each row
-is trained in a process of its own and added to docs/results/studies.jsonl; a row that is there is not trained again.
-The test images are not read.
+A study in benchmarks/studies.yaml names a recipe's candidate. Each of its rows has the settings that differ. Each row
+is trained in its own process and added to docs/results/studies.jsonl; a recorded row is not trained again. The test
+images are not read.
 """
 
 import argparse
@@ -23,10 +23,10 @@ RESULTS = Path("docs/results/studies.jsonl")
 
 def main() -> None:
     """Train the rows that are missing."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # who is told to end ends its training, too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # exit normally, so that the training ends, too
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("studies", nargs="*", help="their names (default: all)")
-    parser.add_argument("--list", action="store_true", help="only say which rows there are, and which are done")
+    parser.add_argument("studies", nargs="*", help="names of studies (default: all)")
+    parser.add_argument("--list", action="store_true", help="only list the rows, and which are done")
     chosen = parser.parse_args()
     studies = yaml.safe_load(STUDIES.read_text(encoding="utf-8"))
     unknown = set(chosen.studies) - set(studies)
@@ -41,8 +41,8 @@ def main() -> None:
             known = [row for row in rows() if (row["study"], row["changes"]) == (name, changes or {})]
             if known and (other := differing(known[0], candidate)):
                 sys.exit(
-                    f"{name}: {changes} was trained with another {', '.join(other)} than it would have now: pin that "
-                    f"in {STUDIES}, or take the study's rows out of {RESULTS} to train all of it anew"
+                    f"{name}: {changes} was trained with other values of {', '.join(other)}; set the old values in "
+                    f"{STUDIES}, or delete the study's rows from {RESULTS} to train the whole study again"
                 )
             print(f"{name}: {changes}{' is done' if known else ''}", flush=True)
             if known or chosen.list:
@@ -57,13 +57,16 @@ def main() -> None:
 
 
 def differing(row: dict, candidate: config.Candidate) -> list[str]:
-    """The knobs that a measured row had otherwise; knobs of today alone are not compared, nor what `auto` came to."""
+    """Return the settings in which a recorded row differs from the candidate.
+
+    New settings are not compared, nor is the precision that `auto` resolved to.
+    """
     now = candidate.model_dump()
     return [key for key, value in row["candidate"].items() if key != "precision" and now.get(key, value) != value]
 
 
 def rows() -> list[dict]:
-    """What has been measured so far."""
+    """Return all recorded rows."""
     if not RESULTS.exists():
         return []
     return [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]

@@ -1,11 +1,11 @@
-"""How long something takes that is done again and again."""
+"""Measure the time of repeated work."""
 
 import time
 from collections.abc import Callable
 
 
 def milliseconds(work: Callable[[], object], seconds: float) -> list[float]:
-    """What each time took, for so long, and at least once."""
+    """Return the milliseconds of each call in `seconds`, at least of one call."""
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while not taken or time.perf_counter() < end:

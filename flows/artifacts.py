@@ -1,4 +1,4 @@
-"""What a run shows of itself on Prefect's pages: progress, figures, candidates, verdict, and what each stage took."""
+"""The artifacts of a run on Prefect's pages: progress, figures, candidates, verdict, and the time of each stage."""
 
 import base64
 import re
@@ -21,15 +21,16 @@ EPOCH = re.compile(r"\bepoch (\d+)/(\d+)")
 
 
 def epoch_of(line: str) -> tuple[int, int] | None:
-    """The epoch that a training says it has finished, and of how many."""
-    found = EPOCH.search(line)
-    return (int(found[1]), int(found[2])) if found else None
+    """Return (finished epoch, number of epochs) from a line of a training, or None."""
+    match = EPOCH.search(line)
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def follow_epochs(stage: str) -> Callable[[str], None]:
-    """A function that takes the stage's lines and keeps a progress bar on Prefect's page; no epochs, no bar.
+    """Return a function that updates a progress bar on Prefect's page.
 
-    A server that does not answer costs the bar, never the training.
+    It takes the stage's lines. The first epoch creates the bar. If the server does not answer, only the bar is missing:
+    the training continues.
     """
     bar = None
 
@@ -45,7 +46,7 @@ def follow_epochs(stage: str) -> Callable[[str], None]:
             else:
                 update_progress_artifact(bar, share)
         except Exception as error:
-            get_run_logger().warning("the progress bar of %s could not be drawn: %s", stage, error)
+            get_run_logger().warning("cannot update the progress bar of %s: %s", stage, error)
 
     return follow
 
@@ -57,11 +58,11 @@ def publish(
     stages: Sequence[Mapping[str, Any]],
     page: Path,
 ) -> None:
-    """Put the candidates, the verdict, the figures and this run's stages on Prefect's page of the run."""
+    """Show candidates, verdict, figures and stages on Prefect's page of the run."""
     create_table_artifact(candidate_rows(results), key(recipe.name, "candidates"), f"Candidates of {recipe.name}")
     create_markdown_artifact(describe_verdict(verdict), key(recipe.name, "verdict"), f"Verdict on {recipe.name}")
     create_table_artifact(stage_rows(stages), key(recipe.name, "stages"), "Wall and CPU time per stage of this run")
-    figures = f"The whole report: `{page.resolve()}`\n\n" + "\n\n".join(
+    figures = f"The complete report: `{page.resolve()}`\n\n" + "\n\n".join(
         f"![{name}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
         for name, png in draw(recipe, page.parents[2]).items()
     )
@@ -69,7 +70,7 @@ def publish(
 
 
 def candidate_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row a candidate, for people."""
+    """Return a table with a row per candidate, as formatted text."""
     return [
         {
             "candidate": name,
@@ -87,7 +88,7 @@ def candidate_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """A row a stage, for people."""
+    """Return a table with a row per stage, as formatted text."""
     return [
         {
             "stage": row["name"],
@@ -100,7 +101,7 @@ def stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """The verdict as Markdown: the decision, every check behind it, and who is served."""
+    """Return the verdict as Markdown: the decision, its checks, and the champion."""
     checks = [f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in verdict.checks]
     champion = verdict.leaves.champion
     served = f"Version {champion} of {verdict.registered_model} is champion." if champion else "There is no champion."
@@ -122,5 +123,5 @@ def draw(recipe: Recipe, workspace: Path) -> dict[str, bytes]:
 
 
 def key(*words: str) -> str:
-    """An artifact's key: Prefect takes small letters, digits and dashes."""
+    """Return the key of an artifact, in lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", "-".join(words).lower()).strip("-")

@@ -1,4 +1,4 @@
-"""The training flow on a schedule, served from this machine."""
+"""Serve the training flow on a schedule from this machine."""
 
 import sys
 import time
@@ -24,10 +24,10 @@ CRASHED = "mobilenet-pipeline: a flow run whose process is gone has crashed"
 
 
 def keep_schedule(recipe: str, cron: str, timezone: str) -> None:
-    """Run `serve` in a child process until this one is interrupted; the run in progress ends with it.
+    """Run `serve` in a child process until this process is interrupted.
 
-    Prefect's own runner, told to end, waits for its run, and killed, leaves it behind. Raises
-    ChildProcessError where the child ends by itself.
+    An active run ends with this process. Prefect's own runner would wait for its run after SIGTERM, and leave it
+    behind after SIGKILL. Raises ChildProcessError if the child ends by itself.
     """
     with process.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
         while not child.ended:
@@ -36,40 +36,45 @@ def keep_schedule(recipe: str, cron: str, timezone: str) -> None:
 
 
 def check(cron: str, timezone: str) -> Schedule:
-    """The schedule. Raises ValueError for a cron expression or a timezone that is none."""
+    """Return the schedule. Raises ValueError for a bad cron expression or time zone."""
     try:
         ZoneInfo(timezone)
     except (ZoneInfoNotFoundError, ValueError):
-        raise ValueError(f"{timezone!r} is no timezone; it is called like Europe/Berlin, or UTC") from None
+        raise ValueError(f"unknown time zone {timezone!r}; use an IANA name such as Europe/Berlin or UTC") from None
     try:
         CronSchedule(cron=cron)
     except ValueError:
-        raise ValueError(f"{cron!r} is no cron expression; 0 3 * * * means every night at three") from None
+        raise ValueError(
+            f"invalid cron expression {cron!r}; use a form such as 0 3 * * * (every night at three)"
+        ) from None
     return Cron(cron, timezone=timezone)
 
 
 def serve(recipe: str, cron: str, timezone: str) -> None:
-    """Run the recipe's pipeline whenever `cron` says, until this process ends. Needs a Prefect server.
+    """Run the recipe's pipeline at the times of `cron`, until this process ends.
 
-    One run at a time: this process starts no second one, the server refuses another process's, and the flow itself
-    ends at once where the recipe is being run by anybody else.
+    It needs a Prefect server. Only one run is active at a time: this process starts no second one, the server refuses
+    other processes' runs, and the flow ends at once if another run of the recipe is active.
     """
-    when = check(cron, timezone)
+    schedule = check(cron, timezone)
     watch_for_crashes()
     train_and_promote.serve(
         name=recipe,
-        schedule=when,
+        schedule=schedule,
         parameters={"recipe": recipe},
         tags=[recipe],
         limit=1,
         global_limit=ONE_AT_A_TIME,
-        # A path would be looked up from the folder of whoever runs it.
+        # A path would depend on the current directory of the process that runs the flow.
         entrypoint_type=EntrypointType.MODULE_PATH,
     )
 
 
 def watch_for_crashes() -> None:
-    """Have the server mark runs as crashed whose heartbeat stops: left alone, they would stay Running for good."""
+    """Let the server mark runs without a heartbeat as crashed.
+
+    Otherwise they would stay Running.
+    """
     with get_client(sync_client=True) as client:
         if client.read_automations_by_name(CRASHED):
             return

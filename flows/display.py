@@ -1,4 +1,4 @@
-"""A run as people at a terminal see it: what is being done, how far it is, and what came of it."""
+"""Show a run on the terminal: its steps, their progress, and the result."""
 
 import os
 import shutil
@@ -24,7 +24,7 @@ from mobilenet_pipeline.reports import results
 from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.workspace import files, paths
 
-# What DVC says around a stage, of use to those who call it by hand.
+# DVC's messages around a stage, which only users of DVC itself need.
 CHATTER = (
     *("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines"),
     *("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying "),
@@ -34,24 +34,24 @@ MARKS = {"ran": "[green]✓[/]", "restored": "[green]✓[/]", "unchanged": "[dim
 
 
 class Elapsed(ProgressColumn):
-    """Seconds since the step began; nothing before."""
+    """Seconds since the start of the step; empty before it."""
 
     def render(self, task: Task) -> Text:
-        """As M:SS."""
+        """Return the time as M:SS."""
         seconds = int(task.elapsed or 0)
         return Text(f"{seconds // 60}:{seconds % 60:02d}" if task.started else "", style="cyan")
 
 
 class EpochBar(BarColumn):
-    """A bar for a step that has epochs."""
+    """A progress bar for a step with epochs."""
 
     def render(self, task: Task) -> Any:
-        """Nothing for the others."""
+        """Return the bar, or empty text for a step without epochs."""
         return super().render(task) if task.fields["epochs"] else Text("")
 
 
 class Display:
-    """Steps with state, elapsed time and last line, an epoch bar while a model is trained; plain lines in a file."""
+    """The steps with state, time, last line and epoch bar. Output to a file is plain lines."""
 
     def __init__(self, console: Console, steps: list[str]) -> None:
         self.console, self.steps = console, steps
@@ -82,7 +82,7 @@ class Display:
         self.progress.stop()
 
     def begin(self, step: str) -> None:
-        """The step starts, perhaps not for the first time."""
+        """Show that the step starts; a retry starts it again."""
         self.began[step] = time.monotonic()
         if self.console.is_terminal:
             self.progress.reset(self.rows[step], visible=True, total=None, mark=" ", detail="", epochs=None)
@@ -90,7 +90,7 @@ class Display:
             self.console.print(f"{step} …", highlight=False)
 
     def hear(self, step: str, line: str) -> None:
-        """The step wrote a line."""
+        """Show a line that the step wrote."""
         if not line.strip() or line.startswith(CHATTER):
             return
         if not self.console.is_terminal:
@@ -98,16 +98,16 @@ class Display:
             return
         epoch = epoch_of(line)
         if epoch:
-            line = line[line.index("epoch ") :]  # its own bar is for logs
+            line = line[line.index("epoch ") :]  # without the line's own bar, which is for logs
             self.progress.update(self.rows[step], completed=epoch[0], total=epoch[1], epochs=epoch[1])
         self.progress.update(self.rows[step], detail=escape(line))
 
     def end(self, step: str, outcome: str) -> None:
-        """The step is over."""
+        """Show that the step has ended, and its outcome."""
         if self.console.is_terminal:
             note = {"unchanged": "nothing to do", "restored": "restored from DVC's cache"}.get(outcome)
             self.progress.update(self.rows[step], mark=MARKS[outcome])
-            if outcome != "failed":  # a bar that stopped half way stays there
+            if outcome != "failed":  # the bar of a failed step stays where it stopped
                 self.progress.update(self.rows[step], total=1, completed=1)
             if note:
                 self.progress.update(self.rows[step], detail=note)
@@ -117,7 +117,10 @@ class Display:
 
 
 def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
-    """Run the flow in this process, show it, and give its last sentence. What the flow raises is raised here."""
+    """Run the flow in this process, show it, and return its last sentence.
+
+    Raises the flow's exceptions, and InterruptedError if the run was cancelled or crashed.
+    """
     with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER]) as display:
         token = training.listener.set(display)
         try:
@@ -125,13 +128,13 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
         finally:
             training.listener.reset(token)
     if state.is_cancelled() or state.is_crashed():
-        raise InterruptedError(f"the run has ended as {state.name}: {state.message or 'no reason was given'}")
+        raise InterruptedError(f"the run has ended as {state.name}: {state.message or 'without a reason'}")
     state.result()
     return state.message or ""
 
 
 def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Path = Path(".")) -> None:
-    """Both candidates' figures, what came of the run and why, and the next commands."""
+    """Print the candidates' results, the outcome with its reasons, and next commands."""
     reports = paths.report_folder(recipe, workspace)
     path, champion = results.results_path(recipe, workspace), None
     if path.exists():
@@ -143,12 +146,12 @@ def print_summary(recipe: Recipe, sentence: str, console: Console, workspace: Pa
     for line in reasons(verdict, sentence) if verdict else []:
         console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     console.print()
-    for what, command in next_commands(recipe, reports, champion is not None).items():
-        console.print(f"  {what:<16} {command}", highlight=False, soft_wrap=True)
+    for purpose, command in next_commands(recipe, reports, champion is not None).items():
+        console.print(f"  {purpose:<16} {command}", highlight=False, soft_wrap=True)
 
 
 def candidate_table(document: Mapping[str, Any]) -> Table:
-    """A row a candidate, narrow enough for 80 columns."""
+    """Return a table with a row per candidate, for 80 columns."""
     table = Table(title=f"Candidates of {document['recipe']}: accuracy and loss")
     table.add_column("candidate")
     for column in ("validation", "loss", "test", "loss", "CPU min", "parameters"):
@@ -167,20 +170,23 @@ def candidate_table(document: Mapping[str, Any]) -> Table:
 
 
 def reasons(verdict: Verdict, sentence: str) -> list[str]:
-    """Return every check behind the verdict, one a line, and the verdict itself if the sentence lacks it."""
+    """Return a line for every check of the verdict, and its warning.
+
+    The verdict's reason comes first if the sentence lacks it.
+    """
     opening = [] if verdict.reason in sentence else [f"The last verdict: {verdict.reason}"]
     checks = (f"{'✓' if check.passed else '✗'} {check.sentence}" for check in verdict.checks)
     return [*opening, *checks, *([verdict.warning] if verdict.warning else [])]
 
 
 def next_commands(recipe: Recipe, reports: Path, has_champion: bool) -> dict[str, str]:
-    """What people may want to do now, and how."""
+    """Return {purpose: command} for the next steps."""
     program = "mobilenet-pipeline"
-    if shutil.which(program) is None:  # the environment is not activated
+    if shutil.which(program) is None:  # the virtual environment is not activated
         program = os.path.relpath(Path(sys.executable).parent / program)
-    choice = "" if recipe.name == "digits" else f" RECIPE={recipe.name}"
+    variable = "" if recipe.name == "digits" else f" RECIPE={recipe.name}"
     serving = {
-        "API": f"make serve{choice}, then curl -F image=@photo.png http://127.0.0.1:3000/predict",
+        "API": f"make serve{variable}, then curl -F image=@photo.png http://127.0.0.1:3000/predict",
         "one photo": f"{program} predict photo.png --recipe {recipe.name}",
     }
     return {

@@ -1,4 +1,4 @@
-"""The pages of MLflow and Prefect, side by side on this machine."""
+"""Serve the web pages of MLflow and Prefect on this machine."""
 
 import sys
 import time
@@ -11,19 +11,19 @@ from mobilenet_pipeline.system import ports, process
 
 
 def show(mlflow_port: int, prefect_port: int) -> None:
-    """Serve both until this process is interrupted; a server that is there already is only named.
+    """Serve both pages until this process is interrupted, and print their addresses.
 
-    Raises OSError where a port is taken or a server does not start.
+    A server that is already running is used. Raises OSError if a port is taken or a server does not start.
     """
     from mobilenet_pipeline.registry import store as tracking
 
     server.prepare(quiet=True)
     store = tracking.use_store()
-    elsewhere = store.startswith(("http://", "https://"))
+    remote = store.startswith(("http://", "https://"))
     api = server.connect()
     print("starting …", flush=True)
     with (
-        nullcontext(store) if elsewhere else mlflow_server(store, mlflow_port) as runs,
+        nullcontext(store) if remote else mlflow_server(store, mlflow_port) as runs,
         nullcontext(api) if api else server.running(prefect_port) as flows,
     ):
         print(f"MLflow   {runs}\nPrefect  {flows.removesuffix('/api')}\nCtrl-C ends both", flush=True)
@@ -33,7 +33,10 @@ def show(mlflow_port: int, prefect_port: int) -> None:
 
 @contextmanager
 def mlflow_server(store: str, port: int) -> Iterator[str]:
-    """Run MLflow's server for as long as the `with` body, and give its address; its log is mlruns/ui.log."""
+    """Run MLflow's server during the `with` body, and yield its address.
+
+    Its log is mlruns/ui.log. Raises OSError if the port is taken or the server does not start.
+    """
     ports.check_port(port, "MLflow", "--mlflow-port")
     log = Path("mlruns") / "ui.log"
     log.parent.mkdir(exist_ok=True)

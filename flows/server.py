@@ -1,4 +1,4 @@
-"""Which Prefect server a command talks to: the one that is asked for, this workspace's own, or none."""
+"""Select or run the Prefect server of a command: PREFECT_API_URL, this workspace's server, or none."""
 
 import contextlib
 import os
@@ -13,33 +13,34 @@ _ADDRESS = "api-url"
 
 
 def prepare(quiet: bool) -> None:
-    """Set what Prefect reads when it is imported: its home is in the workspace, and it logs to its pages.
+    """Set the environment variables that Prefect reads when it is imported.
 
-    With `quiet` nothing of Prefect's reaches the terminal. Variables that are set already stay as they are.
+    Prefect's home is in the workspace. With `quiet`, Prefect prints nothing to the terminal. Variables that are already
+    set stay unchanged.
     """
     os.environ.setdefault("PREFECT_HOME", str(Path(".prefect").resolve()))
-    # Prefect's own 20 seconds for its temporary server are too few on a busy machine.
+    # Prefect's default of 20 seconds for its temporary server is too short on a busy machine.
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", str(int(ports.START_SECONDS)))
     if quiet:
         os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
 
 
 def connect() -> str | None:
-    """Let this process use the server that is there, and give its API's address; None where there is none.
+    """Return the API address of a running server, and use it in this process.
 
-    Raises ConnectionError where PREFECT_API_URL names one that does not answer.
+    Returns None if no server is running. Raises ConnectionError if the server of PREFECT_API_URL does not answer.
     """
-    asked_for = os.environ.get("PREFECT_API_URL")
-    if asked_for:
-        if ports.ask(f"{asked_for}/health") is None:
+    setting = os.environ.get("PREFECT_API_URL")
+    if setting:
+        if ports.ask(f"{setting}/health") is None:
             raise ConnectionError(
-                f"no Prefect server answers at {asked_for} (PREFECT_API_URL); start it, or unset the variable"
+                f"no Prefect server answers at {setting} (PREFECT_API_URL); start it, or unset the variable"
             )
-        return asked_for
+        return setting
     address = _home() / _ADDRESS
     own = address.read_text(encoding="utf-8").strip() if address.exists() else f"http://127.0.0.1:{PORT}/api"
     settings = ports.ask(f"{own}/admin/settings")
-    # Someone else's server may have taken the port since.
+    # The server on this port may belong to another workspace.
     if not isinstance(settings, dict) or Path(str(settings.get("home"))).resolve() != _home():
         return None
     os.environ["PREFECT_API_URL"] = own
@@ -48,9 +49,10 @@ def connect() -> str | None:
 
 @contextlib.contextmanager
 def running(port: int = PORT) -> Iterator[str]:
-    """Run a Prefect server of this workspace on 127.0.0.1 for as long as the `with` body, and give its API's address.
+    """Run this workspace's Prefect server during the `with` body.
 
-    Its log is PREFECT_HOME/server.log. Raises OSError where the port is taken or the server does not start.
+    Yields the API's address on 127.0.0.1. The server's log is PREFECT_HOME/server.log. Raises OSError if the port is
+    taken or the server does not start.
     """
     ports.check_port(port, "Prefect", "--prefect-port")
     home, api = _home(), f"http://127.0.0.1:{port}/api"

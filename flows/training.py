@@ -1,4 +1,4 @@
-"""The pipeline as a Prefect flow: what runs when, what is retried, and one run per recipe at a time."""
+"""The pipeline as a Prefect flow: the order of steps, retries, and one run per recipe at a time."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,20 +30,20 @@ RETRY_SECONDS: list[float] = [10, 60]
 """Delays before the second and the third try of a stage that may succeed on another try."""
 
 TRIES = 3
-"""How often a run tries to promote while other runs change the champion; then it fails, and the next run decides."""
+"""How often a run tries to promote if other runs change the champion. Then it fails, and the next run decides."""
 
 
 class Listener(Protocol):
-    """A display in the process of the run."""
+    """A display in the process of the run; flows.display.Display is one."""
 
     def begin(self, step: str) -> None:
-        """A step starts."""
+        """Show that a step starts."""
 
     def hear(self, step: str, line: str) -> None:
-        """The step wrote a line."""
+        """Show a line of the step."""
 
     def end(self, step: str, outcome: str) -> None:
-        """The step is over: "ran", "restored", "unchanged" or "failed"."""
+        """Show the outcome: "ran", "restored", "unchanged" or "failed"."""
 
 
 listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -51,23 +51,24 @@ listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 @flow(name="train-and-promote", persist_result=False)
 def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
-    """Bring every stage of the recipe up to date, judge both candidates, and promote the winner if it is better.
+    """Bring all stages up to date, judge the candidates, and promote the winner.
 
-    `force` runs the stages even where nothing changed. The final state's message says in a sentence what came of it.
+    The winner is promoted only if it passes every check. `force` runs the stages even if nothing changed. The final
+    state's message is one sentence with the result.
     """
     environment.prepare()
-    chosen = load_recipe(recipe)
-    with locks.only_run(chosen) as other:
-        # The state keeps its name: automations that look for crashed runs know "Completed" and no other.
-        return Completed(message=f"Skipped: {other}" if other else run_pipeline(chosen, force))
+    loaded = load_recipe(recipe)
+    with locks.only_run(loaded) as other_run:
+        # Keep the name "Completed": automations that detect crashed runs know no other name.
+        return Completed(message=f"Skipped: {other_run}" if other_run else run_pipeline(loaded, force))
 
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
-    """Bring the stages up to date and release the winner; returns the sentence that sums the run up."""
+    """Bring the stages up to date, release the winner, and return a summary."""
     promotion.check_ready(recipe)
     names = runner.stage_names(recipe)
     stale = set(names) if force else runner.stale(names)
-    # Stages before the first stale one cannot have become stale.
+    # Stages before the first stale stage cannot become stale.
     fresh = next((index for index, name in enumerate(names) if name in stale), len(names))
     done = [runner.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = runner.data_stages(recipe), runner.train_stages(recipe)
@@ -79,33 +80,34 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
 
 
 def release(recipe: Recipe, stages: list[runner.StageResult]) -> str:
-    """Judge the candidates, apply the verdict and report it; returns the sentence that sums it up."""
+    """Judge the candidates, apply the verdict, report it, and return a summary."""
     with locks.deciding(recipe):
         known = judging.recall(recipe)
         applied = known is not None and promotion.is_applied(recipe, known)
-        if known and applied and reported(recipe) and not any(each.changed for each in stages):
-            return f"Nothing changed: no stage has anything to do. {champion_sentence(recipe, known)}"
+        if known and applied and reported(recipe) and not any(result.changed for result in stages):
+            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}"
         judgement: Judgement = known or judge(recipe)
         if not applied:
             judgement = apply(recipe, judgement)
         waiting = promotion.waiting(recipe, judgement)
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
-        report(recipe, verdict, [{**asdict(each), "changed": each.changed} for each in stages])
-    opening = "The candidates are the same as before, and so is the verdict: " if known else ""
-    ask = (
+        report(recipe, verdict, [{**asdict(result), "changed": result.changed} for result in stages])
+    opening = "The candidates and the verdict have not changed: " if known else ""
+    request = (
         f" It waits for approval: mobilenet-pipeline approve {waiting.version} --recipe {recipe.name}, or reject."
         if waiting
         else ""
     )
-    return f"{opening}{verdict.reason}{ask} {champion_sentence(recipe, judgement)}"
+    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}"
 
 
 def apply(recipe: Recipe, judgement: Judgement) -> Judgement:
-    """Promote, unless a person has to approve first; returns the judgement that was applied.
+    """Apply the judgement, and return the judgement that was applied.
 
-    If another run has changed the champion meanwhile, the candidates are judged against the new one.
+    A winner that waits for approval is not promoted. If another run has changed the champion meanwhile, the candidates
+    are judged against the new champion.
     """
-    for left in reversed(range(TRIES)):
+    for tries_left in reversed(range(TRIES)):
         try:
             if promotion.waiting(recipe, judgement):
                 promotion.keep_serving(recipe, judgement.state)
@@ -113,14 +115,14 @@ def apply(recipe: Recipe, judgement: Judgement) -> Judgement:
                 promote(recipe, judgement)
             break
         except ChampionChanged:
-            if not left:
+            if not tries_left:
                 raise
             judgement = judge(recipe)
     return judgement
 
 
 def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
-    """Prefect's form of `pipeline.may_pass_again`."""
+    """Return whether Prefect should retry; see `runner.may_pass_again`."""
     return isinstance(state.data, BaseException) and runner.may_pass_again(state.data)
 
 
@@ -132,7 +134,7 @@ def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
     retry_condition_fn=may_pass_again,
 )
 def stage(name: str, variables: Mapping[str, str], force: bool) -> runner.StageResult:
-    """One DVC stage, in a process of its own."""
+    """Run one DVC stage in its own process, and return its result."""
     log, watcher, follow = get_run_logger(), listener.get(), artifacts.follow_epochs(name)
 
     def on_line(line: str) -> None:
@@ -158,7 +160,7 @@ def judge(recipe: Recipe) -> Judgement:
 
 @task(cache_policy=NO_CACHE)
 def promote(recipe: Recipe, judgement: Judgement) -> str | None:
-    """Build and try the Bento, then move the aliases; returns the Bento's tag."""
+    """Build and check the Bento, move the aliases, and return the Bento's tag."""
     with shown("promote"):
         return promotion.promote(recipe, judgement)
 
@@ -173,12 +175,12 @@ def report(recipe: Recipe, verdict: Verdict, stages: list[dict[str, Any]]) -> No
 
 
 def reported(recipe: Recipe) -> bool:
-    """Return whether results and report of the last verdict are there."""
+    """Return whether results and report of the last verdict exist."""
     return results.results_path(recipe).exists() and (paths.report_folder(recipe) / "index.html").exists()
 
 
 def champion_sentence(recipe: Recipe, judgement: Judgement) -> str:
-    """Return who is champion after the judgement was applied."""
+    """Return a sentence on the champion after the judgement was applied."""
     champion = judgement.state.champion if promotion.waiting(recipe, judgement) else judgement.champion
     if champion is None:
         return f"{recipe.registered_model} has no champion."
@@ -187,7 +189,10 @@ def champion_sentence(recipe: Recipe, judgement: Judgement) -> str:
 
 @contextmanager
 def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
-    """Keep an MLflow run as the parent of this flow's trainings; yields the variables that tell them so."""
+    """Keep an MLflow run open as the parent of this flow's trainings.
+
+    Yields the environment variables that the trainings need to find it.
+    """
     if not needed:
         yield {}
         return
@@ -197,7 +202,7 @@ def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
     try:
         yield variables
     except BaseException as error:
-        # Ctrl-C and Prefect's signals are no Exceptions.
+        # Ctrl-C and Prefect's signals raise a BaseException, not an Exception.
         runs.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
         raise
     runs.end_run(parent)
@@ -205,7 +210,10 @@ def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
 
 @contextmanager
 def shown(step: str) -> Iterator[Callable[[str], None]]:
-    """Tell the listener that the step begins and how it ends: "ran", unless the body says otherwise."""
+    """Tell the listener that the step starts, and its outcome.
+
+    Yields a function that sets the outcome; it is "ran" by default, and "failed" if the body raises.
+    """
     watcher, outcome = listener.get(), ["ran"]
     if watcher:
         watcher.begin(step)

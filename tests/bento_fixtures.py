@@ -104,9 +104,7 @@ def served_recipe() -> Recipe:
 
 
 @pytest.fixture(scope="session")
-def all_versions(
-    exported: list[Path], served_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> list[Path]:
+def all_versions(exported: list[Path], served_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folders = []
     for number, artefact in enumerate(exported, 1):
         folder = tmp_path_factory.mktemp(f"version{number}")

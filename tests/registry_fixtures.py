@@ -1,7 +1,7 @@
 """Fixtures: a real MLflow store per test, candidates made of small made-up files, and Bentos that are only recorded.
 
-A plugin that tests/conftest.py registers, so that tests of `registry`, `release` and `workspace` share them. MLflow takes
-seconds to import, so only the fixtures that need it import it.
+A plugin that tests/conftest.py registers, so that tests of `registry`, `release` and `workspace` share them. Only the
+fixtures that need MLflow import it: that takes seconds.
 """
 
 import copy
@@ -297,7 +297,8 @@ def runs(make: Make, run: Run, store: Path, packaging: Packaging, saved_workspac
                 make("pretrained", right=pretrained)
                 run()
 
-        saved_workspaces.fill("-".join(f"{scratch}.{pretrained}" for scratch, pretrained in pairs), store, packaging, work)
+        name = "-".join(f"{scratch}.{pretrained}" for scratch, pretrained in pairs)
+        saved_workspaces.fill(name, store, packaging, work)
 
     return fill
 

@@ -1,10 +1,13 @@
-"""The command line: what it says, and its exit code."""
+"""The command line: its output, and its exit code."""
 
 import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,111 +15,164 @@ import pytest
 from mobilenet_pipeline import cli, config
 from mobilenet_pipeline.release import bento, trace
 from mobilenet_pipeline.workspace import history
+from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
 COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "anatomy", "ui"]
+NEEDS_FLOWS = [["run"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
+ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
 
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """The program sets a handler for as long as it lives."""
+    """The program's signal handler stays in its test."""
     before = signal.getsignal(signal.SIGTERM)
     yield
     signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]):
+def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
     assert "--recipe" in capsys.readouterr().out
 
 
-def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]):
+def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main(["--help"])
     out = capsys.readouterr().out
     assert all(command in out for command in COMMANDS)
 
 
-def test_the_recipe_is_digits_unless_another_is_named():
+def test_the_version_is_printed_with_the_name(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"mobilenet-pipeline {metadata.version('mobilenet-pipeline')}\n"
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "mobilenet_pipeline", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("usage: mobilenet-pipeline ")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "tcsh"])
+def test_a_completion_script_knows_every_command(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print-completion", shell])
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+
+
+def test_bash_reads_the_completion_script(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--print-completion", "bash"])
+    script = capsys.readouterr().out
+    done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_recipe_is_digits_by_default() -> None:
     assert {cli.parser().parse_args([command]).recipe for command in ("run", "status", "serve", "ui")} == {"digits"}
 
 
 @pytest.mark.parametrize("command", [["run"], ["status"], ["serve"], ["predict", "photo.png"], ["anatomy"]])
-def test_a_recipe_that_does_not_exist_is_an_error_in_a_sentence(
+def test_an_unknown_recipe_is_an_error_in_a_sentence(
     command: list[str], workspace: Path, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     assert cli.main([*command, "--recipe", "nosuch"]) == 1
     assert capsys.readouterr().err.startswith("error: params.yaml: no recipe 'nosuch'; there are: digits")
 
 
-def test_a_folder_without_a_pipeline_is_said_to_be_one(
+def test_another_folder_is_sent_to_the_project_s_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert cli.main(["run"]) == 1
-    assert (
-        capsys.readouterr().err == f"error: {tmp_path}/params.yaml does not exist; run this from the project's root\n"
-    )
+    expected = f"error: {tmp_path}/params.yaml does not exist; run this from the project's root\n"
+    assert capsys.readouterr().err == expected
 
 
-@pytest.mark.parametrize(("options", "expected"), [([], None), (["--deterministic"], "1")])
-def test_a_deterministic_run_says_so_to_tensorflow(
-    options: list[str],
+@pytest.mark.parametrize("command", NEEDS_FLOWS)
+def test_without_the_flows_folder_a_command_says_what_to_do(
+    command: list[str], workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in [name for name in sys.modules if name == "flows" or name.startswith("flows.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Without("flows"), *sys.meta_path])
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: this command needs the repository's folder flows/")
+    assert "clone the repository" in error
+
+
+class Without:
+    """A finder to which a package does not exist."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == self.name:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], None), (["--deterministic"], "1")])
+def test_a_deterministic_run_sets_tensorflow_s_variable(
+    words: list[str],
     expected: str | None,
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     from flows import display, server
 
-    seen: list[str | None] = []
+    values: list[str | None] = []
     monkeypatch.setattr(server, "prepare", lambda quiet: None)
     monkeypatch.setattr(server, "connect", lambda: "http://127.0.0.1:1")
     monkeypatch.setattr(display, "print_summary", lambda *_: None)
 
     def run_and_show(*_: object) -> str:
-        seen.append(os.environ.get("TF_DETERMINISTIC_OPS"))
-        return "Nothing changed: no stage has anything to do."
+        values.append(os.environ.get("TF_DETERMINISTIC_OPS"))
+        return "Nothing changed: all stages are up to date."
 
     monkeypatch.setattr(display, "run_and_show", run_and_show)
-    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "")  # so that it is taken back
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "")  # so that the test's end restores it
     monkeypatch.delenv("TF_DETERMINISTIC_OPS")
-    assert cli.main(["run", *options]) == 0
-    assert seen == [expected]
-    assert ("--deterministic is about trainings, of which none was due" in capsys.readouterr().out) == bool(options)
+    assert cli.main(["run", *words]) == 0
+    assert values == [expected]
+    assert ("add --force to train again" in capsys.readouterr().out) == bool(words)
 
 
-def test_status_of_a_recipe_that_never_ran_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_status_before_the_first_run_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status"]) == 0
     assert capsys.readouterr().out == "digits has not been run yet: mobilenet-pipeline run --recipe digits\n"
 
 
-def test_nothing_can_be_served_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
-    assert cli.main(["serve"]) == 1
-    assert "no Bento of digits is live; run `mobilenet-pipeline run" in capsys.readouterr().err
-
-
-def test_nothing_can_be_asked_before_something_is_promoted(workspace: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("command", [["serve"], ["predict", "photo.png"]])
+def test_without_a_live_bento_a_command_says_what_to_do(
+    command: list[str], workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (workspace / "photo.png").write_bytes(b"")
-    assert cli.main(["predict", "photo.png"]) == 1
+    assert cli.main(command) == 1
     assert "no Bento of digits is live; run `mobilenet-pipeline run --recipe digits`" in capsys.readouterr().err
 
 
-def test_a_photo_that_is_not_there_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_missing_photo_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["predict", "nosuch.png"]) == 1
     assert "nosuch.png cannot be read (No such file or directory)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("host", "family"), [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
-def test_a_port_that_is_taken_is_named_before_the_server_starts(
+def test_a_taken_port_is_named_before_the_server_starts(
     host: str,
     family: int,
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     monkeypatch.setattr(bento, "must_be_live", lambda recipe: None)
     with socket.socket(family) as other:
         other.bind((host, 0))
@@ -127,9 +183,9 @@ def test_a_port_that_is_taken_is_named_before_the_server_starts(
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
-def test_a_host_that_is_not_this_machine_is_named_and_not_the_port(
+def test_a_foreign_host_is_named_and_not_the_port(
     host: str, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setattr(bento, "must_be_live", lambda recipe: None)
     assert cli.main(["serve", "--host", host]) == 1
     error = capsys.readouterr().err
@@ -139,13 +195,13 @@ def test_a_host_that_is_not_this_machine_is_named_and_not_the_port(
 
 def test_a_number_that_is_no_port_is_refused(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setattr(bento, "must_be_live", lambda recipe: None)
     assert cli.main(["serve", "--port", "99999"]) == 1
     assert "99999 is no port" in capsys.readouterr().err
 
 
-def test_anatomy_shows_both_candidates_or_the_one_asked_for(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_anatomy_shows_both_candidates_or_the_named_one(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["anatomy", "--recipe", "cifar10"]) == 0
     both = capsys.readouterr().out
     assert cli.main(["anatomy", "--recipe", "cifar10", "--candidate", "scratch"]) == 0
@@ -154,15 +210,15 @@ def test_anatomy_shows_both_candidates_or_the_one_asked_for(workspace: Path, cap
     assert "cifar10, pretrained" in both.removeprefix(one)
 
 
-def test_a_candidate_that_does_not_exist_is_refused(capsys: pytest.CaptureFixture[str]):
+def test_an_unknown_candidate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["anatomy", "--candidate", "nosuch"])
     assert "invalid choice: 'nosuch'" in capsys.readouterr().err
 
 
-def test_ctrl_c_is_no_error_of_the_program(
+def test_ctrl_c_is_not_an_error(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     def stop(name: str) -> None:
         raise KeyboardInterrupt
 
@@ -172,24 +228,25 @@ def test_ctrl_c_is_no_error_of_the_program(
 
 
 @pytest.mark.parametrize("command", ["reject", "rollback"])
-def test_what_takes_a_version_out_needs_a_reason(command: str, capsys: pytest.CaptureFixture[str]):
+def test_withdrawing_a_version_needs_a_reason(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main([command, *(["3"] if command == "reject" else [])])
     assert "--reason" in capsys.readouterr().err
 
 
-def test_the_history_is_shown_newest_first(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_history_is_shown_newest_first(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = config.load_recipe("digits")
-    history.append(recipe, "promoted", "2", "It is the first.", None, "2", "r", 0.9, "the gate")
-    history.append(recipe, "rolled back", "1", "slow", "2", "1", "r", 0.8, "ann")
+    history.append(recipe, Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9))
+    history.append(recipe, Event("rolled back", "1", "ann", "slow", "2", "1", "r", 0.8))
     assert cli.main(["history"]) == 0
     newest, oldest = capsys.readouterr().out.splitlines()
     assert newest.endswith("version 1 rolled back by ann, champion 2 → 1: slow")
     assert oldest.endswith("version 2 promoted by the gate, champion none → 2: It is the first.")
 
 
+@pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The versions that are traced from now on; every link of theirs holds."""
+    """The versions that are traced; each of their links holds."""
     numbers: list[str] = []
 
     def walk(recipe: config.Recipe, number: str) -> list[trace.Link]:
@@ -200,44 +257,41 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return numbers
 
 
-ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
-
-
-def test_an_answer_that_was_saved_is_traced_to_its_version(workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    numbers = traced(monkeypatch)
+def test_a_saved_answer_is_traced_to_its_version(workspace: Path, traced: list[str]) -> None:
     (workspace / "answer.json").write_text(ANSWER)
     assert cli.main(["trace", "--answer", "answer.json"]) == 0
-    assert numbers == ["7"]
+    assert traced == ["7"]
 
 
-def test_an_answer_from_standard_input_is_traced_to_its_version(workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    numbers = traced(monkeypatch)
+def test_an_answer_from_standard_input_is_traced(
+    workspace: Path, traced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(ANSWER))
     assert cli.main(["trace", "--answer", "-"]) == 0
-    assert numbers == ["7"]
+    assert traced == ["7"]
 
 
-def test_what_standard_input_has_is_called_so_in_errors(
+def test_errors_name_standard_input(
     workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
+) -> None:
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert cli.main(["trace", "--answer", "-"]) == 1
     assert capsys.readouterr().err.startswith("error: standard input is not JSON; save what /predict answers")
 
 
-def test_an_answer_that_cannot_be_read_is_named_with_the_remedy(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_an_unreadable_answer_is_named_with_the_remedy(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["trace", "--answer", "nosuch.json"]) == 1
     assert "error: nosuch.json cannot be read (No such file or directory); give the path" in capsys.readouterr().err
 
 
-def test_a_photo_in_place_of_an_answer_is_no_json(workspace: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_photo_in_place_of_an_answer_is_not_json(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (workspace / "photo.png").write_bytes(b"\x89PNG\r\n\x1a\n\xff\xfe")
     assert cli.main(["trace", "--answer", "photo.png"]) == 1
     assert "error: photo.png is not JSON; save what /predict answers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("given", [[], ["7", "--answer", "answer.json"]])
-def test_either_a_version_or_an_answer_is_traced(given: list[str], capsys: pytest.CaptureFixture[str]):
+def test_a_trace_needs_either_a_version_or_an_answer(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         cli.main(["trace", *given])
     assert "--answer" in capsys.readouterr().err
@@ -245,7 +299,7 @@ def test_either_a_version_or_an_answer_is_traced(given: list[str], capsys: pytes
 
 def test_a_link_that_does_not_hold_is_an_error(
     workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
+) -> None:
     links = [trace.Link("version", "2", True), trace.Link("artefact", "it is damaged", False)]
     monkeypatch.setattr(trace, "trace", lambda *_: links)
     assert cli.main(["trace", "2"]) == 1

@@ -1,7 +1,7 @@
-"""Train the checkpoint that the package bundles, and record beside it how it was made.
+"""Train the checkpoint in the package, and record its training in a JSON file beside it.
 
-`make weights` runs it. The network is the cifar10 recipe's scratch candidate at α 0.25; the files are
-`src/mobilenet_pipeline/weights/mobilenet_0_25_cifar10.{weights.h5,json}`.
+`make weights` runs this program. The network is the cifar10 recipe's scratch candidate with α 0.25. The files are
+`src/mobilenet_pipeline/models/weights/mobilenet_0_25_cifar10.{weights.h5,json}`.
 """
 
 import json
@@ -28,7 +28,7 @@ CHANGES = {"alpha": 0.25, "epochs": 24}
 
 
 def main() -> None:
-    """Train on the training split, look at the test set once, at the end."""
+    """Train on the training split; read the test set once, at the end."""
     recipe = load_recipe("cifar10")
     candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())

@@ -1,6 +1,6 @@
-"""MkDocs hook: files outside docs/ that pages link to become part of the site, in the folder `repository/`.
+"""MkDocs hook that adds linked files outside docs/ to the site, in the folder `repository/`.
 
-A relative link such as `../../ARCHITECTURE.md` then works on the site as it does in the repository.
+A relative link such as `../../ARCHITECTURE.md` then works on the site as in the repository.
 """
 
 import os
@@ -22,21 +22,24 @@ DATE = re.compile(r"(?<=\| )\d{4}-\d\d-\d\d\b")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add every linked file, and the files that added pages link to."""
-    waiting = [file for file in files if file.is_documentation_page()]
-    while waiting:
-        for target in _targets(Path(str(waiting.pop().abs_src_path))):
+    """Add every linked file, also those that added pages link to; return all files."""
+    queue = [file for file in files if file.is_documentation_page()]
+    while queue:
+        for target in _targets(Path(str(queue.pop().abs_src_path))):
             address = _address(target)
             if address and address not in files.src_uris:
                 added = File.generated(config, address, abs_src_path=str(target))
                 files.append(added)
                 if added.is_documentation_page():
-                    waiting.append(added)
+                    queue.append(added)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point every link at the place of its target on the site, and keep dates in tables on one line."""
+    """Return the page with links to addresses on the site.
+
+    Dates in tables stay on one line.
+    """
     source = Path(str(page.file.abs_src_path))
     folder = Path(page.file.src_uri).parent
 
@@ -57,7 +60,7 @@ def _resolve(source: Path, link: str) -> Path:
 
 
 def _address(target: Path) -> str:
-    """Return the target's place on the site; empty if it is not a file of the repository."""
+    """Return the target's address on the site; empty if it is not in the repository."""
     if not target.is_file() or not target.is_relative_to(ROOT):
         return ""
     if target.is_relative_to(DOCS):

@@ -1,4 +1,4 @@
-"""The benchmark of runtimes: that the ONNX graph is the Keras model, and what becomes of the figures."""
+"""The runtime benchmark: the ONNX graph is the Keras model, and figures of other models stay."""
 
 import argparse
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 import bench_runtimes
 import keras
 import numpy as np
-import page
 import pytest
 
 from mobilenet_pipeline import config
@@ -38,12 +37,12 @@ FIGURES = {
 
 
 def small(strides: str, size: int) -> keras.Model:
-    """An untrained model whose batch normalisation does something, and whose answers depend on the image."""
+    """Return an untrained model with effective batch normalisation, whose answers depend on the image."""
     candidate = config.load_recipe("cifar10", ROOT / "params.yaml").candidates.scratch.model_copy(
         update={"alpha": 0.25, "strides": strides, "input_sizes": [size]}
     )
     keras.utils.set_random_seed(0)
-    model = mobilenet.build(candidate, 10)
+    model = mobilenet.build(candidate, (32, 32, 3), 10)
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
@@ -56,7 +55,7 @@ def small(strides: str, size: int) -> keras.Model:
 
 
 def chain(*layers: keras.Layer) -> keras.Model:
-    """A model of these layers, one after the other."""
+    """Return a sequential model of these layers."""
     image = x = keras.Input((32, 32, 3))
     for layer in layers:
         x = layer(x)
@@ -73,13 +72,13 @@ def test_the_onnx_graph_answers_like_the_keras_model(strides, size):
     np.testing.assert_allclose(bench_runtimes.ask_onnx(session, IMAGES[:1]), expected[:1], atol=1e-4)
 
 
-def test_a_layer_that_the_graph_has_nothing_for_is_refused_by_name():
+def test_an_unknown_layer_is_refused_by_name():
     model = chain(keras.layers.Conv2D(4, 3), keras.layers.LayerNormalization(name="odd_one"))
     with pytest.raises(bench_runtimes.UnsupportedError, match=r"^odd_one is a LayerNormalization"):
         bench_runtimes.onnx_graph(model)
 
 
-def test_a_layer_that_computes_otherwise_is_refused_by_name():
+def test_an_unknown_option_of_a_layer_is_refused_by_name():
     model = chain(keras.layers.Conv2D(4, 3, activation="relu", name="with_relu"))
     with pytest.raises(bench_runtimes.UnsupportedError, match=r"^with_relu has activation"):
         bench_runtimes.onnx_graph(model)
@@ -93,7 +92,7 @@ def test_a_layer_that_computes_otherwise_is_refused_by_name():
         (keras.layers.Conv2D(4, 3), keras.layers.ZeroPadding2D(name="lost")),
     ],
 )
-def test_padding_and_normalisation_without_a_convolution_are_refused(layers):
+def test_a_layer_that_needs_a_convolution_is_refused_without(layers):
     with pytest.raises(bench_runtimes.UnsupportedError, match=r"^lost "):
         bench_runtimes.onnx_graph(chain(*layers))
 
@@ -102,7 +101,7 @@ def test_a_model_with_a_branch_is_refused():
     image = keras.Input((32, 32, 3))
     x = keras.layers.Conv2D(4, 3, padding="same")(image)
     model = keras.Model(image, keras.ops.add(x, keras.layers.ReLU()(x)))
-    with pytest.raises(bench_runtimes.UnsupportedError, match="does not take what"):
+    with pytest.raises(bench_runtimes.UnsupportedError, match="does not take the output of"):
         bench_runtimes.onnx_graph(model)
 
 
@@ -132,9 +131,3 @@ def test_figures_of_other_models_stay(tmp_path: Path):
         "cifar10/pretrained": "pretrained",
     }
     assert kept["cifar10/scratch"]["command"].endswith("bench_runtimes.py cifar10 scratch --seconds 1")
-
-
-def test_the_page_has_a_row_a_runtime():
-    rows = page.runtimes_table({"cifar10/scratch": {"runtimes": FIGURES}}).splitlines()
-    assert len(rows) == 2 + len(FIGURES)
-    assert rows[3] == ("| `cifar10/scratch` | LiteRT, int8 | 0.00 | 1 | 3 | 1000 | – | 2.0e-03 | 3 | 89.50% |")

@@ -151,7 +151,7 @@ def test_no_expectation_is_without_a_planted_fault(documents):
     assert every == {(fault.name, fault.table, fault.column) for fault in FAULTS}
 
 
-def test_a_failure_names_the_expectation_the_column_how_many_rows_and_the_first(documents):
+def test_a_failure_names_expectation_column_and_first_row(documents):
     found = find(documents["values"], Fault(add_column, IN_SET, "images", "height"))
     assert found["unexpected_rows"] == 1
     assert found["examples"] == [{"row": 2, "height": 31}]
@@ -161,7 +161,7 @@ def test_a_failure_names_the_expectation_the_column_how_many_rows_and_the_first(
     )
 
 
-def test_an_image_in_both_splits_is_one_failure_with_both_its_rows(tmp_path):
+def test_an_image_in_both_splits_is_one_failure_of_two_rows(tmp_path):
     manifest = faithful()
     copy_hash("train", "test")(manifest)
     document = validation.validate(manifest, RECIPE, "", tmp_path / "docs")
@@ -171,16 +171,22 @@ def test_an_image_in_both_splits_is_one_failure_with_both_its_rows(tmp_path):
     assert {example["row"] for example in failed["examples"]} == {first, last}
 
 
-def test_a_row_count_that_is_wrong_is_told_with_what_was_found(documents):
+def test_a_wrong_row_count_is_reported_with_the_actual_one(documents):
     found = find(documents["classes"], Fault(add_column, "expect_table_row_count_to_equal", "train", None))
     assert found["sentence"].endswith('failed (The train split has 50 images): [{"found": 45}]')
 
 
-def test_many_unexpected_rows_are_counted_and_the_first_few_named(tmp_path):
+def test_unexpected_rows_are_counted_and_the_first_ones_named(tmp_path):
     document = validation.validate(faithful().assign(width=28), RECIPE, "", tmp_path / "docs")
     (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
     assert failed["unexpected_rows"] == 60
     assert [example["row"] for example in failed["examples"]] == list(range(validation.EXAMPLES))
+
+
+def test_the_expected_size_is_that_of_the_recipe(tmp_path):
+    manifest = faithful().assign(height=28, width=28)
+    document = validation.validate(manifest, with_data(RECIPE, image_size=28), "", tmp_path / "docs")
+    assert validation.failures(document) == []
 
 
 def test_a_manifest_without_a_column_fails_and_says_so(tmp_path):

@@ -61,11 +61,16 @@ def network():
     return model
 
 
-def test_convolutions_of_an_artefact_include_the_normalisation(network, tmp_path):
+@pytest.fixture(scope="module")
+def whole(network, tmp_path_factory):
+    path = tmp_path_factory.mktemp("float32") / "model.tflite"
+    return path, export.export(network, path)
+
+
+def test_convolutions_of_an_artefact_include_the_normalisation(whole):
     from ai_edge_litert.interpreter import Interpreter
 
-    export.export(network, tmp_path / "model.tflite")
-    operations = [each["op_name"] for each in Interpreter(str(tmp_path / "model.tflite"))._get_ops_details()]
+    operations = [each["op_name"] for each in Interpreter(str(whole[0]))._get_ops_details()]
     assert operations.count("CONV_2D") + operations.count("DEPTHWISE_CONV_2D") == 27
     # The only product is that of pixels and their scale.
     assert operations.count("MUL") == 1
@@ -83,9 +88,8 @@ def test_an_int8_artefact_has_the_interface_of_a_float32_one(quantised):
     assert (facts["precision"], shares.dtype, shares.shape) == ("int8", np.float32, (len(IMAGES), 10))
 
 
-def test_an_int8_artefact_is_less_than_half_as_large(network, quantised, tmp_path):
-    whole = export.export(network, tmp_path / "model.tflite")
-    assert quantised[1]["bytes"] < whole["bytes"] / 2
+def test_an_int8_artefact_is_less_than_half_as_large(whole, quantised):
+    assert quantised[1]["bytes"] < whole[1]["bytes"] / 2
 
 
 def test_an_int8_artefact_answers_nearly_like_its_model(network, quantised):
@@ -105,6 +109,6 @@ def test_an_int8_artefact_does_not_pass_for_a_float32_one(network, quantised):
 
 def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"before")
-    with pytest.raises(ValueError, match="images to calibrate"):
+    with pytest.raises(ValueError, match="int8 needs calibration images"):
         export.export(network, tmp_path / "model.tflite", "int8")
     assert (tmp_path / "model.tflite").read_bytes() == b"before"

@@ -48,7 +48,7 @@ def test_a_scheduled_run_completes(after_run: Toy, prefect: Any) -> None:
             return [run for run in runs_of(prefect) if run["state_type"] == "COMPLETED" and run["auto_scheduled"]]
 
         (run, *_) = wait_until(completed, 200, log)
-    assert run["state"]["message"].startswith("The candidates are the same as before, and so is the verdict")
+    assert run["state"]["message"].startswith("The candidates and the verdict have not changed")
     assert (workspace / "metrics/digits/pretrained.json").exists()
     deployment = prefect.read_deployment_by_name("train-and-promote/digits")
     assert deployment.global_concurrency_limit.limit == 1
@@ -111,9 +111,13 @@ def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any) -> None:
     assert [schedule.active for schedule in deployment.schedules] == [False]
 
 
-@pytest.mark.parametrize(("cron", "timezone"), [("nonsense", "UTC"), ("0 3 * * *", "nonsense")])
-def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str) -> None:
+@pytest.mark.parametrize(
+    ("cron", "timezone", "message"),
+    [("nonsense", "UTC", "'nonsense'.* cron expression"), ("0 3 * * *", "nonsense", "time ?zone")],
+)
+def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str, message: str) -> None:
     from flows import deployments
 
-    with pytest.raises(ValueError, match="'nonsense'"):
+    with pytest.raises(ValueError, match=message) as raised:
         deployments.check(cron, timezone)
+    assert "'nonsense'" in str(raised.value)

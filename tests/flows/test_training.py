@@ -77,7 +77,7 @@ def test_a_run_shows_progress_candidates_verdict_figures_and_times(finished: Any
 def test_a_run_with_nothing_to_do_says_so(after_run: Toy, prefect: Any) -> None:
     workspace = after_run()
     state = training.train_and_promote("digits", return_state=True)
-    assert state.message == "Nothing changed: no stage has anything to do. digits-mobilenet has no champion."
+    assert state.message == "Nothing changed: all stages are up to date. digits-mobilenet has no champion."
     assert ran(workspace) == []
     assert parents() == ["FINISHED"]
 
@@ -95,7 +95,7 @@ def test_a_forced_run_does_every_stage_and_keeps_the_verdict(
     monkeypatch.setattr(runner, "run_stage", pretend)
     state = training.train_and_promote("digits", force=True, return_state=True)
     assert forced == dict.fromkeys(ALL, True)
-    assert state.message.startswith("The candidates are the same as before, and so is the verdict: Nothing is")
+    assert state.message.startswith("The candidates and the verdict have not changed: Nothing is")
 
 
 def test_only_a_failed_download_is_tried_again(toy: Toy, prefect: Any, monkeypatch: pytest.MonkeyPatch) -> None:

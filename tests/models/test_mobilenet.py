@@ -173,7 +173,7 @@ def test_a_truncated_download_is_named(monkeypatch):
 
     monkeypatch.setattr(keras.applications, "MobileNet", load)
     candidate = SEED.model_copy(update={"weights": "imagenet"})
-    with pytest.raises(ValueError, match=r"models/mobilenet_1_0_224_tf_no_top\.h5, does not hold .* delete it"):
+    with pytest.raises(ValueError, match=r"models/mobilenet_1_0_224_tf_no_top\.h5 does not hold .* delete"):
         mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
 
 

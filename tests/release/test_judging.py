@@ -17,7 +17,8 @@ from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.release import judging
 from mobilenet_pipeline.reports import candidate_figures
-from mobilenet_pipeline.workspace import ledger
+from mobilenet_pipeline.workspace import ledger, paths
+from mobilenet_pipeline.workspace.history import HistoryError
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -121,6 +122,17 @@ def test_nothing_is_registered_if_the_gate_refuses_to_compare(make: Make, recipe
         judging.judge(recipe)
     assert registry.versions(recipe.registered_model) == []
     assert not Path("reports/digits/verdict.json").exists()
+
+
+def test_nothing_is_registered_if_the_history_is_damaged(make: Make, recipe: Recipe) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    path = paths.history_path(recipe)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"what": "prom')
+    with pytest.raises(HistoryError, match="line 1 is damaged"):
+        judging.judge(recipe)
+    assert registry.versions(recipe.registered_model) == []
 
 
 def test_a_run_killed_while_judging_is_completed_by_the_next(

@@ -158,7 +158,7 @@ def test_a_first_run_killed_before_the_alias_is_completed_by_the_next(
     assert served(recipe, packaging) == ("2", "1", "2")
 
 
-def test_a_bento_that_does_not_answer_is_discarded_and_the_champion_stays(
+def test_a_bento_that_does_not_answer_is_discarded(
     make: Make, recipe: Recipe, packaging: Packaging, run: Run, runs: Runs
 ) -> None:
     runs((181, 185))
@@ -204,12 +204,16 @@ def test_every_promotion_is_recorded_with_the_champion_before(recipe: Recipe, ru
     assert "there is no champion" in events[0].why
 
 
-def test_a_promotion_that_cannot_be_recorded_is_not_applied(recipe: Recipe, packaging: Packaging, runs: Runs) -> None:
+def test_a_promotion_that_cannot_be_recorded_is_not_applied(
+    make: Make, recipe: Recipe, packaging: Packaging, runs: Runs
+) -> None:
     runs((181, 183))
+    make("pretrained", right=195)
+    judgement = judging.judge(recipe)
     with paths.history_path(recipe).open("a") as record:
         record.write('{"what": "prom')
     with pytest.raises(history.HistoryError, match="line 2 is damaged"):
-        runs((182, 195))
+        promotion.promote(recipe, judgement)
     assert served(recipe, packaging)[::2] == ("2", "2")
 
 
@@ -303,7 +307,7 @@ def test_a_service_with_changed_code_is_built_again(recipe: Recipe, packaging: P
     assert (len(packaging.bentos), drift(recipe, packaging)) == (2, None)
 
 
-def test_a_former_champion_that_beats_the_other_candidate_is_challenger(
+def test_a_former_champion_beats_the_other_candidate_as_challenger(
     make: Make, recipe: Recipe, packaging: Packaging, run: Run
 ) -> None:
     make("scratch", right=181)

@@ -120,7 +120,7 @@ def test_the_page_has_the_figures_of_both_candidates(recipe: config.Recipe, work
         assert f'alt="Most confident wrong answers of {name}"' in html
     images = re.findall(r"base64,([^\"]+)", html)
     assert len(images) == 11
-    for shown in ("The difference of the two", "Accuracy against confidence", "Accuracy on corrupted test images"):
+    for shown in ("pretrained minus", "Accuracy against confidence", "Accuracy on corrupted test images"):
         assert f'alt="{shown}' in html
     assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images)
 
@@ -149,7 +149,7 @@ def decided(recipe: config.Recipe, workspace: Path, *events: tuple[history.What,
 def test_a_candidate_awaiting_approval_is_the_headline(recipe: config.Recipe, workspace: Path) -> None:
     html = decided(recipe, workspace)
     assert ">pretrained passed the gate and needs an approval</h1>" in html
-    assert "Since this verdict" not in html
+    assert "After this verdict" not in html
 
 
 def test_an_approval_is_shown_with_who_gave_it(recipe: config.Recipe, workspace: Path) -> None:
@@ -193,7 +193,7 @@ def test_the_page_links_the_data_docs_of_the_validation(recipe: config.Recipe, w
     docs.parent.mkdir()
     docs.write_text("")
     html = html_of(recipe, workspace)
-    assert "1 of 1 expectations hold" in html
+    assert "1 of 1 expectations passed" in html
     assert 'href="data_docs/index.html"' in html
 
 

@@ -35,5 +35,5 @@ def test_two_seconds_of_a_short_budget_are_kept_back():
 
 
 @pytest.mark.parametrize("seconds", [30.0, 3000.0])
-def test_the_minutes_for_some_seconds_leave_them_after_the_reserve(seconds):
+def test_minutes_for_seconds_leave_them_after_the_reserve(seconds):
     assert budget.remaining(budget.minutes_for(seconds), 0.0) >= seconds

@@ -17,7 +17,7 @@ def test_layers_of_short_numbers_learn(precision):
     assert {str(variable.dtype) for variable in result.model.variables if "seed" not in variable.path} == {"float32"}
 
 
-def test_an_overflow_in_float16_skips_the_step_and_halves_the_scale():
+def test_a_float16_overflow_skips_the_step_and_halves_the_scale():
     candidate = SMALL.model_copy(update={"precision": "mixed_float16"})
     model = mobilenet.build_trained(candidate, 2)
     scaled = optimizer.optimizer_of(candidate, 0.05)

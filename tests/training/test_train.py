@@ -1,5 +1,5 @@
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -12,34 +12,53 @@ from mobilenet_pipeline.training import budget, distribution, loop, plan, train
 from mobilenet_pipeline.training.budget import Costs
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A training of `SMALL`, the epochs that it reported, and its checkpoint."""
+
+    trained: train.Trained
+    reported: list[tuple[int, int]]
+    checkpoint: bytes
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    path, reported = tmp_path_factory.mktemp("finished") / "checkpoint.npz", []
+    result = trained(checkpoint_path=path, on_epoch=lambda row, epochs, left: reported.append((row.epoch, epochs)))
+    return Finished(result, reported, path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def longer() -> train.Trained:
+    """A training of four epochs."""
+    return trained(SMALL.model_copy(update={"epochs": 4}))
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.npz"
 
 
-def test_a_few_real_steps_lower_the_loss():
-    history = trained(SMALL.model_copy(update={"epochs": 4})).history
-    assert history[-1].train_loss < 0.7 * history[0].train_loss
+def test_a_few_real_steps_lower_the_loss(longer):
+    assert longer.history[-1].train_loss < 0.7 * longer.history[0].train_loss
 
 
-def test_the_same_seed_gives_the_same_weights():
-    first, second = trained().model.get_weights(), trained().model.get_weights()
+def test_the_same_seed_gives_the_same_weights(finished):
+    first, second = finished.trained.model.get_weights(), trained().model.get_weights()
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_another_seed_gives_other_weights():
+def test_another_seed_gives_other_weights(finished):
     other = trained(SMALL.model_copy(update={"seed": 1})).model.get_weights()
-    assert not np.allclose(trained().model.get_weights()[0], other[0])
+    assert not np.allclose(finished.trained.model.get_weights()[0], other[0])
 
 
-def test_every_epoch_is_reported_as_it_ends():
-    seen = []
-    trained(on_epoch=lambda row, epochs, left: seen.append((row.epoch, epochs)))
-    assert seen == [(1, 2), (2, 2)]
+def test_every_epoch_is_reported(finished):
+    assert finished.reported == [(1, 2), (2, 2)]
 
 
-def test_the_trained_model_holds_only_layers_of_keras(tmp_path):
-    model = trained().model
+def test_the_trained_model_holds_only_layers_of_keras(finished, tmp_path):
+    model = finished.trained.model
     model.save(tmp_path / "model.keras")
     loaded = keras.models.load_model(tmp_path / "model.keras", custom_objects={})
     images = coloured(4).pixels
@@ -51,13 +70,12 @@ def test_fewer_images_than_a_batch_are_refused():
         trained(SMALL.model_copy(update={"batch_size": 65}))
 
 
-def test_the_temperature_lowers_the_validation_loss():
+def test_the_temperature_lowers_the_validation_loss(longer):
     images = coloured(32)
-    result = trained(SMALL.model_copy(update={"epochs": 4}))
-    probabilities = np.asarray(result.model(images.pixels))
+    probabilities = np.asarray(longer.model(images.pixels))
     loss = -np.log(probabilities[np.arange(32), images.labels]).mean()
-    assert result.temperature != 1
-    assert loss < result.history[-1].validation_loss  # which is of before
+    assert longer.temperature != 1
+    assert loss < longer.history[-1].validation_loss  # which is of before
 
 
 def test_rows_of_the_history_are_dictionaries():
@@ -80,7 +98,7 @@ def test_a_stopped_training_resumes_to_the_same_weights(path, monkeypatch):
     assert all(np.allclose(a, b, atol=1e-5) for a, b in zip(resumed.model.get_weights(), whole, strict=True))
 
 
-def test_a_training_stopped_while_validating_keeps_its_epoch(path, monkeypatch):
+def test_a_training_stopped_while_validating_keeps_its_epoch(finished, path, monkeypatch):
     monkeypatch.setattr(train, "make_plan", fixed_plan(8, 1.0))
     stops = iter([False, True])
     with pytest.raises(train.Interrupted):
@@ -88,9 +106,8 @@ def test_a_training_stopped_while_validating_keeps_its_epoch(path, monkeypatch):
     said: list[str] = []
     resumed = trained(checkpoint_path=path, say=said.append)
     assert said[-1] == "continuing after step 4 of 8"
-    whole = trained()
     for name in ("validation_loss", "train_loss"):
-        found, expected = ([getattr(row, name) for row in one.history] for one in (resumed, whole))
+        found, expected = ([getattr(row, name) for row in one.history] for one in (resumed, finished.trained))
         assert found == pytest.approx(expected, rel=1e-4)
 
 
@@ -104,17 +121,18 @@ def test_a_training_stopped_while_timing_saves_nothing(path):
     assert not path.exists()
 
 
-def test_a_finished_training_is_not_trained_again(path):
-    first = trained(checkpoint_path=path)
+def test_a_finished_training_takes_no_more_steps(finished, path):
+    path.write_bytes(finished.checkpoint)
     said: list[str] = []
-    second = trained(checkpoint_path=path, say=said.append)
+    again = trained(checkpoint_path=path, say=said.append)
     assert said == ["continuing after step 8 of 8"]
-    assert second.history == first.history
-    assert all(np.array_equal(a, b) for a, b in zip(first.model.weights, second.model.weights, strict=True))
+    assert again.history == finished.trained.history
+    weights = zip(again.model.get_weights(), finished.trained.model.get_weights(), strict=True)
+    assert all(np.array_equal(a, b) for a, b in weights)
 
 
-def test_the_state_of_other_code_is_not_continued(path, monkeypatch, capsys):
-    trained(checkpoint_path=path)
+def test_the_state_of_other_code_is_not_continued(finished, path, monkeypatch, capsys):
+    path.write_bytes(finished.checkpoint)
     monkeypatch.setattr(train, "_code", lambda: "of yesterday")
     said: list[str] = []
     trained(checkpoint_path=path, say=said.append)
@@ -122,8 +140,8 @@ def test_the_state_of_other_code_is_not_continued(path, monkeypatch, capsys):
     assert f"{path} is of other code" in capsys.readouterr().out
 
 
-def test_the_state_of_other_settings_is_not_continued(path, capsys):
-    trained(checkpoint_path=path)
+def test_the_state_of_other_settings_is_not_continued(finished, path, capsys):
+    path.write_bytes(finished.checkpoint)
     said: list[str] = []
     trained(SMALL.model_copy(update={"learning_rate": 0.04}), path, say=said.append)
     assert not any("continuing" in line for line in said)
@@ -143,14 +161,13 @@ def test_a_training_continues_once_code_and_state_are_restored(path, monkeypatch
     assert any("continuing" in line for line in said)
 
 
-def test_workers_that_differ_leave_the_state_where_it_is(path, monkeypatch):
-    trained(checkpoint_path=path)
-    before = path.read_bytes()
+def test_workers_that_differ_leave_the_state_where_it_is(finished, path, monkeypatch):
+    path.write_bytes(finished.checkpoint)
     monkeypatch.setattr(train, "_code", lambda: "of this worker alone")
     monkeypatch.setattr(distribution, "all_agree", lambda strategy, facts: False)
     with pytest.raises(ValueError, match="the workers of TF_CONFIG differ"):
         trained(checkpoint_path=path)
-    assert path.read_bytes() == before
+    assert path.read_bytes() == finished.checkpoint
 
 
 def test_a_damaged_state_is_reported_and_training_starts_afresh(path, capsys):

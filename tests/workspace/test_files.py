@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and read with a remedy."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,15 @@ from mobilenet_pipeline.workspace.files import WorkspaceError
 
 
 def test_a_failed_write_leaves_the_earlier_file(tmp_path: Path) -> None:
+    def write_half() -> None:
+        with files.whole(path) as partial:
+            partial.write_text("half")
+            raise RuntimeError
+
     path = tmp_path / "verdict.json"
     files.write_json(path, {"champion": "1"})
-    with pytest.raises(RuntimeError), files.whole(path) as partial:
-        partial.write_text("half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half()
     assert files.read_json(path) == {"champion": "1"}
     assert list(tmp_path.iterdir()) == [path]
 
@@ -27,3 +32,16 @@ def test_a_file_that_is_not_json_is_named_with_the_remedy(tmp_path: Path) -> Non
 def test_a_missing_file_is_named_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(WorkspaceError, match=r"training\.json does not exist; create it with `mobilenet-pipeline run"):
         files.read_json(tmp_path / "training.json")
+
+
+def test_a_full_disk_leaves_the_appended_file_unchanged(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    files.append_line(path, "first")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 4, limits[1]))  # as if the disk were full
+        with pytest.raises(OSError, match="large"):
+            files.append_line(path, "second")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_text() == "first\n"

@@ -266,10 +266,10 @@ def _describe(table: Table, result: "ExpectationValidationResult") -> dict[str, 
     examples = [] if outcome["success"] else _examples(table, column, outcome["result"])
     sentence = outcome["expectation_config"]["description"]
     if not outcome["success"]:
-        where = f" on column {column}" if column else ""
-        what = f"{rows:,} {'row' if rows == 1 else 'rows'}, the first: " if rows else ""
-        what += json.dumps(examples) if examples else f"not evaluated ({_cause(outcome['exception_info'])})"
-        sentence = f"{name}{where} of {table.name} failed ({sentence}): {what}"
+        place = f" on column {column}" if column else ""
+        detail = f"{rows:,} {'row' if rows == 1 else 'rows'}, the first: " if rows else ""
+        detail += json.dumps(examples) if examples else f"not evaluated ({_cause(outcome['exception_info'])})"
+        sentence = f"{name}{place} of {table.name} failed ({sentence}): {detail}"
     return {
         "expectation": name,
         "table": table.name,

@@ -16,7 +16,7 @@ class PredictionsError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Facts:
-    """Measurements of a model beside its predictions.
+    """Measurements of a model in addition to its predictions.
 
     `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
     `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`

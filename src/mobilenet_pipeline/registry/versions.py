@@ -28,7 +28,7 @@ DESCRIPTION = 5000
 """The longest description of a version, in characters, that all of MLflow's databases accept."""
 TAGS = ("data_version", "flow_run", "parent_run", "dvc_lock_sha256")
 EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
-"""The keys of the evaluation's document that the gate needs beside the predictions."""
+"""The keys of the evaluation's document that the gate needs in addition to the predictions."""
 
 
 class RegistryError(ValueError):

@@ -128,6 +128,7 @@ def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
 def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Path = HERE) -> Judgement:
     """Register the candidates, and write the verdict to their versions and to reports/RECIPE/verdict.json."""
     against, classes = evidence.state.champion, recipe.data.class_names
+    champions = [(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)]
     versions = {
         name: registry.register(
             recipe, files, partial(draw_candidate, files, evidence.arrays[name], evidence.images, classes)
@@ -150,7 +151,6 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
         leaves=Aliases(number_of(champion), number_of(challenger)),
         judged_at=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    champions = [(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)]
     for name, version in versions.items():
         if against and version.version == against.version:
             continue  # the champion keeps the verdict that promoted it

@@ -1,4 +1,4 @@
-"""The figures of one candidate in the registry, as {file name: PNG bytes}: its own, and beside the champion."""
+"""The figures of one candidate in the registry, as {file name: PNG bytes}, alone and compared with the champion."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,7 +13,7 @@ from mobilenet_pipeline.workspace.candidate import CandidateFiles
 def draw_candidate(
     files: CandidateFiles, arrays: Mapping[str, np.ndarray], images: np.ndarray | None, class_names: Sequence[str]
 ) -> dict[str, bytes]:
-    """Draw confusion matrix, accuracy per class, reliability, corruptions and worst mistakes.
+    """Draw the figures of one candidate: confusion matrix, mistakes and others.
 
     `arrays` are those of predictions.npz; `images` (n, h, w, 3) is the whole dataset, memory-mapped, or None.
     """
@@ -31,7 +31,10 @@ def draw_candidate(
 
 
 def draw_mistakes(images: np.ndarray, arrays: Mapping[str, np.ndarray], class_names: Sequence[str]) -> bytes:
-    """Draw the most confident wrong answers; of the memory-mapped `images`, only those are read."""
+    """Draw the most confident wrong answers.
+
+    Only their images are read from the memory-mapped `images`.
+    """
     labels, probabilities = arrays["labels"], arrays["probabilities"]
     worst = figures.most_confident_mistakes(labels, probabilities)
     return figures.worst_mistakes(images[arrays["rows"][worst]], labels[worst], probabilities[worst], class_names)
@@ -44,7 +47,7 @@ def draw_beside_champion(
     class_names: Sequence[str],
     champions: Sequence[tuple[str, str, float]],
 ) -> dict[str, bytes]:
-    """Draw both confusion matrices, their difference, and the accuracy of one champion after another.
+    """Draw both confusion matrices, their difference, and all champions' accuracies.
 
     `champions` are (version, date, accuracy), the oldest first.
     """

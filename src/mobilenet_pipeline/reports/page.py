@@ -122,9 +122,7 @@ def draw(recipe: config.Recipe, contents: Contents) -> dict[str, bytes]:
             matrices[first], matrices[second], f"{second} minus {first}", names
         )
     if contents.predictions:
-        answers = {
-            name: (arrays["probabilities"], arrays["labels"]) for name, arrays in contents.predictions.items()
-        }
+        answers = {name: (arrays["probabilities"], arrays["labels"]) for name, arrays in contents.predictions.items()}
         drawn["reliability"] = verdict_figures.reliability(answers)
     corrupted = {
         name: files["metrics"]["corruptions"]

@@ -45,8 +45,8 @@ def print_anatomy(recipe: Recipe, candidate: str) -> None:
     console.print(table)
     norms = sum(row.norm_parameters for row in rows)
     console.print(
-        f"Batch normalisation adds {norms:,} parameters, {parameters(rows):,} in total. Costs are for one image. A ratio "
-        "is (depthwise + pointwise) ÷ standard convolution = 1/c' + 1/9."
+        f"Batch normalisation adds {norms:,} parameters, {parameters(rows):,} in total. Costs are for one image. A "
+        "ratio is (depthwise + pointwise) ÷ standard convolution = 1/c' + 1/9."
     )
 
 

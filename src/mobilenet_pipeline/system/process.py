@@ -35,9 +35,9 @@ def leashed(
 ) -> Iterator[Leashed]:
     """Run a command during the `with` body, and yield the child process.
 
-    The command has its own session. At the end of the body, it and all its descendants get SIGTERM, and SIGKILL after `grace` seconds. The
-    same happens if this process dies, because the child reads a pipe that only this process holds open. To let the
-    command finish by itself, read its output to the end in the body.
+    The command has its own session. At the end of the body, it and all its descendants get SIGTERM, and SIGKILL after
+    `grace` seconds. The same happens if this process dies, because the child reads a pipe that only this process holds
+    open. To let the command finish by itself, read its output to the end in the body.
     """
     reading, writing = os.pipe()
     with open(reading, "rb") as held, open(writing, "wb") as leash:
