@@ -17,7 +17,7 @@ from flows import artifacts
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import runs
-from mobilenet_pipeline.registry.versions import ChampionChanged
+from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.release import judging, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import page, results

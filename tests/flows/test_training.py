@@ -16,7 +16,7 @@ from waiting import Recorder, ran
 from flows import training
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.registry import runs, store
-from mobilenet_pipeline.registry.versions import ChampionChanged
+from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.release import bento, promotion
 from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.workspace import locks, paths

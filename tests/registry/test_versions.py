@@ -1,95 +1,23 @@
-"""The model registry, in a real SQLite store."""
+"""Registered versions and their artefacts, in a real SQLite store."""
 
-import dataclasses
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
+from registered import record_verdict, register
 from registry_fixtures import Make
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import ArtefactError
-from mobilenet_pipeline.registry import runs, versions
-from mobilenet_pipeline.workspace.candidate import read_candidate
-
-
-def train(recipe: Recipe, dataset: dict[str, Any]) -> str:
-    """Return the id of a finished training's run."""
-    with runs.candidate_run(recipe, "scratch", None, dataset) as run:
-        run.log_epoch(1, {"train_loss": 2.0})
-    return run.run_id
-
-
-def register(recipe: Recipe, candidate: str) -> versions.Version:
-    """Register the candidate as its files are now."""
-    return versions.register(recipe, read_candidate(recipe, candidate))
+from mobilenet_pipeline.registry import versions
 
 
 def artefact_folder(client: mlflow.MlflowClient, version: versions.Version) -> Path:
     """Return where the version's served artefacts are on disk."""
     return Path(client.get_run(version.run_id).info.artifact_uri.removeprefix("file://")) / "served"
-
-
-def test_a_candidate_becomes_a_version_of_the_run_that_trained_it(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make, dataset: dict[str, Any]
-) -> None:
-    run_id = train(recipe, dataset)
-    make("scratch", right=190, run_id=run_id)
-    version = register(recipe, "scratch")
-    assert (version.name, version.version, version.run_id) == ("digits-mobilenet", "1", run_id)
-    assert (version.accuracy, version.data_digest) == (0.95, dataset["digest"])
-    assert version.sha256 == hashlib.sha256(Path("models/digits/scratch/model.tflite").read_bytes()).hexdigest()
-
-
-def test_registering_the_same_candidate_again_changes_nothing(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make
-) -> None:
-    make("scratch", right=190)
-    first = register(recipe, "scratch")
-    assert register(recipe, "scratch") == first
-    assert len(versions.versions(first.name)) == 1
-    assert len(client.search_runs([runs.experiment(recipe)])) == 1
-
-
-def test_a_registered_candidate_is_not_drawn_again(store: Path, recipe: Recipe, make: Make) -> None:
-    make("scratch", right=190)
-    files = read_candidate(recipe, "scratch")
-    version = versions.register(recipe, files)
-    assert versions.register(recipe, files, draw=lambda: pytest.fail("drawn")) == version
-
-
-def test_an_unknown_training_gets_a_run_made_from_its_files(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make
-) -> None:
-    make("scratch", right=190, run_id="f" * 32)
-    run = client.get_run(register(recipe, "scratch").run_id)
-    assert (run.info.status, run.data.tags["training_run"], run.data.tags["git_commit"]) == (
-        "FINISHED",
-        "f" * 32,
-        "c" * 40,
-    )
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "validation_accuracy")] == [0.5, 0.75]
-
-
-def test_the_run_gets_test_metrics_figures_and_served_files(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make
-) -> None:
-    make("scratch", right=190)
-    files = read_candidate(recipe, "scratch")
-    run_id = versions.register(recipe, files, draw=lambda: {"confusion_matrix.png": b"\x89PNG"}).run_id
-    metrics = client.get_run(run_id).data.metrics
-    assert (metrics["test_accuracy"], metrics["test_accuracy_7"], metrics["artefact_validation_loss"]) == (
-        0.95,
-        0.9,
-        0.3,
-    )
-    assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/confusion_matrix.png"]
-    served = {Path(file.path).name for file in client.list_artifacts(run_id, "served")}
-    assert served == {"model.tflite", "metadata.json", "predictions.npz"}
 
 
 def test_the_metadata_names_the_version_that_it_belongs_to(
@@ -102,88 +30,6 @@ def test_the_metadata_names_the_version_that_it_belongs_to(
     metadata = json.loads((versions.fetch(version, tmp_path / "got") / "metadata.json").read_text())
     assert (metadata["version"], metadata["candidate"], metadata["run_id"]) == ("2", "pretrained", version.run_id)
     assert metadata["test"] == {"accuracy": 0.975, "loss": 0.3, "top3_accuracy": 0.99, "rows": 200}
-
-
-def test_an_unjudged_version_is_described(client: mlflow.MlflowClient, recipe: Recipe, make: Make) -> None:
-    make("scratch", right=190)
-    version = register(recipe, "scratch")
-    entry = client.get_model_version(version.name, version.version)
-    assert entry.description.startswith("Not judged yet: ")
-    assert "test accuracy 95.00%, loss 0.3000 on 200 images" in entry.description
-    assert entry.tags["artefact_sha256"] == version.sha256
-
-
-def test_a_logged_keras_model_is_the_source_of_its_version(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make, dataset: dict[str, Any]
-) -> None:
-    run_id = train(recipe, dataset)
-    model = client.create_logged_model(runs.experiment(recipe), name="model", source_run_id=run_id)
-    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, step=0)])
-    make("scratch", right=190, run_id=run_id)
-    version = register(recipe, "scratch")
-    assert client.get_model_version(version.name, version.version).source == f"models:/{model.model_id}"
-    scores = {metric.key: metric.value for metric in client.get_logged_model(model.model_id).metrics}
-    assert scores["test_accuracy"] == 0.95
-
-
-def test_two_exports_of_one_training_do_not_overwrite_each_other(
-    tmp_path: Path, client: mlflow.MlflowClient, recipe: Recipe, make: Make, dataset: dict[str, Any]
-) -> None:
-    run_id = train(recipe, dataset)
-    make("scratch", right=190, run_id=run_id, artefact=b"first export")
-    first = register(recipe, "scratch")
-    make("scratch", right=190, run_id=run_id, artefact=b"second export")
-    register(recipe, "scratch")
-    assert (versions.fetch(first, tmp_path / "got") / "model.tflite").read_bytes() == b"first export"
-
-
-def test_an_interrupted_registration_is_completed_not_repeated(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    make("scratch", right=190)
-    with monkeypatch.context() as patch:
-        patch.setattr(mlflow.MlflowClient, "log_artifacts", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            register(recipe, "scratch")
-    assert versions.versions(recipe.registered_model) == []
-    version = register(recipe, "scratch")
-    assert version.version == "1"
-    assert (versions.fetch(version, tmp_path / "got") / "model.tflite").exists()
-
-
-def test_an_alias_is_set_and_removed(client: mlflow.MlflowClient, recipe: Recipe, make: Make) -> None:
-    make("scratch", right=190)
-    version = register(recipe, "scratch")
-    versions.set_alias(version.name, "champion", version.version)
-    assert versions.with_alias(version.name, "champion") == version
-    versions.set_alias(version.name, "champion", None)
-    assert versions.with_alias(version.name, "champion") is None
-
-
-def test_the_state_is_versions_newest_first_and_aliases(store: Path, recipe: Recipe, make: Make) -> None:
-    make("scratch", right=190)
-    make("pretrained", right=195)
-    first, second = register(recipe, "scratch"), register(recipe, "pretrained")
-    versions.set_alias(first.name, "challenger", first.version)
-    state = versions.read_state(recipe.registered_model)
-    assert (state.versions, state.champion, state.challenger) == ([second, first], None, first)
-    assert state.aliases == {"champion": None, "challenger": "1"}
-
-
-def test_an_unknown_model_has_no_versions_and_no_champion(client: mlflow.MlflowClient) -> None:
-    assert versions.versions("nobody's-model") == []
-    assert versions.with_alias("nobody's-model", "champion") is None
-
-
-def test_an_alias_on_another_program_s_version_is_refused(client: mlflow.MlflowClient, recipe: Recipe) -> None:
-    client.create_registered_model(recipe.registered_model)
-    client.create_model_version(recipe.registered_model, "runs:/" + "a" * 32 + "/model")
-    client.set_registered_model_alias(recipe.registered_model, "champion", "1")
-    with pytest.raises(versions.RegistryError, match="version 1, was not registered by this pipeline"):
-        versions.with_alias(recipe.registered_model, "champion")
 
 
 def test_a_damaged_artefact_is_refused_with_both_hashes(
@@ -207,23 +53,6 @@ def test_missing_artefacts_are_reported_with_their_place(
     shutil.rmtree(artefact_folder(client, version))
     with pytest.raises(versions.RegistryError, match=r"version 1 of digits-mobilenet has no artefacts at .*served"):
         versions.fetch(version, tmp_path / "got")
-
-
-def record_verdict(version: versions.Version, reason: str, promoted: bool) -> None:
-    """Write a verdict with this reason to the version."""
-    versions.record_verdict(version, f'{{"reason": "{reason}"}}', "# Card", reason, promoted, {}, {})
-
-
-def test_a_verdict_is_written_to_the_version_and_its_run(
-    client: mlflow.MlflowClient, recipe: Recipe, make: Make
-) -> None:
-    make("scratch", right=190)
-    version = register(recipe, "scratch")
-    record_verdict(version, "It is the first.", promoted=True)
-    assert versions.versions(version.name) == [dataclasses.replace(version, verdict="promoted")]
-    assert client.get_model_version(version.name, "1").tags["verdict_reason"] == "It is the first."
-    assert {"card.md", "verdict.json"} <= {file.path for file in client.list_artifacts(version.run_id)}
-    assert client.get_model_version(version.name, "1").description == "Card"
 
 
 def test_fetched_metadata_has_the_verdict(

@@ -8,8 +8,10 @@ import pytest
 from registry_fixtures import Make, Packaging, Run, Runs
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry import aliases
 from mobilenet_pipeline.registry import versions as registry
-from mobilenet_pipeline.registry.versions import ChampionChanged, number_of
+from mobilenet_pipeline.registry.aliases import ChampionChanged
+from mobilenet_pipeline.registry.versions import number_of
 from mobilenet_pipeline.release import bento, judging, promotion
 from mobilenet_pipeline.release.bento import PackagingError
 from mobilenet_pipeline.workspace import history, paths
@@ -27,12 +29,12 @@ def die(*_: object) -> None:
 
 def served(recipe: Recipe, packaging: Packaging) -> tuple[str | None, str | None, str | None]:
     """Return the versions of champion and challenger, and of the champion in the live Bento."""
-    state, live = registry.read_state(recipe.registered_model), packaging.live(recipe)
+    state, live = aliases.read_state(recipe.registered_model), packaging.live(recipe)
     return number_of(state.champion), number_of(state.challenger), live and live.versions["champion"]
 
 
 def drift(recipe: Recipe, packaging: Packaging) -> str | None:
-    return promotion.drift(recipe, registry.read_state(recipe.registered_model), packaging.live(recipe))
+    return promotion.drift(recipe, aliases.read_state(recipe.registered_model), packaging.live(recipe))
 
 
 def test_the_first_run_promotes_the_better_candidate(
@@ -126,7 +128,7 @@ def test_a_run_killed_while_promoting_is_completed_by_the_next(
 
 def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> None:
     """Let the process die before `point`."""
-    set_alias, fetch = registry.set_alias, registry.fetch
+    set_alias, fetch = aliases.set_alias, registry.fetch
 
     def die_at_alias(name: str, alias: str, version: str | None) -> None:
         if alias == point:
@@ -141,7 +143,7 @@ def kill_before(point: str, patch: pytest.MonkeyPatch, packaging: Packaging) -> 
     elif point in ("package", "check", "live"):
         patch.setattr(packaging, "put_live" if point == "live" else point, die)
     else:
-        patch.setattr(registry, "set_alias", die_at_alias)
+        patch.setattr(aliases, "set_alias", die_at_alias)
 
 
 def test_a_first_run_killed_before_the_alias_is_completed_by_the_next(
@@ -189,7 +191,7 @@ def test_a_live_bento_that_fails_its_check_is_not_discarded(
     recipe: Recipe, packaging: Packaging, run: Run, runs: Runs
 ) -> None:
     runs((181, 185))
-    registry.set_alias(recipe.registered_model, "challenger", None)
+    aliases.set_alias(recipe.registered_model, "challenger", None)
     packaging.broken = True
     with pytest.raises(RuntimeError, match="does not answer"):
         run()
@@ -221,7 +223,7 @@ def test_a_changed_champion_stops_the_promotion(make: Make, recipe: Recipe, pack
     runs((181, 185))
     make("scratch", right=197)
     judgement = judging.judge(recipe)
-    registry.set_alias(recipe.registered_model, "champion", "1")
+    aliases.set_alias(recipe.registered_model, "champion", "1")
     with pytest.raises(ChampionChanged, match="version 1 of digits-mobilenet has become champion"):
         promotion.promote(recipe, judgement)
     assert len(packaging.bentos) == 1
@@ -239,7 +241,7 @@ def test_an_alias_that_is_moved_during_the_check_stays_there(
     runs((181, 185))
     make("scratch", right=197)
     judgement = judging.judge(recipe)
-    monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", number))
+    monkeypatch.setattr(packaging, "check", lambda *_: aliases.set_alias(recipe.registered_model, "champion", number))
     with pytest.raises(ChampionChanged, match="the alias champion of digits-mobilenet was moved to"):
         promotion.promote(recipe, judgement)
     assert served(recipe, packaging) == (number, "1", "2")
@@ -252,17 +254,17 @@ def test_an_alias_that_is_already_where_it_belongs_is_accepted(
     runs((181, 185))
     make("scratch", right=197)
     judgement = judging.judge(recipe)
-    monkeypatch.setattr(packaging, "check", lambda *_: registry.set_alias(recipe.registered_model, "champion", "3"))
+    monkeypatch.setattr(packaging, "check", lambda *_: aliases.set_alias(recipe.registered_model, "champion", "3"))
     promotion.promote(recipe, judgement)
     assert served(recipe, packaging) == ("3", "2", "3")
 
 
 def test_the_former_champion_gets_the_alias_previous(make: Make, recipe: Recipe, run: Run, runs: Runs) -> None:
     runs((181, 185))
-    assert registry.with_alias(recipe.registered_model, "previous") is None
+    assert aliases.with_alias(recipe.registered_model, "previous") is None
     make("scratch", right=197)
     run()
-    assert number_of(registry.with_alias(recipe.registered_model, "previous")) == "2"
+    assert number_of(aliases.with_alias(recipe.registered_model, "previous")) == "2"
 
 
 def test_a_deleted_bento_is_built_again(recipe: Recipe, packaging: Packaging, run: Run, runs: Runs) -> None:
@@ -293,7 +295,7 @@ def test_the_same_numbers_in_another_store_get_their_own_bento(
     make("scratch", right=186)
     make("pretrained", right=196)
     run()
-    live, champion = packaging.live(recipe), registry.with_alias(recipe.registered_model, "champion")
+    live, champion = packaging.live(recipe), aliases.with_alias(recipe.registered_model, "champion")
     assert live is not None
     assert champion is not None
     assert (live.versions["champion"], live.hashes["champion"]) == ("2", champion.sha256)
@@ -339,7 +341,7 @@ def test_a_moved_alias_is_reported_as_drift(
     alias: str, number: str | None, sentence: str, recipe: Recipe, packaging: Packaging, runs: Runs
 ) -> None:
     runs((185, 195))
-    registry.set_alias(recipe.registered_model, alias, number)
+    aliases.set_alias(recipe.registered_model, alias, number)
     assert sentence in str(drift(recipe, packaging))
 
 

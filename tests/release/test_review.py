@@ -12,8 +12,7 @@ from registry_fixtures import Make, Packaging, Run, Runs
 from flows import training
 from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import CANDIDATES, Recipe
-from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.registry import versions
+from mobilenet_pipeline.registry import aliases, versions
 from mobilenet_pipeline.registry.versions import number_of
 from mobilenet_pipeline.release import judging, promotion, review
 from mobilenet_pipeline.reports import results
@@ -57,7 +56,7 @@ def complete(champions: None, recipe: Recipe) -> None:
 
 
 def champion(recipe: Recipe) -> str | None:
-    return number_of(versions.with_alias(recipe.registered_model, "champion"))
+    return number_of(aliases.with_alias(recipe.registered_model, "champion"))
 
 
 def served(recipe: Recipe, packaging: Packaging) -> str | None:
@@ -137,7 +136,7 @@ def test_the_champion_cannot_be_rejected(recipe: Recipe, champions: None) -> Non
 
 
 def test_a_rejected_challenger_is_no_longer_served(recipe: Recipe, champions: None, packaging: Packaging) -> None:
-    challenger = number_of(versions.with_alias(recipe.registered_model, "challenger"))
+    challenger = number_of(aliases.with_alias(recipe.registered_model, "challenger"))
     assert challenger is not None
     review.reject(recipe, challenger, "odd", "ann")
     live = packaging.live(recipe)
@@ -179,7 +178,7 @@ def test_descriptions_begin_with_the_last_decision(
 def test_a_rollback_killed_before_its_record_is_described_by_the_next(
     recipe: Recipe, champions: None, client: mlflow.MlflowClient
 ) -> None:
-    versions.set_alias(recipe.registered_model, "champion", "2")
+    aliases.set_alias(recipe.registered_model, "champion", "2")
     review.rollback(recipe, "2", "slow", "ann")
     description = client.get_model_version(recipe.registered_model, "2").description
     assert str(description).startswith("> Champion again: rolled back by ann: slow\n")
@@ -204,13 +203,13 @@ def test_a_second_rollback_needs_a_version(recipe: Recipe, champions: None) -> N
 def test_a_killed_rollback_is_completed_by_the_next(
     point: str, recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    set_alias = versions.set_alias
+    set_alias = aliases.set_alias
     with monkeypatch.context() as patch:
         if point == "append":
             patch.setattr(history, point, interrupt)
         elif point in ("previous", "champion"):
             patch.setattr(
-                versions, "set_alias", lambda n, alias, v: interrupt() if alias == point else set_alias(n, alias, v)
+                aliases, "set_alias", lambda n, alias, v: interrupt() if alias == point else set_alias(n, alias, v)
             )
         else:
             patch.setattr(packaging, point, interrupt)
@@ -225,7 +224,7 @@ def test_a_killed_rollback_is_completed_by_the_next(
 def test_a_rollback_after_a_moved_alias_restores_the_recorded_champion(
     recipe: Recipe, champions: None, packaging: Packaging
 ) -> None:
-    versions.set_alias(recipe.registered_model, "champion", "1")
+    aliases.set_alias(recipe.registered_model, "champion", "1")
     assert "Version 4" in review.rollback(recipe, None, "slow", "ann")
     assert (champion(recipe), served(recipe, packaging)) == ("4", "4")
     assert withdrawn(recipe, "1") == "rolled back by ann: slow"
@@ -268,7 +267,7 @@ def test_no_run_undoes_a_rollback_that_failed_after_its_alias(
 def test_an_alias_that_moves_during_a_rollback_stays(
     recipe: Recipe, champions: None, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packaging, "check", lambda *_: versions.set_alias(recipe.registered_model, "champion", "1"))
+    monkeypatch.setattr(packaging, "check", lambda *_: aliases.set_alias(recipe.registered_model, "champion", "1"))
     expected = r"was moved to version 1 while version 2 was checked; .*The alias stays there; version 4 is withdrawn"
     with pytest.raises(review.ReviewError, match=expected):
         review.rollback(recipe, None, "slow", "ann")
@@ -321,23 +320,14 @@ def test_a_decision_that_cannot_be_recorded_is_not_applied(
 
 
 def test_an_alias_moved_by_hand_is_found_not_promoted(recipe: Recipe, champions: None) -> None:
-    versions.set_alias(recipe.registered_model, "champion", "2")
-    state = versions.read_state(recipe.registered_model)
+    aliases.set_alias(recipe.registered_model, "champion", "2")
+    state = aliases.read_state(recipe.registered_model)
     assert state.champion is not None
     promotion.settle(recipe, state, "found", state.champion, "the alias was moved", "the pipeline")
     assert events(recipe)[-1] == ("found", "2", "4", "2")
 
 
-def test_an_approval_does_not_need_the_former_champion_s_decoder(
-    make: Make, manual: Recipe, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(preprocess, "fingerprint", lambda: "0" * 64)
-        make("scratch", right=181)
-        make("pretrained", right=195)
-        run()
-    make("scratch", right=181)
-    make("pretrained", right=195)
+def test_an_approval_does_not_need_the_former_champion_s_decoder(manual: Recipe, decoded_otherwise: None) -> None:
     assert (champion(manual), number_of(judging.judge(manual).champion)) == ("2", "4")
     assert review.approve(manual, "4", "ann") == "Version 4 of digits-mobilenet is champion."
 

@@ -32,7 +32,9 @@ def outside(installed: Path, folder: Path, *arguments: str) -> subprocess.Comple
     )
     command = [sys.executable, "-P", "-c", code, str(ROOT), str(installed), *arguments]
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
 
 
 def test_the_wheel_holds_one_package_and_its_data(installed):

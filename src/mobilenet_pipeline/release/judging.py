@@ -1,63 +1,24 @@
 """Candidates to versions and verdict: collect the evidence, decide, record; or recall the last verdict."""
 
-import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from mobilenet_pipeline.config import CANDIDATES, Recipe
-from mobilenet_pipeline.data.dataset import open_dataset
-from mobilenet_pipeline.data.split import split_rows
-from mobilenet_pipeline.evaluation.evaluate import evaluate, is_complete, time_in_turn
-from mobilenet_pipeline.evaluation.predictions import Predictions, predictions_of, read_arrays, read_predictions
 from mobilenet_pipeline.gate.card import write_card
 from mobilenet_pipeline.gate.verdict import Aliases, Decision, GateError, Verdict, decide
 from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.registry import versions as registry
-from mobilenet_pipeline.registry.versions import State, Version, number_of
+from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry.aliases import State
+from mobilenet_pipeline.registry.register import record_verdict, register
+from mobilenet_pipeline.registry.versions import Version, number_of
+from mobilenet_pipeline.release.evidence import Evidence, collect
 from mobilenet_pipeline.reports.candidate_figures import draw_beside_champion, draw_candidate
-from mobilenet_pipeline.workspace import history, ledger, paths, provenance
-from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidate
+from mobilenet_pipeline.workspace import history, paths, provenance
 from mobilenet_pipeline.workspace.files import WorkspaceError, existing, read_json, write_text
 from mobilenet_pipeline.workspace.paths import HERE
-
-
-class JudgingError(ValueError):
-    """The champion and the candidates cannot be compared."""
-
-
-@dataclass(frozen=True, eq=False)
-class Measured:
-    """The champion on the candidates' test images: its predictions, and whether it was evaluated for that.
-
-    `timings` maps a candidate to the milliseconds per image of itself and the champion, timed in turn.
-    """
-
-    predictions: Predictions
-    again: bool
-    timings: Mapping[str, tuple[float, float]]
-
-
-@dataclass(frozen=True, eq=False)
-class Evidence:
-    """Everything that a verdict rests on; each file is read once.
-
-    `arrays` are those of predictions.npz, by candidate. `champion` is None without a champion, and if the service
-    cannot serve it any more because it decodes images differently. `images` is the whole dataset, memory-mapped.
-    """
-
-    files: dict[str, CandidateFiles]
-    arrays: dict[str, dict[str, np.ndarray]]
-    predictions: dict[str, Predictions]
-    state: State
-    champion: Measured | None
-    preprocessing: str
-    test_reads: int
-    images: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -94,45 +55,12 @@ def judge(recipe: Recipe, workspace: Path = HERE) -> Judgement:
     return record(recipe, evidence, decision, workspace)
 
 
-def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
-    """Read the candidates' files and the registry; evaluate the champion if its predictions are of other data."""
-    files = {name: read_candidate(recipe, name, workspace) for name in CANDIDATES}
-    arrays = {name: read_predictions(files[name].folder / "predictions.npz") for name in files}
-    state = registry.read_state(recipe.registered_model)
-    predictions = {}
-    for name in files:
-        known = registry.same_candidate(recipe, files[name], state.versions)
-        answers = predictions_of(
-            arrays[name], files[name].metrics, files[name].training.get("preprocessing"), number_of(known)
-        )
-        withdrawn = known.withdrawn if known else None
-        predictions[name] = replace(answers, facts=replace(answers.facts, withdrawn=withdrawn))
-    preprocessing = preprocess.fingerprint()
-    champion = None
-    if state.champion and state.champion.decodes_like(preprocessing):
-        champion = _measure(recipe, state.champion, files, workspace)
-    digest = files[CANDIDATES[0]].data_digest
-    pixels = paths.data_folder(recipe, workspace) / "images.npy"
-    return Evidence(
-        files=files,
-        arrays=arrays,
-        predictions=predictions,
-        state=state,
-        champion=champion,
-        preprocessing=preprocessing,
-        test_reads=ledger.count_reads(digest, workspace),
-        images=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
-    )
-
-
 def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Path = HERE) -> Judgement:
     """Register the candidates, and write the verdict to their versions and to reports/RECIPE/verdict.json."""
     against, classes = evidence.state.champion, recipe.data.class_names
     champions = [(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)]
     versions = {
-        name: registry.register(
-            recipe, files, partial(draw_candidate, files, evidence.arrays[name], evidence.images, classes)
-        )
+        name: register(recipe, files, partial(draw_candidate, files, evidence.arrays[name], evidence.images, classes))
         for name, files in evidence.files.items()
     }
     champion = versions[decision.winner] if decision.promote and decision.winner else against
@@ -154,16 +82,14 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
     for name, version in versions.items():
         if against and version.version == against.version:
             continue  # the champion keeps the verdict that promoted it
-        origin = _origin(version, registry.tags_of_run(version) | registry.tags_of_version(version), workspace)
+        origin = _origin(version, evidence.tags[name], workspace)
         card = write_card(recipe, evidence.files[name], version.version, verdict, origin)
         beside = {}
         if evidence.champion:
             beside = draw_beside_champion(
                 name, evidence.predictions[name], evidence.champion.predictions, classes, champions
             )
-        registry.record_verdict(
-            version, verdict.to_json(), card, verdict.reason, verdict.promotes(name), origin, beside
-        )
+        record_verdict(version, verdict.to_json(), card, verdict.reason, verdict.promotes(name), origin, beside)
     # Last: a verdict that was cut short is reached again; one that is on the disk only needs to be applied.
     write_text(paths.verdict_path(recipe, workspace), verdict.to_json())
     return Judgement(verdict, against, champion, challenger, evidence.state)
@@ -190,12 +116,13 @@ def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
         artefacts,
     ):
         return None
-    state = registry.read_state(recipe.registered_model)
-    judged = {name: state.number(number) for name, number in verdict.versions.items()}
+    state = aliases.read_state(recipe.registered_model)
+    known = {version.version: version for version in state.versions}
+    judged = {name: known.get(number) for name, number in verdict.versions.items()}
     if {name: version and version.sha256 for name, version in judged.items()} != artefacts:
         return None  # another store, or somebody deleted a version
     numbers = (verdict.against, verdict.leaves.champion, verdict.leaves.challenger)
-    against, champion, challenger = map(state.number, numbers)
+    against, champion, challenger = (known.get(number) if number else None for number in numbers)
     if tuple(map(number_of, (against, champion, challenger))) != numbers:
         return None
     if number_of(state.champion) not in numbers[:2]:
@@ -209,40 +136,6 @@ def read_verdict(recipe: Recipe, workspace: Path = HERE) -> Verdict:
     """Read the last verdict. Raises WorkspaceError if there is none, GateError if it is damaged."""
     path = existing(paths.verdict_path(recipe, workspace))
     return Verdict.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
-
-
-def _measure(recipe: Recipe, champion: Version, files: Mapping[str, CandidateFiles], workspace: Path) -> Measured:
-    """Return the champion's predictions for the candidates' test images, and the timings if the gate needs them.
-
-    The champion is evaluated again if it was registered with other data, or with fewer measurements than today's.
-    """
-    digest = files[CANDIDATES[0]].data_digest
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = registry.fetch(champion, Path(scratch))
-        metadata = read_json(folder / "metadata.json")
-        document, arrays = metadata.get("evaluation") or {}, read_arrays(folder / "predictions.npz")
-        again = champion.data_digest != digest or not is_complete(arrays, document)
-        if again:
-            if metadata["class_names"] != recipe.data.class_names:
-                raise JudgingError(
-                    f"the champion of {champion.name}, version {champion.version}, has the classes "
-                    f"{metadata['class_names']}, recipe {recipe.name} has {recipe.data.class_names}; set another "
-                    "registered_model for the recipe in params.yaml"
-                )
-            data = open_dataset(paths.data_folder(recipe, workspace))
-            _, validation = split_rows(data, recipe.split)
-            ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
-            document, arrays = evaluate(folder / "model.tflite", data, validation)
-        timings = {}
-        if recipe.gate.as_good_and_lighter:
-            # The champion's recorded latency is of another time, and maybe of another machine.
-            timings = {
-                name: time_in_turn(files[name].folder / "model.tflite", folder / "model.tflite")
-                for name in files
-                if files[name].sha256 != champion.sha256
-            }
-    predictions = predictions_of(arrays, document, metadata.get("preprocessing"), champion.version)
-    return Measured(predictions, again, timings)
 
 
 def _runner_up(

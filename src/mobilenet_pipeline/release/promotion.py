@@ -8,9 +8,11 @@ from pathlib import Path
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Aliases, Verdict
 from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.registry import aliases
 from mobilenet_pipeline.registry import versions as registry
+from mobilenet_pipeline.registry.aliases import ChampionChanged, State
 from mobilenet_pipeline.registry.store import use_store
-from mobilenet_pipeline.registry.versions import ChampionChanged, State, Version, number_of
+from mobilenet_pipeline.registry.versions import Version, number_of
 from mobilenet_pipeline.release import bento
 from mobilenet_pipeline.release.bento import Bento
 from mobilenet_pipeline.release.judging import Judgement, read_verdict, recall
@@ -46,7 +48,7 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> str
     if champion is None:
         return None
     check_history(recipe, workspace)
-    state = registry.read_state(recipe.registered_model)
+    state = aliases.read_state(recipe.registered_model)
     _check_champion(state, judgement)
     if champion.approval == "approved":
         record_opinion(recipe, state, "approved", champion, "", "someone in the registry", workspace)
@@ -75,7 +77,7 @@ def install(recipe: Recipe, state: State, champion: Version, challenger: Version
     try:
         bento.check(tag, recipe.gate.milliseconds)
         # The check took seconds, in which another workspace may have promoted, or a person moved the alias.
-        registry.move_aliases(state, champion, challenger)
+        aliases.move_aliases(state, champion, challenger)
     except BaseException:  # an interrupt too
         live = bento.live(recipe)
         if live is None or live.tag != tag:
@@ -125,7 +127,7 @@ def settle(
         return
     # The history outlives a registry, in which version numbers start again.
     last = changes[-1] if changes else None
-    known = last and (version := state.number(last.version)) and version.run_id == last.run
+    known = last and any((version.version, version.run_id) == (last.version, last.run) for version in state.versions)
     before = last.after if last and known else None
     history.append(recipe, _event(what, champion, who, why, before, champion.version, verdict), workspace)
 
@@ -172,7 +174,7 @@ class Status:
 
 def status(recipe: Recipe, workspace: Path = HERE) -> Status:
     """Return what is served and why. Raises GateError if verdict.json is damaged."""
-    state, live = registry.read_state(recipe.registered_model), bento.live(recipe)
+    state, live = aliases.read_state(recipe.registered_model), bento.live(recipe)
     judgement = recall(recipe, workspace)
     verdict = read_verdict(recipe, workspace) if paths.verdict_path(recipe, workspace).exists() else None
     return Status(

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.registry import aliases
 from mobilenet_pipeline.registry import versions as registry
-from mobilenet_pipeline.registry.versions import ChampionChanged, State, Version, number_of
+from mobilenet_pipeline.registry.aliases import ChampionChanged, State
+from mobilenet_pipeline.registry.versions import Version, number_of
 from mobilenet_pipeline.release import bento, judging, promotion
 from mobilenet_pipeline.reports import page, results
 from mobilenet_pipeline.workspace import history, paths
@@ -43,7 +45,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
     """Withdraw a version, so that no run promotes it; returns a sentence. Raises ReviewError for the champion."""
     promotion.check_history(recipe, workspace)
     version = registry.find(recipe.registered_model, number)
-    state = registry.read_state(recipe.registered_model)
+    state = aliases.read_state(recipe.registered_model)
     if number_of(state.champion) == number:
         raise ReviewError(
             f"version {number} of {state.name} is champion: `mobilenet-pipeline rollback --recipe {recipe.name} "
@@ -65,7 +67,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     Returns a sentence. Raises ReviewError if there is nothing to return to.
     """
     promotion.check_history(recipe, workspace)
-    state = registry.read_state(recipe.registered_model)
+    state = aliases.read_state(recipe.registered_model)
     champion, challenger = state.champion, state.challenger
     if champion is None:
         raise ReviewError(f"{state.name} has no champion; there is nothing to roll back")
@@ -87,7 +89,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     except ChampionChanged as moved:
         raise ReviewError(f"{moved}. The alias stays there; version {champion.version} is withdrawn") from None
     except Exception:  # the target cannot be served; after a kill in between, the next rollback continues
-        if number_of(registry.with_alias(state.name, "champion")) == champion.version:
+        if number_of(aliases.with_alias(state.name, "champion")) == champion.version:
             registry.set_tag(champion, "withdrawn", "")
         raise
     registry.set_tag(target, "withdrawn", "")  # whoever names a withdrawn version with --to wants it back
@@ -106,7 +108,7 @@ def publish(recipe: Recipe, workspace: Path = HERE) -> str | None:
         missing = page.gather(recipe, workspace).missing
         if missing:
             raise FileNotFoundError(f"not in this workspace: {', '.join(missing)}")
-        champion = registry.with_alias(recipe.registered_model, "champion")
+        champion = aliases.with_alias(recipe.registered_model, "champion")
         results.put_champion(recipe, number_of(champion), workspace)
         page.write_report(recipe, workspace)
     except Exception as error:  # it must not look as if the decision had failed
@@ -121,7 +123,7 @@ def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[st
     Raises ReviewError if there is no such version, or the gate has not judged it.
     """
     version = registry.find(recipe.registered_model, number) if number else _of_interest(recipe, workspace)
-    card, verdict = (registry.read_text(version, name) for name in ("card.md", "verdict.json"))
+    card, verdict = (registry.read_artefact(version, name) for name in ("card.md", "verdict.json"))
     if card is None or verdict is None:
         raise ReviewError(
             f"version {version.version} of {recipe.registered_model} has no card: the gate has not judged it yet; "
@@ -132,7 +134,7 @@ def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[st
 
 def _of_interest(recipe: Recipe, workspace: Path) -> Version:
     judgement = judging.recall(recipe, workspace)
-    state = judgement.state if judgement else registry.read_state(recipe.registered_model)
+    state = judgement.state if judgement else aliases.read_state(recipe.registered_model)
     waiting = promotion.waiting(recipe, judgement) if judgement else None
     for version in (waiting, state.champion, *state.versions):
         if version:

@@ -61,7 +61,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     Raises RegistryError if there is no such version.
     """
     version = registry.find(recipe.registered_model, number)
-    run_tags = registry.tags_of_run(version)
+    run_tags = registry.tags_of_run(version.run_id)
     tags = run_tags | registry.tags_of_version(version)
     try:
         events, damage = [event for event in history.read(recipe, workspace) if event.version == number], None
@@ -75,7 +75,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
         _commit(version.git_commit, run_tags.get("git_dirty") == "true", workspace),
         _data(recipe, version.data_digest, tags.get("data_version"), workspace),
         _validation(recipe, version.data_digest, workspace),
-        _verdict(registry.read_text(version, "verdict.json"), version, events),
+        _verdict(registry.read_artefact(version, "verdict.json"), version, events),
         _history(events, damage),
     ]
 

@@ -1,0 +1,68 @@
+"""What the registry shows and keeps of a candidate: descriptions, metrics and metadata. Pure."""
+
+from typing import Any
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry.versions import PREDICTIONS, Version
+from mobilenet_pipeline.workspace.candidate import CandidateFiles
+from mobilenet_pipeline.workspace.files import sha256_of
+
+EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
+"""The keys of the evaluation's document that the gate needs in addition to the predictions."""
+
+
+def model_description(recipe: Recipe) -> str:
+    return (
+        f"MobileNets on {recipe.data.source}, from recipe `{recipe.name}`.\n\n"
+        "- The service answers with `champion`; /compare adds the answer of `challenger`; `previous` is the previous "
+        "champion.\n"
+        "- A version's description is its model card. Its tag `verdict` is the gate's verdict.\n"
+        f"- `mobilenet-pipeline history --recipe {recipe.name}` lists all changes of champion, with person, time and "
+        "reason.\n"
+    )
+
+
+def version_description(recipe: Recipe, files: CandidateFiles) -> str:
+    test, training = files.metrics["test"], files.training
+    return (
+        f"Not judged yet: {files.name} MobileNet of recipe `{recipe.name}`.\n\n"
+        f"- initial weights: {training.get('weights')}\n"
+        f"- test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} on {test['rows']:,} images\n"
+        f"- data `{files.data_digest}`\n"
+        f"- {training.get('parameters', 0):,} parameters, {training.get('multiply_adds', 0):,} multiply-adds\n"
+    )
+
+
+def test_metrics(files: CandidateFiles) -> dict[str, float]:
+    # The prefix separates the artefact's validation metrics from the learning curve of the training.
+    metrics = {
+        f"{prefix}_{key}": files.metrics[split][key]
+        for split, prefix in (("test", "test"), ("validation", "artefact_validation"))
+        for key in ("accuracy", "loss", "top3_accuracy")
+    }
+    metrics |= {f"test_accuracy_{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}
+    costs = ("cpu_minutes", "wall_minutes", "parameters", "multiply_adds", "replicas", "global_batch")
+    return metrics | {key: files.training[key] for key in costs if key in files.training}
+
+
+def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[str, Any]:
+    return {
+        "registered_model": version.name,
+        "version": version.version,
+        "run_id": version.run_id,
+        "recipe": version.recipe,
+        "candidate": version.candidate,
+        "class_names": list(files.metrics.get("class_names") or recipe.data.class_names),
+        "data_digest": version.data_digest,
+        "sha256": version.sha256,
+        "predictions_sha256": sha256_of(files.folder / PREDICTIONS),
+        "git_commit": version.git_commit,
+        "test": {key: files.metrics["test"][key] for key in ("accuracy", "loss", "top3_accuracy", "rows")},
+        "preprocessing": files.training.get("preprocessing"),
+        "evaluation": {key: files.metrics[key] for key in EVALUATION if key in files.metrics},
+    }
+
+
+def _plain(name: str) -> str:
+    """Return a class name in the characters that MLflow allows in metric names."""
+    return "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in name)

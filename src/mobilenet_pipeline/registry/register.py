@@ -1,0 +1,132 @@
+"""Candidates become versions of a registered model, and get the verdict of the gate."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry import runs
+from mobilenet_pipeline.registry.documents import metadata, model_description, test_metrics, version_description
+from mobilenet_pipeline.registry.store import use_store
+from mobilenet_pipeline.registry.versions import (
+    ARTEFACT,
+    COMPLETE,
+    METADATA,
+    PREDICTIONS,
+    SERVED,
+    Version,
+    entries_of,
+    find_run,
+    is_ours,
+    shorten,
+    to_json,
+    version_of,
+)
+from mobilenet_pipeline.workspace.candidate import CandidateFiles
+
+TAGS = ("data_version", "flow_run", "parent_run", "dvc_lock_sha256")
+
+
+def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[str, bytes]] = dict) -> Version:
+    """Register the candidate and return its version.
+
+    The same candidate gives the same version again. Test metrics, figures and artefacts go to the run of the training,
+    or to a new run if the store lacks that run. `draw` returns the figures as {file name: PNG}; it is called only if
+    they are needed.
+    """
+    use_store()
+    entries = [entry for entry in entries_of(recipe.registered_model) if is_ours(entry)]
+    same = next((entry for entry in entries if version_of(entry).is_of(recipe, files)), None)
+    if same and same.tags.get(COMPLETE):
+        return version_of(same)
+    client = MlflowClient()
+    version = version_of(same) if same else _create(recipe, files, {str(entry.run_id) for entry in entries})
+    model_id = _logged_model(client.get_run(version.run_id))
+    runs.log_metrics(version.run_id, test_metrics(files), model_id=model_id)
+    for name, png in draw().items():
+        runs.log_file(version.run_id, png, name, "figures")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shutil.copyfile(files.folder / ARTEFACT, folder / ARTEFACT)
+        shutil.copyfile(files.folder / PREDICTIONS, folder / PREDICTIONS)
+        (folder / METADATA).write_text(to_json(metadata(version, recipe, files)), encoding="utf-8")
+        client.log_artifacts(version.run_id, scratch, SERVED)
+    # Last: the next call completes a registration that was cut short.
+    client.set_model_version_tag(version.name, version.version, COMPLETE, "true")
+    return version
+
+
+def record_verdict(
+    version: Version,
+    verdict: str,
+    card: str,
+    reason: str,
+    promoted: bool,
+    origin: Mapping[str, str | None],
+    figures: Mapping[str, bytes],
+) -> None:
+    """Write the gate's verdict to the version that it judged.
+
+    `verdict` is the text of verdict.json. `card` becomes the description and card.md. `figures` is {file name: PNG}.
+    `reason`, `promoted` and the known values of `origin` become tags for filters.
+    """
+    use_store()
+    client = MlflowClient()
+    runs.log_file(version.run_id, verdict.encode(), "verdict.json")
+    runs.log_file(version.run_id, card.encode(), "card.md")
+    for name, png in figures.items():
+        runs.log_file(version.run_id, png, name, "figures")
+    # Without the heading's mark: a list of versions shows the description's first words as plain text.
+    client.update_model_version(version.name, version.version, description=shorten(card.removeprefix("# ")))
+    origin_tags = {key: value for key, value in origin.items() if value and key in TAGS}
+    tags = {"verdict_reason": reason, "verdict": "promoted" if promoted else "rejected"}
+    for key, value in (origin_tags | tags).items():
+        client.set_model_version_tag(version.name, version.version, key, value)
+
+
+def _create(recipe: Recipe, files: CandidateFiles, taken: set[str]) -> Version:
+    client = MlflowClient()
+    run = find_run(str(files.training["run_id"]))
+    if run is None or run.info.run_id in taken:
+        # A run has the artefacts of one version. A second export of the same training gets its own run.
+        run_id = runs.restore_run(recipe, files.name, files.training, files.history, files.dataset)
+        run = client.get_run(run_id)
+    try:
+        client.create_registered_model(recipe.registered_model, description=model_description(recipe))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    test, model_id = files.metrics["test"], _logged_model(run)
+    tags = {
+        "recipe": recipe.name,
+        "candidate": files.name,
+        "data_digest": files.data_digest,
+        "artefact_sha256": files.sha256,
+        "test_accuracy": repr(float(test["accuracy"])),
+        "precision": recipe.serving.precision,
+        "run_id": run.info.run_id,
+    }
+    if files.training.get("preprocessing"):
+        tags["preprocessing"] = files.training["preprocessing"]
+    commit = files.training.get("git_commit") or run.data.tags.get("git_commit")
+    entry = client.create_model_version(
+        recipe.registered_model,
+        f"models:/{model_id}" if model_id else f"runs:/{run.info.run_id}/{SERVED}",
+        run.info.run_id,
+        tags=tags | ({"git_commit": commit} if commit else {}),
+        description=version_description(recipe, files),
+        model_id=model_id,
+    )
+    return version_of(entry)
+
+
+def _logged_model(run: Run) -> str | None:
+    for output in run.outputs.model_outputs if run.outputs else []:
+        if MlflowClient().get_logged_model(output.model_id).name == runs.MODEL_NAME:
+            return str(output.model_id)
+    return None

@@ -1,0 +1,129 @@
+"""The evidence that a verdict rests on: candidates, registry and champion, each file read once."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.data.dataset import open_dataset
+from mobilenet_pipeline.data.split import split_rows
+from mobilenet_pipeline.evaluation.evaluate import evaluate, is_complete, time_in_turn
+from mobilenet_pipeline.evaluation.predictions import Predictions, predictions_of, read_arrays, read_predictions
+from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.registry.aliases import State, read_state
+from mobilenet_pipeline.registry.versions import Version, fetch, number_of, tags_of_run
+from mobilenet_pipeline.workspace import ledger, paths
+from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidate
+from mobilenet_pipeline.workspace.files import read_json
+from mobilenet_pipeline.workspace.paths import HERE
+
+
+class JudgingError(ValueError):
+    """The champion and the candidates cannot be compared."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The champion on the candidates' test images: its predictions, and whether it was evaluated for that.
+
+    `timings` maps a candidate to the milliseconds per image of itself and the champion, timed in turn.
+    """
+
+    predictions: Predictions
+    again: bool
+    timings: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Everything that a verdict rests on; each file is read once.
+
+    By candidate: `arrays` are those of predictions.npz, `tags` those of the training's run. `champion` is None without
+    a champion, and if the service cannot serve it any more because it decodes images differently. `images` is the whole
+    dataset, memory-mapped.
+    """
+
+    files: dict[str, CandidateFiles]
+    arrays: dict[str, dict[str, np.ndarray]]
+    predictions: dict[str, Predictions]
+    state: State
+    tags: dict[str, dict[str, str]]
+    champion: Measured | None
+    preprocessing: str
+    test_reads: int
+    images: np.ndarray | None
+
+
+def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
+    """Read the candidates' files and the registry; evaluate the champion if its predictions are of other data.
+
+    Raises ValueError naming the file or version that is missing, damaged or of other data.
+    """
+    files = {name: read_candidate(recipe, name, workspace) for name in CANDIDATES}
+    arrays = {name: read_predictions(files[name].folder / "predictions.npz") for name in files}
+    preprocessing = preprocess.fingerprint()
+    state = read_state(recipe.registered_model)
+    tags = {name: tags_of_run(str(files[name].training["run_id"])) for name in files}
+    known = {name: next((v for v in state.versions if v.is_of(recipe, files[name])), None) for name in files}
+    champion = None
+    if state.champion and state.champion.decodes_like(preprocessing):
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = fetch(state.champion, Path(scratch))
+            champion = _measure(recipe, state.champion, folder, files, workspace)
+    pixels = paths.data_folder(recipe, workspace) / "images.npy"
+    return Evidence(
+        files=files,
+        arrays=arrays,
+        predictions={name: _predictions(files[name], arrays[name], known[name]) for name in files},
+        state=state,
+        tags=tags,
+        champion=champion,
+        preprocessing=preprocessing,
+        test_reads=ledger.count_reads(files[CANDIDATES[0]].data_digest, workspace),
+        images=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
+    )
+
+
+def _predictions(files: CandidateFiles, arrays: Mapping[str, np.ndarray], version: Version | None) -> Predictions:
+    """Return a candidate's predictions; `version` is the one that was registered from the same files."""
+    predictions = predictions_of(arrays, files.metrics, files.training.get("preprocessing"), number_of(version))
+    withdrawn = version.withdrawn if version else None
+    return replace(predictions, facts=replace(predictions.facts, withdrawn=withdrawn))
+
+
+def _measure(
+    recipe: Recipe, champion: Version, folder: Path, files: Mapping[str, CandidateFiles], workspace: Path
+) -> Measured:
+    """Return the champion's predictions for the candidates' test images, and the timings if the gate needs them.
+
+    `folder` holds its artefacts. It is evaluated again if it was registered with other data, or with fewer measurements
+    than today's.
+    """
+    digest = files[CANDIDATES[0]].data_digest
+    metadata = read_json(folder / "metadata.json")
+    document, arrays = metadata.get("evaluation") or {}, read_arrays(folder / "predictions.npz")
+    again = champion.data_digest != digest or not is_complete(arrays, document)
+    if again:
+        if metadata["class_names"] != recipe.data.class_names:
+            raise JudgingError(
+                f"the champion of {champion.name}, version {champion.version}, has the classes "
+                f"{metadata['class_names']}, recipe {recipe.name} has {recipe.data.class_names}; set another "
+                "registered_model for the recipe in params.yaml"
+            )
+        data = open_dataset(paths.data_folder(recipe, workspace))
+        _, validation = split_rows(data, recipe.split)
+        ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
+        document, arrays = evaluate(folder / "model.tflite", data, validation)
+    timings = {}
+    if recipe.gate.as_good_and_lighter:
+        # The champion's recorded latency is of another time, and maybe of another machine.
+        timings = {
+            name: time_in_turn(files[name].folder / "model.tflite", folder / "model.tflite")
+            for name in files
+            if files[name].sha256 != champion.sha256
+        }
+    predictions = predictions_of(arrays, document, metadata.get("preprocessing"), champion.version)
+    return Measured(predictions, again, timings)
