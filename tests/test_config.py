@@ -109,3 +109,11 @@ def test_a_recipe_cannot_be_changed():
 def test_an_unknown_candidate_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="there are: scratch, pretrained"):
         config.load_recipe("digits", ROOT / "params.yaml").candidate("best")
+
+
+def test_a_rule_about_several_keys_does_not_print_the_section(tmp_path):
+    with pytest.raises(ValueError, match="recipes") as raised:
+        config.load_recipe("digits", edited(tmp_path, "candidates.scratch.shift", 40))
+    assert str(raised.value).endswith(
+        ": recipes.digits: candidates.scratch.shift is 40; it must be less than data.image_size, 32"
+    )

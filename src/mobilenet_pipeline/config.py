@@ -272,6 +272,7 @@ def _sentences(path: Path, recipe: str, error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         key = ".".join(["recipes", recipe, *map(str, fault["loc"])])
-        value = "" if fault["type"] == "missing" else f" (it is {fault['input']!r})"
-        lines.append(f"{path}: {key}: {fault['msg']}{value}")
+        # A rule about several keys names the values itself; its input is the whole section.
+        value = "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (it is {fault['input']!r})"
+        lines.append(f"{path}: {key}: {fault['msg'].removeprefix('Value error, ')}{value}")
     return "\n".join(lines)

@@ -113,11 +113,13 @@ def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any) -> None:
 
 @pytest.mark.parametrize(
     ("cron", "timezone", "message"),
-    [("nonsense", "UTC", "'nonsense'.* cron expression"), ("0 3 * * *", "nonsense", "time ?zone")],
+    [
+        ("nonsense", "UTC", "invalid cron expression 'nonsense'"),
+        ("0 3 * * *", "nonsense", "unknown time zone 'nonsense'"),
+    ],
 )
 def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str, message: str) -> None:
     from flows import deployments
 
-    with pytest.raises(ValueError, match=message) as raised:
+    with pytest.raises(ValueError, match=message):
         deployments.check(cron, timezone)
-    assert "'nonsense'" in str(raised.value)

@@ -40,7 +40,7 @@ def test_a_changed_line_is_found(recipe: Recipe, record: Path, tmp_path: Path) -
 
 def test_a_removed_line_is_found(recipe: Recipe, record: Path, tmp_path: Path) -> None:
     record.write_text(record.read_text().splitlines(keepends=True)[1])
-    with pytest.raises(HistoryError, match="line 1 does not follow"):
+    with pytest.raises(HistoryError, match="what was before line 1 was changed or removed"):
         history.read(recipe, tmp_path)
 
 

@@ -33,7 +33,7 @@ def version_description(recipe: Recipe, files: CandidateFiles) -> str:
     )
 
 
-def test_metrics(files: CandidateFiles) -> dict[str, float]:
+def metrics_of(files: CandidateFiles) -> dict[str, float]:
     # The prefix separates the artefact's validation metrics from the learning curve of the training.
     metrics = {
         f"{prefix}_{key}": files.metrics[split][key]

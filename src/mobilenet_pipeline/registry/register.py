@@ -11,7 +11,7 @@ from mlflow.exceptions import MlflowException
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import runs
-from mobilenet_pipeline.registry.documents import metadata, model_description, test_metrics, version_description
+from mobilenet_pipeline.registry.documents import metadata, metrics_of, model_description, version_description
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.registry.versions import (
     ARTEFACT,
@@ -47,7 +47,7 @@ def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[s
     client = MlflowClient()
     version = version_of(same) if same else _create(recipe, files, {str(entry.run_id) for entry in entries})
     model_id = _logged_model(client.get_run(version.run_id))
-    runs.log_metrics(version.run_id, test_metrics(files), model_id=model_id)
+    runs.log_metrics(version.run_id, metrics_of(files), model_id=model_id)
     for name, png in draw().items():
         runs.log_file(version.run_id, png, name, "figures")
     with tempfile.TemporaryDirectory() as scratch:

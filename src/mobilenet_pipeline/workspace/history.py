@@ -76,10 +76,12 @@ def read(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
         except (ValueError, KeyError, TypeError, AttributeError):
             raise HistoryError(f"{path}, line {number} is damaged: {line[:80]!r}; restore the file") from None
         if previous != chain:
-            raise HistoryError(
-                f"{path}: line {number} does not follow line {number - 1}; one of them was changed or removed: restore "
-                "the file"
+            gap = (
+                f"line {number} does not follow line {number - 1}; one of them"
+                if events[1:]
+                else "what was before line 1"
             )
+            raise HistoryError(f"{path}: {gap} was changed or removed: restore the file")
         chain = _hash(line)
     return events
 
