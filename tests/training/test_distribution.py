@@ -126,7 +126,7 @@ def test_workers_that_differ_say_so_and_do_not_train(workers, tmp_path, differen
         started, logs = start_two(tmp_path, {"weights": "none"}, {"weights": "none", "alpha": 0.5})
     with ended(started):
         for process, log in zip(started, logs, strict=True):
-            assert process.wait(120) != 0
+            assert process.wait(300) != 0
             assert "the workers of TF_CONFIG differ" in log.read_text(errors="replace")
 
 
@@ -171,7 +171,7 @@ def test_a_peer_without_weights_is_reported_as_gone(tmp_path):
         for log, config, folder in zip(logs, cluster(), folders, strict=True)
     ]
     with ended(started):
-        assert all(process.wait(120) != 0 for process in started)
+        assert all(process.wait(300) != 0 for process in started)
     assert "ConnectionError: another worker of TF_CONFIG is gone" in logs[0].read_text(errors="replace")
     assert "IMAGENET_WEIGHTS_DIR has no" in logs[1].read_text(errors="replace")
 
