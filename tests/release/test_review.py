@@ -145,7 +145,7 @@ def test_a_rejected_challenger_is_no_longer_served(recipe: Recipe, champions: No
 
 
 def test_a_rollback_restores_the_previous_champion(recipe: Recipe, champions: None, packaging: Packaging) -> None:
-    assert "Version 2 of digits-mobilenet is champion again" in review.rollback(recipe, None, "slow", "ann")
+    assert "Version 2 of digits-mobilenet is champion, version 4" in review.rollback(recipe, None, "slow", "ann")
     assert (champion(recipe), served(recipe, packaging)) == ("2", "2")
     assert events(recipe)[-1] == ("rolled back", "2", "4", "2")
     assert withdrawn(recipe, "4") == "rolled back by ann: slow"
@@ -166,10 +166,10 @@ def test_descriptions_begin_with_the_last_decision(
     review.reject(recipe, "1", "odd", "ann")
     review.rollback(recipe, None, "slow", "ann")
     assert first_line("1") == "> Withdrawn: rejected by ann: odd"
-    assert first_line("2") == "> Champion again: rolled back by ann: slow"
+    assert first_line("2") == "> Champion: rolled back by ann: slow"
     assert first_line("4") == "> Withdrawn: rolled back by ann: slow"
     review.rollback(recipe, "4", "it was the network", "ann")
-    assert first_line("4") == "> Champion again: rolled back by ann: it was the network"
+    assert first_line("4") == "> Champion: rolled back by ann: it was the network"
     description = client.get_model_version(recipe.registered_model, "4").description
     assert "Promoted: " in description
     assert description.count("> ") == 1
@@ -181,7 +181,7 @@ def test_a_rollback_killed_before_its_record_is_described_by_the_next(
     aliases.set_alias(recipe.registered_model, "champion", "2")
     review.rollback(recipe, "2", "slow", "ann")
     description = client.get_model_version(recipe.registered_model, "2").description
-    assert str(description).startswith("> Champion again: rolled back by ann: slow\n")
+    assert str(description).startswith("> Champion: rolled back by ann: slow\n")
 
 
 def test_a_repeated_rollback_changes_nothing(recipe: Recipe, champions: None, packaging: Packaging) -> None:
@@ -409,7 +409,7 @@ def test_commands_approve_review_and_roll_back(
         verdict = json.loads(capsys.readouterr().out)
         assert (verdict["promote"], verdict["versions"]["pretrained"]) == (True, number)
     assert cli.main(["rollback", "--reason", "slow"]) == 0
-    assert "Version 2 of digits-mobilenet is champion again, version 4 is withdrawn." in capsys.readouterr().out
+    assert "Version 2 of digits-mobilenet is champion, version 4 is withdrawn." in capsys.readouterr().out
     assert champion(manual) == "2"
 
 

@@ -79,7 +79,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         promotion.install(recipe, state, target, keeps)
         registry.set_tag(target, "withdrawn", "")
         if not done:
-            registry.announce(target, f"Champion again: rolled back by {who}: {why}")
+            registry.announce(target, f"Champion: rolled back by {who}: {why}")
         promotion.settle(recipe, state, "rolled back", target, why, who, workspace)
         return f"Version {target.version} of {state.name} is champion{' already' if done else ''}."
     # First: from here on, no run promotes the withdrawn version.
@@ -94,9 +94,9 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
         raise
     registry.set_tag(target, "withdrawn", "")  # whoever names a withdrawn version with --to wants it back
     registry.announce(champion, f"Withdrawn: rolled back by {who}: {why}")
-    registry.announce(target, f"Champion again: rolled back by {who}: {why}")
+    registry.announce(target, f"Champion: rolled back by {who}: {why}")
     promotion.settle(recipe, state, "rolled back", target, why, who, workspace)
-    return f"Version {target.version} of {state.name} is champion again, version {champion.version} is withdrawn."
+    return f"Version {target.version} of {state.name} is champion, version {champion.version} is withdrawn."
 
 
 def publish(recipe: Recipe, workspace: Path = HERE) -> str | None:
