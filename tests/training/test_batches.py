@@ -9,12 +9,6 @@ NUMBERED = Images(np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((
 """Images whose pixels are their label."""
 
 
-def test_the_first_images_keep_their_labels():
-    some = NUMBERED.first(3)
-    assert len(some) == 3
-    assert some.pixels[:, 0, 0, 0].tolist() == some.labels.tolist() == [0, 1, 2]
-
-
 def test_an_epoch_holds_every_image_at_most_once():
     plain = SMALL.model_copy(update={"epochs": 1, "shift": 0})
     made = list(training_batches(NUMBERED, plain, 16, 1))

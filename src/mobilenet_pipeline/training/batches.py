@@ -19,10 +19,6 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def first(self, count: int) -> "Images":
-        """Return the first `count` images."""
-        return Images(self.pixels[:count], self.labels[:count])
-
 
 @dataclass(frozen=True)
 class Share:
