@@ -9,7 +9,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation.predictions import Facts, Predictions
 from mobilenet_pipeline.gate import verdict
 from mobilenet_pipeline.gate.checks import Check
-from mobilenet_pipeline.gate.verdict import Aliases, Decision, Verdict
+from mobilenet_pipeline.gate.verdict import Aliases, Decision, Usage, Verdict
 
 LIMITS = config.Gate(
     accuracy_floor=0.6,
@@ -59,10 +59,19 @@ def decide(
     pretrained: Predictions,
     champion: Predictions | None,
     limits: config.Gate = LIMITS,
-    reads: int = 2,
+    comparisons: int = 0,
     timings: dict[str, tuple[float, float]] | None = None,
 ) -> Decision:
-    return verdict.decide({"scratch": scratch, "pretrained": pretrained}, champion, limits, "p1", reads, timings)
+    """Return the decision after so many earlier comparisons on these test images."""
+    return verdict.decide(
+        {"scratch": scratch, "pretrained": pretrained}, champion, limits, "p1", usage(comparisons), timings
+    )
+
+
+def usage(comparisons: int = 0) -> Usage:
+    """Return how the test images were used, after so many earlier comparisons."""
+    numbers = {"scratch": comparisons + 1, "pretrained": comparisons + 2}
+    return Usage(reads=comparisons + 2, numbers=numbers, last=comparisons + 2)
 
 
 def failed(decision: Decision) -> list[tuple[str, str]]:

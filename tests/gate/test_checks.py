@@ -20,6 +20,7 @@ from planted_predictions import (
 
 from mobilenet_pipeline.evaluation.predictions import Facts, Predictions
 from mobilenet_pipeline.gate import checks
+from mobilenet_pipeline.metrics import spending
 
 
 def test_the_floor_is_for_the_lower_bound_of_the_accuracy() -> None:
@@ -80,26 +81,30 @@ def test_a_gain_that_chance_explains_is_not_promoted() -> None:
     assert decision.comparison.p_value == 0.5**4
 
 
-def test_five_images_gained_and_none_lost_are_just_enough() -> None:
-    decision = decide(accurate(100), accurate(155), accurate(150))
+def test_eleven_images_gained_and_none_lost_are_just_enough_in_the_second_comparison() -> None:
+    # 0.05 × (0.1 / (2 × 3) + 0.75 / 730) = 0.00088 lies between 1 / 2^11 and 1 / 2^10.
+    assert not decide(accurate(100), accurate(160), accurate(150)).promote
+    decision = decide(accurate(100), accurate(161), accurate(150))
     assert decision.promote
     assert decision.comparison is not None
-    assert (decision.comparison.only_candidate_right, decision.comparison.only_champion_right) == (5, 0)
-    assert decision.comparison.p_value == pytest.approx(0.5**5)
+    assert (decision.comparison.only_candidate_right, decision.comparison.only_champion_right) == (11, 0)
+    assert decision.comparison.p_value == pytest.approx(0.5**11)
+    assert (decision.comparison.number, decision.comparison.level) == (2, pytest.approx(0.000885, abs=1e-6))
 
 
-def test_the_p_value_of_two_candidates_counts_twice() -> None:
-    assert not decide(accurate(149), accurate(155), accurate(150)).promote
-    assert decide(accurate(149), accurate(156), accurate(150)).promote
+def test_the_same_gain_is_not_enough_after_ten_comparisons() -> None:
+    assert not decide(accurate(100), accurate(161), accurate(150), comparisons=10).promote
 
 
-def test_a_candidate_that_is_the_champion_is_no_second_chance() -> None:
-    assert decide(accurate(150), accurate(155), accurate(150)).promote
+def test_the_sentence_has_level_and_number_of_the_comparison() -> None:
+    sentence = check_of(decide(accurate(100), accurate(161), accurate(150)), "pretrained", checks.BETTER).sentence
+    assert "must be below 0.00088 in comparison 2 on these test images" in sentence
 
 
-def test_a_p_value_equal_to_the_significance_is_not_enough() -> None:
-    limits = LIMITS.model_copy(update={"significance": 0.5**5})
-    assert not decide(accurate(100), accurate(155), accurate(150), limits).promote
+def test_a_p_value_equal_to_the_level_is_not_enough() -> None:
+    level = spending.level(1.0, 2)
+    limits = LIMITS.model_copy(update={"significance": 0.5**11 / level})
+    assert not decide(accurate(100), accurate(161), accurate(150), limits).promote
 
 
 def test_a_p_value_too_small_for_a_float_is_not_called_zero() -> None:
@@ -187,13 +192,13 @@ def test_a_model_that_corruptions_harm_more_is_blocked() -> None:
 
 
 def test_a_loss_on_corrupted_images_is_told_with_bound_and_limit() -> None:
-    # 10 of 200 images are half as often right: 2.5 points, and 1.645 · 0.1092 / √200 = 1.27 of chance.
+    # 10 of 200 images are half as often right: 2.5 points, and 1.96 · 0.1092 / √200 = 1.51 of chance.
     fragile = facts(corrupted={**ROBUST, "blur 1": np.arange(200) < 90})
     check = check_of(
         decide(accurate(100), accurate(190, facts=fragile), accurate(150)), "pretrained", "corrupted images"
     )
     assert (check.number, check.limit) == (pytest.approx(0.025), 0.01)
-    assert all(part in check.sentence for part in ("-2.50 percentage points on 200", "bound -1.23", "more than 1 "))
+    assert all(part in check.sentence for part in ("-2.50 percentage points on 200", "bound -0.99", "more than 1 "))
 
 
 def test_a_model_as_robust_as_the_champion_differs_by_zero() -> None:

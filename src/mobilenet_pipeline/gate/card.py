@@ -24,7 +24,7 @@ def write_card(
         f"# {decision}: {files.name}, version {version} of {recipe.registered_model}",
         verdict.reason,
         "## Verdict\n\n" + _checks(files.name, verdict),
-        "## Test figures\n\n" + _figures(files.metrics),
+        "## Test figures\n\n" + _figures(files.metrics, max(1, verdict.test_reads)),
         "## Limits of use\n\n" + _limits(recipe, files),
         "## Where it comes from\n\n" + _list({key: f"`{value}`" for key, value in origin.items() if value}),
         "## Data\n\n" + _data(recipe, files),
@@ -41,18 +41,27 @@ def _checks(candidate: str, verdict: Verdict) -> str:
         for check in verdict.checks
         if check.candidate == candidate
     ]
-    reads = f"Models had been scored {verdict.test_reads} times on these test images in this workspace."
-    return "\n".join([*lines, "", verdict.warning or reads])
+    use = f"Models had been scored {verdict.test_reads} times on these test images in this workspace."
+    if verdict.budget_left is not None:
+        use += (
+            f" After this verdict, {verdict.budget_left:.0%} of the error budget of "
+            f"{verdict.limits.significance:g} is left: the chance of ever promoting a model that is no better."
+        )
+    return "\n".join([*lines, "", " ".join(filter(None, (use, verdict.warning)))])
 
 
-def _figures(metrics: Mapping[str, Any]) -> str:
+def _figures(metrics: Mapping[str, Any], scored: int) -> str:
     test, corrupted, artefact = metrics["test"], metrics["corruptions"], metrics["artefact"]
-    low, high = wilson_interval(round(test["accuracy"] * test["rows"]), test["rows"])
+    right = round(test["accuracy"] * test["rows"])
+    low, high = wilson_interval(right, test["rows"])
+    lowest, highest = wilson_interval(right, test["rows"], 0.05 / scored)
     worst = min(corrupted, key=lambda name: corrupted[name])
     mean = sum(corrupted.values()) / len(corrupted)
     return _list(
         {
             "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95 % interval: {low:.2%} to {high:.2%})",
+            "accuracy, corrected for choice": f"{lowest:.2%} to {highest:.2%} (95 % interval for the best of {scored} "
+            "models scored on these images)",
             "loss": f"{test['loss']:.4f}",
             "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
             "expected calibration error": f"{test['calibration_error']:.2%}",

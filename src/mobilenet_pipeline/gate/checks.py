@@ -7,10 +7,13 @@ import numpy as np
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation.predictions import Predictions
-from mobilenet_pipeline.metrics import paired, scores
+from mobilenet_pipeline.metrics import paired, scores, spending
 
 VACANT, BETTER, AS_GOOD = REPLACES = ("no champion", "better than the champion", "as good and lighter")
 """Of these champion checks, one has to pass; the others all have to."""
+
+FALSE_BLOCKS = 0.05
+"""The chance that the checks on classes and corrupted images block a candidate that loses nothing; each has half."""
 
 
 @dataclass(frozen=True)
@@ -18,17 +21,19 @@ class Comparison:
     """A candidate compared with the champion on the same images.
 
     The counts are of images that only one of them classifies correctly. `p_value` is that of the one-sided test
-    that the candidate is better, `lower_bound` the one-sided 95 % bound of the difference of accuracies; both are
-    Bonferroni-adjusted for `candidates` compared at once. `milliseconds` per image are of candidate and champion, if
-    they were timed in turn.
+    that the candidate is better. `lower_bound` is the one-sided (1 − `level`) bound of the difference of accuracies.
+    `number` counts the comparisons on these test images, and `level` is the significance level that the error budget
+    has for this one; both are None in verdicts from before there was a budget. `milliseconds` per image are of
+    candidate and champion, if they were timed in turn.
     """
 
     only_candidate_right: int
     only_champion_right: int
-    candidates: int
     p_value: float
     lower_bound: float
     milliseconds: tuple[float, float] | None
+    number: int | None = None
+    level: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,17 +118,27 @@ def _check(candidate: str, name: str, passed: bool, number: float | None, limit:
 
 
 def compare(
-    candidate: Predictions, champion: Predictions, candidates: int, milliseconds: tuple[float, float] | None
+    candidate: Predictions,
+    champion: Predictions,
+    budget: float,
+    number: int | None,
+    milliseconds: tuple[float, float] | None,
 ) -> Comparison:
-    """Compare one of `candidates` with the champion by the exact one-sided McNemar test."""
+    """Compare a candidate with the champion by the exact one-sided McNemar test.
+
+    It is comparison `number` of those that share the error `budget` of the test images; without a number its level is
+    0, at which nothing is significant.
+    """
     both = paired.pair(candidate.right, champion.right)
+    level = spending.level(budget, number) if number else 0.0
     return Comparison(
         both.only_candidate,
         both.only_champion,
-        candidates,
-        min(1.0, candidates * paired.p_better(both)),
-        paired.lower_bound(both, 0.05 / candidates),
+        paired.p_better(both),
+        paired.lower_bound(both, level) if number else -1.0,
         milliseconds,
+        number,
+        level,
     )
 
 
@@ -158,11 +173,6 @@ def vacancy(winner: str, accuracy: float, unservable: str | None) -> Check:
     return _check(winner, VACANT, True, None, None, text)
 
 
-def same(candidate: Predictions, champion: Predictions) -> bool:
-    """Return whether both give the same probabilities for every test image."""
-    return _changed(candidate, champion) == 0
-
-
 def _changed(candidate: Predictions, champion: Predictions) -> int:
     return int((candidate.probabilities != champion.probabilities).any(axis=1).sum())
 
@@ -178,16 +188,17 @@ def _novelty(winner: str, candidate: Predictions, champion: Predictions) -> Chec
 def _improvement(
     winner: str, candidate: Predictions, champion: Predictions, comparison: Comparison, limits: config.Gate
 ) -> Check:
-    better = comparison.p_value < limits.significance
+    level, number = comparison.level or 0.0, comparison.number or 0
+    better = comparison.p_value < level
     gain, rule = comparison.only_candidate_right - comparison.only_champion_right, limits.as_good_and_lighter
     text = (
         f"alone classifies {comparison.only_candidate_right:,} test images correctly, {_called(champion)} alone "
         f"{comparison.only_champion_right:,}: {'a' if better else 'no'} significant gain (exact one-sided McNemar "
-        f"test{_adjusted(comparison.candidates)}, p {_small(comparison.p_value)}, must be below "
-        f"{limits.significance:g})"
+        f"test, p {_small(comparison.p_value)}, must be below {level:.2g} in comparison {number:,} on these test "
+        "images)"
     )
     if better or rule is None:
-        return _check(winner, BETTER, better, comparison.p_value, limits.significance, text)
+        return _check(winner, BETTER, better, comparison.p_value, level, text)
     saving, timed = 1 - candidate.facts.bytes / champion.facts.bytes, "the two were not timed in turn"
     if comparison.milliseconds:
         ours, theirs = comparison.milliseconds
@@ -196,7 +207,7 @@ def _improvement(
     as_good, lighter = comparison.lower_bound > -rule.margin, saving >= rule.saving
     text += (
         f"; the recipe also accepts as good and lighter: the accuracy differs by "
-        f"{gain / len(candidate.labels) * 100:+.2f} percentage points, one-sided 95 % bound "
+        f"{gain / len(candidate.labels) * 100:+.2f} percentage points, one-sided bound at the same level "
         f"{comparison.lower_bound * 100:+.2f} (must be above {-rule.margin * 100:+g}); {timed}; it saves {saving:.0%} "
         f"of size or time (at least {rule.saving:.0%})"
     )
@@ -213,7 +224,7 @@ def _classes(winner: str, candidate: Predictions, champion: Predictions, limits:
     worse = [
         (found.difference, int(label), p)
         for found, label, p in zip(pairs, present, p_values, strict=True)
-        if found.difference < -limits.recall_drop and p < limits.significance
+        if found.difference < -limits.recall_drop and p < FALSE_BLOCKS / 2
     ]
     lowest = min(found.difference for found in pairs)
     if worse:
@@ -241,21 +252,21 @@ def _robustness(winner: str, candidate: Predictions, champion: Predictions, limi
     """Check that corruptions do not harm the candidate more than the champion, significantly and beyond the limit.
 
     Per image, the share of corruptions under which each model is correct differs; the mean of these differences has a
-    standard error. The check blocks a loss that exceeds the limit and is significant (one-sided, 5 %), so at most 5 in
-    100 equally robust candidates are blocked, however few the images. Two trainings of `digits` differ with a standard
-    deviation of 14 percentage points per image: on its 360 images, chance alone reaches 1.25. Requiring proof that no
-    more than the limit of 1 is lost would block 6 in 10 equally robust candidates. Requiring proof that more than the
-    limit is lost would let half of those pass that lose 2.25.
+    standard error. The check blocks a loss that exceeds the limit and is significant (one-sided, 2.5 %), so at most 25
+    in 1,000 equally robust candidates are blocked, however few the images. Two trainings of `digits` differ with a
+    standard deviation of 14 percentage points per image: on its 360 images, chance alone reaches 1.25. Requiring proof
+    that no more than the limit of 1 is lost would block 6 in 10 equally robust candidates. Requiring proof that more
+    than the limit is lost would let half of those pass that lose 2.25.
     """
     ours, theirs = candidate.facts.corrupted, champion.facts.corrupted
     lost = {name: np.asarray(theirs[name], float) - np.asarray(ours[name], float) for name in ours}
     each = np.mean(list(lost.values()), axis=0)
-    drop, least, limit = float(np.mean(each)), paired.mean_lower_bound(each, 0.05), limits.corruption_drop
+    drop, least, limit = float(np.mean(each)), paired.mean_lower_bound(each, FALSE_BLOCKS / 2), limits.corruption_drop
     worst = max(lost, key=lambda name: float(np.mean(lost[name])))
     text = (
         f"differs from {_called(champion)} by {0 - drop * 100:+.2f} percentage points on {each.size:,} corrupted "
-        f"images (one-sided 95 % bound {0 - least * 100:+.2f}; a significant loss of more than {limit * 100:g} blocks "
-        f"it); its worst corruption is {worst}, {0 - np.mean(lost[worst]) * 100:+.1f}"
+        f"images (one-sided 97.5 % bound {0 - least * 100:+.2f}; a significant loss of more than {limit * 100:g} "
+        f"blocks it); its worst corruption is {worst}, {0 - np.mean(lost[worst]) * 100:+.1f}"
     )
     return _check(winner, "corrupted images", not (drop > limit and least > 0), drop, limit, text)
 
@@ -263,10 +274,6 @@ def _robustness(winner: str, candidate: Predictions, champion: Predictions, limi
 def _small(p_value: float) -> str:
     """Return `= p`, or a bound for a p-value that is too small for a float."""
     return f"= {p_value:.2g}" if p_value else "< 1e-300"
-
-
-def _adjusted(candidates: int) -> str:
-    return f", Bonferroni-adjusted for {candidates} candidates" if candidates > 1 else ""
 
 
 def _called(champion: Predictions) -> str:

@@ -20,17 +20,27 @@ from mobilenet_pipeline.gate.checks import (
     class_names,
     compare,
     own_checks,
-    same,
     vacancy,
 )
-from mobilenet_pipeline.metrics import scores
-
-MANY_READS = 20
-"""From so many reads on, the verdict warns: every comparison on the same images is one more chance to win by luck."""
+from mobilenet_pipeline.metrics import scores, spending
 
 
 class GateError(ValueError):
     """The predictions cannot be compared, so nothing may be promoted."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How the test images were used so far, from the records.
+
+    `reads` counts the scorings of models on them. `numbers` has, by candidate, the number of its comparison with the
+    champion among all comparisons on these images; a candidate without a number cannot be better. `last` is the highest
+    number so far.
+    """
+
+    reads: int
+    numbers: Mapping[str, int]
+    last: int
 
 
 @dataclass(frozen=True)
@@ -70,8 +80,9 @@ class Decision(BaseModel):
     """The gate's decision with every number behind it.
 
     `winner` is the candidate to promote, or the best of those that are not promoted; None if none is eligible.
-    `comparison` is the winner's. `test_reads` counts how often models were scored on these test images so far;
-    `warning` is set if that is often.
+    `comparison` is the winner's. `test_reads` counts how often models were scored on these test images so far.
+    `budget_left` is the share of the test images' error budget, `limits.significance`, that is left; None in verdicts
+    from before there was a budget. `warning` is set if half of it is spent.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -87,6 +98,7 @@ class Decision(BaseModel):
     test_rows: int
     test_reads: int
     warning: str | None
+    budget_left: float | None = None
 
 
 class Verdict(Decision):
@@ -135,7 +147,7 @@ def decide(
     champion: Predictions | None,
     limits: config.Gate,
     preprocessing: str,
-    test_reads: int,
+    usage: Usage,
     timings: Mapping[str, tuple[float, float]] | None = None,
     unservable: str | None = None,
 ) -> Decision:
@@ -146,7 +158,8 @@ def decide(
     `config.CANDIDATES`). With a champion, the best candidate that passes every champion check is promoted: better, or
     as good and lighter if the limits allow it; no class much worse; loss and accuracy on corrupted images as good.
 
-    `preprocessing` is the fingerprint of the service's decoder. `timings` maps a candidate to the milliseconds per
+    `preprocessing` is the fingerprint of the service's decoder. `usage` says how the test images were used before, from
+    which follows the significance level of each comparison. `timings` maps a candidate to the milliseconds per
     image of itself and the champion, timed in turn; no other times count as lighter. `unservable` is the version of a
     champion that is left out because the service decodes images differently from its training.
 
@@ -160,15 +173,18 @@ def decide(
         comparisons = {}
         beside = {name: [vacancy(name, standings[name].accuracy, unservable)] for name in ranking[:1]}
     else:
-        rivals = sum(not same(candidates[name], champion) for name in ranking)
         times = timings or {}
-        comparisons = {name: compare(candidates[name], champion, max(1, rivals), times.get(name)) for name in ranking}
+        comparisons = {
+            name: compare(candidates[name], champion, limits.significance, usage.numbers.get(name), times.get(name))
+            for name in ranking
+        }
         beside = {
             name: champion_checks(name, candidates[name], champion, comparisons[name], limits) for name in ranking
         }
     passing = [name for name in beside if all(check.passed for check in beside[name])]
     winner = next(iter([*passing, *ranking]), None)
     reference = candidates[config.CANDIDATES[0]]
+    budget_left = spending.left(usage.last)
     return Decision(
         promote=bool(passing),
         winner=winner,
@@ -179,17 +195,18 @@ def decide(
         checks=[*chain.from_iterable(own.values()), *chain.from_iterable(beside.values())],
         data_digest=reference.data_digest,
         test_rows=len(reference.labels),
-        test_reads=test_reads,
-        warning=_warning(test_reads),
+        test_reads=usage.reads,
+        warning=_warning(usage.last, budget_left),
+        budget_left=budget_left,
     )
 
 
-def _warning(reads: int) -> str | None:
-    if reads < MANY_READS:
+def _warning(comparisons: int, left: float) -> str | None:
+    if left > 0.5:
         return None
     return (
-        f"Models have been scored {reads} times on these test images. With every time, the best figure owes more to "
-        "chance: collect new test images before the next decisions."
+        f"After {comparisons:,} comparisons on these test images, {left:.0%} of their error budget is left, and "
+        "only large gains are significant: collect new test images, which have a budget of their own."
     )
 
 

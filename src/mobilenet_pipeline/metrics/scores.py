@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 from typing import TypedDict
 
 import numpy as np
@@ -11,7 +12,6 @@ SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
 TOP = 3
 BINS, SMALLEST_BIN = 15, 50
-Z_95 = 1.959963984540054
 
 
 class Metrics(TypedDict):
@@ -58,8 +58,8 @@ def confusion_matrix(actual: np.ndarray, predicted: np.ndarray, classes: int) ->
     return np.bincount(actual * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 
-def wilson_interval(right: int, rows: int) -> tuple[float, float]:
-    """Return the 95 % Wilson score interval of the share `right` / `rows`.
+def wilson_interval(right: int, rows: int, level: float = 0.05) -> tuple[float, float]:
+    """Return the (1 − `level`) Wilson score interval of the share `right` / `rows`.
 
     Without rows, the interval is (0, 1). Raises ValueError unless 0 <= right <= rows. (Wilson 1927)
     """
@@ -67,7 +67,7 @@ def wilson_interval(right: int, rows: int) -> tuple[float, float]:
         raise ValueError(f"{right} right answers in {rows} rows are not a share; pass 0 to {rows}")
     if rows == 0:
         return 0.0, 1.0
-    share, spread = right / rows, Z_95**2 / rows
+    share, spread = right / rows, NormalDist().inv_cdf(1 - level / 2) ** 2 / rows
     centre = (share + spread / 2) / (1 + spread)
     half = math.sqrt(share * (1 - share) * spread + spread**2 / 4) / (1 + spread)
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -12,10 +12,12 @@ from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
 from mobilenet_pipeline.evaluation.evaluate import evaluate, is_complete, time_in_turn
 from mobilenet_pipeline.evaluation.predictions import Predictions, predictions_of, read_arrays, read_predictions
+from mobilenet_pipeline.gate.verdict import Usage
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.registry.aliases import State, read_state
-from mobilenet_pipeline.registry.versions import Version, fetch, number_of, tags_of_run
-from mobilenet_pipeline.workspace import ledger, paths
+from mobilenet_pipeline.registry.versions import Version, number_of, tags_of_run
+from mobilenet_pipeline.release import restore
+from mobilenet_pipeline.workspace import history, ledger, paths
 from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidate
 from mobilenet_pipeline.workspace.files import read_json
 from mobilenet_pipeline.workspace.paths import HERE
@@ -53,44 +55,67 @@ class Evidence:
     tags: dict[str, dict[str, str]]
     champion: Measured | None
     preprocessing: str
-    test_reads: int
+    usage: Usage
     images: np.ndarray | None
 
 
 def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
     """Read the candidates' files and the registry; evaluate the champion if its predictions are of other data.
 
+    The comparisons with the champion are recorded before anything is compared: each of them uses up a part of the test
+    images' error budget, whatever comes of it.
+
     Raises ValueError naming the file or version that is missing, damaged or of other data.
     """
     files = {name: read_candidate(recipe, name, workspace) for name in CANDIDATES}
     arrays = {name: read_predictions(files[name].folder / "predictions.npz") for name in files}
     preprocessing = preprocess.fingerprint()
-    state = read_state(recipe.registered_model)
+    withdrawn = history.withdrawn(recipe, workspace)
+    state = read_state(recipe.registered_model, withdrawn)
     tags = {name: tags_of_run(str(files[name].training["run_id"])) for name in files}
     known = {name: next((v for v in state.versions if v.is_of(recipe, files[name])), None) for name in files}
     champion = None
     if state.champion and state.champion.decodes_like(preprocessing):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = fetch(state.champion, Path(scratch))
+            folder = restore.fetch(recipe, state.champion, Path(scratch), workspace)
             champion = _measure(recipe, state.champion, folder, files, workspace)
     pixels = paths.data_folder(recipe, workspace) / "images.npy"
     return Evidence(
         files=files,
         arrays=arrays,
-        predictions={name: _predictions(files[name], arrays[name], known[name]) for name in files},
+        predictions={
+            name: _predictions(files[name], arrays[name], known[name], withdrawn.get(files[name].sha256))
+            for name in files
+        },
         state=state,
         tags=tags,
         champion=champion,
         preprocessing=preprocessing,
-        test_reads=ledger.count_reads(files[CANDIDATES[0]].data_digest, workspace),
+        usage=_use(recipe, files, state.champion if champion else None, workspace),
         images=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
     )
 
 
-def _predictions(files: CandidateFiles, arrays: Mapping[str, np.ndarray], version: Version | None) -> Predictions:
-    """Return a candidate's predictions; `version` is the one that was registered from the same files."""
+def _use(recipe: Recipe, files: Mapping[str, CandidateFiles], champion: Version | None, workspace: Path) -> Usage:
+    """Record the comparisons that follow, and return how the test images were used so far."""
+    digest, numbers = files[CANDIDATES[0]].data_digest, {}
+    if champion:
+        # The champion itself, trained again to the same bytes, has no chance to win.
+        artefacts = {name: it.sha256 for name, it in files.items() if it.sha256 != champion.sha256}
+        numbers = ledger.number_comparisons(recipe, artefacts, champion.sha256, digest, workspace)
+    return Usage(ledger.count_reads(digest, workspace), numbers, ledger.last_comparison(digest, workspace))
+
+
+def _predictions(
+    files: CandidateFiles, arrays: Mapping[str, np.ndarray], version: Version | None, recorded: str | None
+) -> Predictions:
+    """Return a candidate's predictions.
+
+    `version` is the one that was registered from the same files, `recorded` the reason on record for a withdrawal of
+    the artefact.
+    """
     predictions = predictions_of(arrays, files.metrics, files.training.get("preprocessing"), number_of(version))
-    withdrawn = version.withdrawn if version else None
+    withdrawn = recorded or (version.withdrawn if version else None)
     return replace(predictions, facts=replace(predictions.facts, withdrawn=withdrawn))
 
 
@@ -104,7 +129,8 @@ def _measure(
     """
     digest = files[CANDIDATES[0]].data_digest
     metadata = read_json(folder / "metadata.json")
-    document, arrays = metadata.get("evaluation") or {}, read_arrays(folder / "predictions.npz")
+    path = folder / "predictions.npz"
+    document, arrays = metadata.get("evaluation") or {}, read_arrays(path) if path.exists() else {}
     again = champion.data_digest != digest or not is_complete(arrays, document)
     if again:
         if metadata["class_names"] != recipe.data.class_names:

@@ -31,7 +31,8 @@ class Event:
 
     `who` is "the gate" or a person's name; `before` and `after` are the champion's versions; `run` is the MLflow run
     that trained `version`, `accuracy` its test accuracy, `at` an ISO 8601 time, and `verdict` the SHA-256 of the
-    verdict.json behind a promotion.
+    verdict.json behind a promotion. `artefact` is the SHA-256 of the version's artefact; `withdraws` is that of the
+    artefact that no run may promote from then on. Both are None in lines from before they were recorded.
     """
 
     what: What
@@ -44,6 +45,8 @@ class Event:
     accuracy: float
     at: str = field(default_factory=_now)
     verdict: str | None = None
+    artefact: str | None = None
+    withdraws: str | None = None
 
     @property
     def makes_champion(self) -> bool:
@@ -89,6 +92,20 @@ def read(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
 def champions(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
     """Return the events that made a version champion, the oldest first."""
     return [event for event in read(recipe, workspace) if event.makes_champion]
+
+
+def withdrawn(recipe: Recipe, workspace: Path = HERE) -> dict[str, str]:
+    """Return the reason for each artefact (SHA-256) that people have withdrawn, whatever a registry remembers of it.
+
+    An artefact that became champion again by a person's decision is not withdrawn any more.
+    """
+    reasons: dict[str, str] = {}
+    for event in read(recipe, workspace):
+        if event.withdraws:
+            reasons[event.withdraws] = f"{event.what} by {event.who}: {event.why}"
+        if event.what in ("rolled back", "found") and event.artefact:
+            reasons.pop(event.artefact, None)
+    return reasons
 
 
 def person() -> str:

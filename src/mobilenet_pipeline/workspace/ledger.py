@@ -1,39 +1,101 @@
-"""The record of reads of the test images: one line per scored model, append-only."""
+"""The record of how the test images were used: every scored model, and every comparison with a champion.
 
+Both files are append-only. What one recipe does counts for all recipes with the same test images.
+"""
+
+import fcntl
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.workspace import files, paths
+from mobilenet_pipeline.workspace.paths import HERE
 
 
-def record_read(recipe: Recipe, candidate: str, data_digest: str, sha256: str, workspace: Path = Path(".")) -> None:
+def record_read(recipe: Recipe, candidate: str, data_digest: str, sha256: str, workspace: Path = HERE) -> None:
     """Record that this artefact is about to be scored on the data's test images."""
-    row = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "candidate": candidate,
-        "data_digest": data_digest,
-        "artefact": sha256,
-    }
+    row = {"at": _now(), "candidate": candidate, "data_digest": data_digest, "artefact": sha256}
     files.append_line(paths.ledger_path(recipe, workspace), json.dumps(row))
 
 
-def count_reads(data_digest: str, workspace: Path = Path(".")) -> int:
+def count_reads(data_digest: str, workspace: Path = HERE) -> int:
     """Return all recipes' number of recorded reads of these test images.
 
     Raises ValueError, naming the line, if a record is damaged.
     """
-    return sum(_reads_of(data_digest, path) for path in paths.ledger_paths(workspace))
+    return len(_rows(paths.ledger_paths(workspace), data_digest))
 
 
-def _reads_of(data_digest: str, path: Path) -> int:
-    count = 0
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            count += json.loads(line)["data_digest"] == data_digest
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(
-                f"{path}, line {number} is damaged: {line[:80]!r}; restore the file, or correct that line"
-            ) from None
-    return count
+def last_comparison(data_digest: str, workspace: Path = HERE) -> int:
+    """Return the highest number of a comparison on these test images, 0 if there is none.
+
+    Raises ValueError, naming the line, if a record is damaged.
+    """
+    return max((row["number"] for row in _rows(paths.comparison_paths(workspace), data_digest)), default=0)
+
+
+def number_comparisons(
+    recipe: Recipe, artefacts: Mapping[str, str], champion: str, data_digest: str, workspace: Path = HERE
+) -> dict[str, int]:
+    """Return the number of each candidate's comparison with the champion, and record the new ones.
+
+    `artefacts` has the SHA-256 of each candidate's artefact, `champion` is that of the champion. The same pair keeps
+    its number. A new pair gets the next free number, which is at least the number of models that were scored up to the
+    candidate: whoever scores many models and compares the best one has chosen it on the test images.
+
+    Raises ValueError, naming the line, if a record is damaged, and OSError if it cannot be written.
+    """
+    with _numbering(workspace):
+        rows = _rows(paths.comparison_paths(workspace), data_digest)
+        scored = _order_of_reads(data_digest, workspace)
+        known = {(row["artefact"], row["champion"]): row["number"] for row in rows}
+        last, numbers = max(known.values(), default=0), {}
+        for name, artefact in artefacts.items():
+            number = known.get((artefact, champion))
+            if number is None:
+                number = last = max(last + 1, scored.get(artefact, len(scored) + 1))
+                known[artefact, champion] = number
+                row = {"at": _now(), "candidate": name, "data_digest": data_digest, "artefact": artefact}
+                line = json.dumps({**row, "champion": champion, "number": number})
+                files.append_line(paths.comparison_path(recipe, workspace), line)
+            numbers[name] = number
+    return numbers
+
+
+def _order_of_reads(data_digest: str, workspace: Path) -> dict[str, int]:
+    """Return the place of each artefact among all that were scored, counted from 1."""
+    rows = sorted(_rows(paths.ledger_paths(workspace), data_digest), key=lambda row: str(row["at"]))
+    return {artefact: place for place, artefact in enumerate(dict.fromkeys(row["artefact"] for row in rows), start=1)}
+
+
+@contextmanager
+def _numbering(workspace: Path) -> Iterator[None]:
+    """Let one process at a time give numbers: recipes with the same test images may be judged at once."""
+    folder = paths.records_folder(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".numbering").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _rows(places: list[Path], data_digest: str) -> list[dict[str, Any]]:
+    rows = []
+    for path in places:
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+            try:
+                row = json.loads(line)
+                if row["data_digest"] == data_digest:
+                    rows.append({**row, "artefact": row["artefact"], "at": row["at"]})
+            except (ValueError, KeyError, TypeError):
+                raise ValueError(
+                    f"{path}, line {number} is damaged: {line[:80]!r}; restore the file, or correct that line"
+                ) from None
+    return rows
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
