@@ -108,6 +108,10 @@ class SavedWorkspaces:
 
 def copy_workspace(source: Path, target: Path) -> None:
     """Copy the files and MLflow's database, whose paths are changed to those of the copy."""
+    from mlflow.tracking._tracking_service import utils
+
+    # MLflow remembers each run's place for the whole process; in the copy, the same run has another place.
+    utils._artifact_repos_cache.clear()
     shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("mlflow.db*"))
     with closing(sqlite3.connect(source / "mlflow.db")) as old, closing(sqlite3.connect(target / "mlflow.db")) as new:
         old.backup(new)  # not the file: a client may have the target open
@@ -309,6 +313,7 @@ def run(recipe: Recipe, store: Path, packaging: Packaging, without_figures: None
     from mobilenet_pipeline.release import judging, promotion
 
     def once() -> str:
+        promotion.reconcile(recipe)
         known = judging.recall(recipe)
         if known and promotion.is_applied(recipe, known):
             return "nothing to do"

@@ -51,7 +51,7 @@ def test_missing_artefacts_are_reported_with_their_place(
     make("scratch", right=190)
     version = register(recipe, "scratch")
     shutil.rmtree(artefact_folder(client, version))
-    with pytest.raises(versions.RegistryError, match=r"version 1 of digits-mobilenet has no artefacts at .*served"):
+    with pytest.raises(versions.RegistryError, match=r"the artefacts of digits-mobilenet version 1 are lost: .*served"):
         versions.fetch(version, tmp_path / "got")
 
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SERVICE = {
     "__init__.py",
     "answers.py",
+    "docs.html",
     "front_door.py",
     "live.py",
     "measures.py",
@@ -28,7 +29,7 @@ SERVICE = {
     "served.py",
     "service.py",
     "uploads.py",
-    "workers.py",
+    "settings.py",
 }
 
 

@@ -75,8 +75,8 @@ def test_a_version_s_description_is_its_card(recipe: Recipe, runs: Runs, client:
 
 def test_a_rejected_version_has_the_reason(recipe: Recipe, runs: Runs, client: mlflow.MlflowClient) -> None:
     runs((181, 183), (182, 195))
-    tags = client.get_model_version(recipe.registered_model, "3").tags
-    assert (tags["verdict"], "pretrained is promoted" in tags["verdict_reason"]) == ("rejected", True)
+    version = client.get_model_version(recipe.registered_model, "3")
+    assert (version.tags["verdict"], "pretrained is promoted" in version.description) == ("rejected", True)
 
 
 def test_nothing_is_registered_if_the_gate_refuses_to_compare(make: Make, recipe: Recipe) -> None:

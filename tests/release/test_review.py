@@ -429,3 +429,65 @@ def test_a_redirected_status_has_no_escape_codes(
     printed = capsys.readouterr().out
     assert printed.startswith("champion    version 4, pretrained, test accuracy 97.50%")
     assert "\x1b" not in printed
+
+
+def test_a_withdrawal_outlives_its_version(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    review.rollback(recipe, None, "cats look odd", "ann")
+    client.delete_model_version(recipe.registered_model, "4")
+    assert "pretrained is withdrawn: rolled back by ann: cats look odd" in run()
+    assert champion(recipe) == "2"
+
+
+def test_a_withdrawal_outlives_the_registry(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    review.rollback(recipe, None, "cats look odd", "ann")
+    client.delete_registered_model(recipe.registered_model)
+    assert run().startswith("scratch is promoted")
+    assert withdrawn(recipe, "2") == "rolled back by ann: cats look odd"  # pretrained, registered again
+
+
+def test_a_rejection_outlives_the_registry(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    review.reject(recipe, "3", "too slow", "ann")
+    client.delete_registered_model(recipe.registered_model)
+    assert "scratch is withdrawn: rejected by ann: too slow" in run()
+
+
+def test_a_withdrawal_made_in_the_registry_is_recorded(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    client.set_model_version_tag(recipe.registered_model, "3", "withdrawn", "too slow")
+    run()
+    last = history.read(recipe)[-1]
+    assert (last.what, last.version, last.who, last.why) == ("rejected", "3", "someone in the registry", "too slow")
+
+
+def test_a_removed_tag_does_not_take_back_a_withdrawal(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    review.rollback(recipe, None, "cats look odd", "ann")
+    client.delete_model_version_tag(recipe.registered_model, "4", "withdrawn")
+    run()
+    assert (champion(recipe), withdrawn(recipe, "4")) == ("2", "rolled back by ann: cats look odd")
+
+
+def test_a_rollback_to_a_withdrawn_version_takes_the_withdrawal_back(recipe: Recipe, champions: None) -> None:
+    review.rollback(recipe, None, "cats look odd", "ann")
+    review.rollback(recipe, "4", "it was the light", "ann")
+    assert [*history.withdrawn(recipe).values()] == ["rolled back by ann: it was the light"]
+    assert (withdrawn(recipe, "2"), withdrawn(recipe, "4")) == ("rolled back by ann: it was the light", None)
+
+
+def test_a_champion_by_hand_is_called_champion_by_the_registry(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    client.set_registered_model_alias(recipe.registered_model, "champion", "1")
+    review.reject(recipe, "4", "it is better", "ann")
+    run()
+    version = client.get_model_version(recipe.registered_model, "1")
+    assert version.description.startswith("> Champion: its alias was moved in the registry")
+    assert version.tags["verdict"] == "adopted"

@@ -112,3 +112,11 @@ def test_a_changed_history_is_found(recipe: Recipe, champions: None) -> None:
     path.write_text(path.read_text().replace('"before": null', '"before": "1"'))
     link = links_of(recipe, "4")["history"]
     assert (link.holds, "line 2 does not follow line 1" in link.sentence) == (False, True)
+
+
+def test_a_number_that_another_registry_had_shows_no_foreign_events(
+    recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
+) -> None:
+    client.delete_registered_model(recipe.registered_model)
+    run()
+    assert links_of(recipe, "2")["history"].sentence.count("promoted") == 1

@@ -1,6 +1,7 @@
 """Aliases of a registered model: which versions are champion and challenger, and how that changes."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -28,13 +29,22 @@ class State:
         return {"champion": number_of(self.champion), "challenger": number_of(self.challenger)}
 
 
-def read_state(name: str) -> State:
+def read_state(name: str, withdrawn: Mapping[str, str] | None = None) -> State:
     """Read the registered model `name`.
 
-    Raises RegistryError if an alias is on a version of another program.
+    `withdrawn` has the reason for each artefact (SHA-256) that was withdrawn on record. Its versions count as withdrawn
+    even if the registry has lost the tag. Raises RegistryError if an alias is on a version of another program.
     """
-    champion, challenger = with_alias(name, "champion"), with_alias(name, "challenger")
-    return State(name, versions(name), champion, challenger)
+    recorded = withdrawn or {}
+
+    def judged(version: Version) -> Version:
+        return replace(version, withdrawn=version.withdrawn or recorded.get(version.sha256))
+
+    champion, challenger = (
+        judged(version) if version else None
+        for version in (with_alias(name, "champion"), with_alias(name, "challenger"))
+    )
+    return State(name, [judged(version) for version in versions(name)], champion, challenger)
 
 
 def with_alias(name: str, alias: str) -> Version | None:

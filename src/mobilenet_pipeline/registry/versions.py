@@ -30,6 +30,10 @@ class RegistryError(ValueError):
     """A version or an artefact is missing from the registry, or is not this pipeline's."""
 
 
+class ArtefactsLost(RegistryError):
+    """The registry has a version, but not its artefacts."""
+
+
 @dataclass(frozen=True)
 class Version:
     """A candidate in the registry.
@@ -74,7 +78,7 @@ def fetch(version: Version, folder: Path) -> Path:
     """Download the version's served artefacts into `folder` and return `folder`.
 
     The files are model.tflite, predictions.npz and metadata.json, which includes the gate's verdict if there is one.
-    Raises RegistryError if the artefacts are missing, and ArtefactError, naming the file and both hashes, if a file
+    Raises ArtefactsLost if the artefacts are missing, and ArtefactError, naming the file and both hashes, if a file
     differs from the registered one.
     """
     use_store()
@@ -84,21 +88,61 @@ def fetch(version: Version, folder: Path) -> Path:
         try:
             source = Path(client.download_artifacts(version.run_id, SERVED, scratch))
         except (MlflowException, OSError) as error:
-            place = client.get_run(version.run_id).info.artifact_uri
-            raise RegistryError(
-                f"version {version.version} of {version.name} has no artefacts at {place}/{SERVED} ({error}); if the "
-                "project's directory was moved, move it back, else delete that version in the MLflow UI"
+            run = find_run(version.run_id)
+            cause = f"there are none at {run.info.artifact_uri}/{SERVED} ({error})" if run else _gone(version)
+            raise ArtefactsLost(
+                f"the artefacts of {version.name} version {version.version} are lost: {cause}; if the project's "
+                "directory was moved, move it back, else delete that version in the MLflow UI"
             ) from None
         metadata = read_json(source / METADATA)
         for name, expected in ((ARTEFACT, version.sha256), (PREDICTIONS, metadata["predictions_sha256"])):
             check_sha256(source / name, expected, f"{name} of {version.name} version {version.version}")
+        # Somebody may have renamed the registered model since; the hashes above say that the files are this version's.
+        metadata |= {"registered_model": version.name, "version": version.version}
         tags = client.get_model_version(version.name, version.version).tags
         if "verdict" in tags:
-            metadata["verdict"] = {"promoted": tags["verdict"] == "promoted", "reason": tags["verdict_reason"]}
-            (source / METADATA).write_text(to_json(metadata), encoding="utf-8")
+            metadata["verdict"] = {"promoted": tags["verdict"] == "promoted", "reason": _reason(version, tags)}
+        (source / METADATA).write_text(to_json(metadata), encoding="utf-8")
         for path in source.iterdir():
             path.replace(folder / path.name)
     return folder
+
+
+def _reason(version: Version, tags: Mapping[str, str]) -> str:
+    """Return the reason of the version's verdict; older versions have it as a tag."""
+    document = read_artefact(version, "verdict.json")
+    return tags.get("verdict_reason") or (str(json.loads(document)["reason"]) if document else "")
+
+
+def is_stored(version: Version) -> bool:
+    """Return whether the registry has the version's run and its artefact, whatever the artefact's bytes."""
+    use_store()
+    if find_run(version.run_id) is None:
+        return False
+    try:
+        stored = MlflowClient().list_artifacts(version.run_id, SERVED)
+    except (MlflowException, OSError):
+        return False
+    return f"{SERVED}/{ARTEFACT}" in {entry.path for entry in stored}
+
+
+def put_back(version: Version, folder: Path) -> bool:
+    """Store the served artefacts in `folder` with the version's run; return whether the store still has that run."""
+    use_store()
+    if find_run(version.run_id) is None:
+        return False
+    MlflowClient().log_artifacts(version.run_id, str(folder), SERVED)
+    return True
+
+
+def lost_run(version: Version) -> str | None:
+    """Return a sentence if the store lacks the version's run, with which its artefacts and its verdict are lost."""
+    use_store()
+    return None if find_run(version.run_id) else _gone(version)
+
+
+def _gone(version: Version) -> str:
+    return f"run {version.run_id} of version {version.version} was deleted in MLflow"
 
 
 def announce(version: Version, sentence: str) -> None:

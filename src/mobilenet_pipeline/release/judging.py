@@ -13,7 +13,7 @@ from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.registry import aliases
 from mobilenet_pipeline.registry.aliases import State
 from mobilenet_pipeline.registry.register import record_verdict, register
-from mobilenet_pipeline.registry.versions import Version, number_of
+from mobilenet_pipeline.registry.versions import Version, announce, is_stored, number_of, set_tag
 from mobilenet_pipeline.release.evidence import Evidence, collect
 from mobilenet_pipeline.reports.candidate_figures import draw_beside_champion, draw_candidate
 from mobilenet_pipeline.workspace import history, paths, provenance
@@ -48,7 +48,7 @@ def judge(recipe: Recipe, workspace: Path = HERE) -> Judgement:
         evidence.champion.predictions if evidence.champion else None,
         recipe.gate,
         evidence.preprocessing,
-        evidence.test_reads,
+        evidence.usage,
         evidence.champion.timings if evidence.champion else None,
         unservable,
     )
@@ -89,7 +89,11 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
             beside = draw_beside_champion(
                 name, evidence.predictions[name], evidence.champion.predictions, classes, champions
             )
-        record_verdict(version, verdict.to_json(), card, verdict.reason, verdict.promotes(name), origin, beside)
+        record_verdict(version, verdict.to_json(), card, verdict.promotes(name), origin, beside)
+        withdrawn = evidence.predictions[name].facts.withdrawn
+        if withdrawn and not version.withdrawn:  # the registry has forgotten it
+            set_tag(version, "withdrawn", withdrawn)
+            announce(version, f"Withdrawn: {withdrawn}")
     # Last: a verdict that was cut short is reached again; one that is on the disk only needs to be applied.
     write_text(paths.verdict_path(recipe, workspace), verdict.to_json())
     return Judgement(verdict, against, champion, challenger, evidence.state)
@@ -108,6 +112,8 @@ def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
         artefacts = {name: read_json(folder / "export.json")["sha256"] for name, folder in folders.items()}
     except (WorkspaceError, GateError, KeyError):
         return None
+    if verdict.budget_left is None:
+        return None  # it is from before comparisons had a budget
     if (verdict.registered_model, verdict.limits, verdict.preprocessing, verdict.data_digest, verdict.artefacts) != (
         recipe.registered_model,
         recipe.gate,
@@ -116,7 +122,7 @@ def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
         artefacts,
     ):
         return None
-    state = aliases.read_state(recipe.registered_model)
+    state = aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
     known = {version.version: version for version in state.versions}
     judged = {name: known.get(number) for name, number in verdict.versions.items()}
     if {name: version and version.sha256 for name, version in judged.items()} != artefacts:
@@ -144,14 +150,14 @@ def _runner_up(
     """Return the best version beside the champion on these test images.
 
     The choice is among the eligible candidates, the former champion and the former challenger. A challenger that was
-    measured on other images counts only if there is nobody else.
+    measured on other images counts only if there is nobody else. One whose artefact is lost does not count.
     """
     ranked = {}
     former, challenger = (
         version if version and version.decodes_like(evidence.preprocessing) and not version.withdrawn else None
         for version in (evidence.state.champion, evidence.state.challenger)
     )
-    if challenger:
+    if challenger and is_stored(challenger):
         same = challenger.data_digest == decision.data_digest
         ranked[challenger.version] = (challenger.accuracy if same else -1.0, challenger)
     if former and decision.champion:

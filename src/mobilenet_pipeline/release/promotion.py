@@ -1,6 +1,7 @@
 """Verdict to Bento, aliases and history. Every step can be repeated, so the next run completes one that was killed."""
 
 import hashlib
+import logging
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,17 +9,19 @@ from pathlib import Path
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Aliases, Verdict
 from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.inference.artefact import ArtefactError
+from mobilenet_pipeline.registry import aliases, runs
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged, State
-from mobilenet_pipeline.registry.store import use_store
-from mobilenet_pipeline.registry.versions import Version, number_of
-from mobilenet_pipeline.release import bento
+from mobilenet_pipeline.registry.versions import ArtefactsLost, Version, number_of
+from mobilenet_pipeline.release import bento, restore
 from mobilenet_pipeline.release.bento import Bento
 from mobilenet_pipeline.release.judging import Judgement, read_verdict, recall
 from mobilenet_pipeline.workspace import history, ledger, paths
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
+
+_log = logging.getLogger(__name__)
 
 
 def waiting(recipe: Recipe, judgement: Judgement) -> Version | None:
@@ -48,31 +51,53 @@ def promote(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> str
     if champion is None:
         return None
     check_history(recipe, workspace)
-    state = aliases.read_state(recipe.registered_model)
+    state = read_state(recipe, workspace)
     _check_champion(state, judgement)
     if champion.approval == "approved":
         record_opinion(recipe, state, "approved", champion, "", "someone in the registry", workspace)
-    tag = install(recipe, state, champion, judgement.challenger)
+    tag = install(recipe, state, champion, judgement.challenger, workspace)
     if judgement.verdict.promote:
         digest = hashlib.sha256(judgement.verdict.to_json().encode()).hexdigest()
         settle(recipe, state, "promoted", champion, judgement.verdict.reason, "the gate", workspace, digest)
     else:
-        settle(recipe, state, "found", champion, "the alias was moved by other means", "the pipeline", workspace)
+        _adopt(recipe, state, champion, workspace)
     return tag
 
 
-def install(recipe: Recipe, state: State, champion: Version, challenger: Version | None) -> str:
+def _adopt(recipe: Recipe, state: State, champion: Version, workspace: Path) -> None:
+    """Record a champion whose alias was moved by other means, and let the registry say so."""
+    if is_recorded(history.champions(recipe, workspace), champion):
+        return
+    registry.set_tag(champion, "withdrawn", "")  # whoever moves the alias to a withdrawn version wants it back
+    registry.set_tag(champion, "verdict", "adopted")
+    registry.announce(champion, "Champion: its alias was moved in the registry, not by the gate")
+    settle(recipe, state, "found", champion, "the alias was moved by other means", "the pipeline", workspace)
+
+
+def read_state(recipe: Recipe, workspace: Path = HERE) -> State:
+    """Return the registered model now; what is withdrawn on record counts as withdrawn."""
+    return aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
+
+
+def install(recipe: Recipe, state: State, champion: Version, challenger: Version | None, workspace: Path = HERE) -> str:
     """Serve these versions: build a Bento and try it, then move the aliases, the champion's last, and go live.
 
-    Returns the Bento's tag. Nothing is built if they are served already. Raises PackagingError if the Bento does not
-    answer, and ChampionChanged if the alias was moved meanwhile; the service keeps its models then.
+    Returns the Bento's tag. Nothing is built if they are served already. A challenger whose artefact is lost is left
+    out. Raises ArtefactsLost if the champion's is lost, PackagingError if the Bento does not answer, and
+    ChampionChanged if the alias was moved meanwhile; the service keeps its models then.
     """
     live = bento.live(recipe)
     if live and _settled(state, live, champion, challenger):
         return live.tag
     with tempfile.TemporaryDirectory() as scratch:
-        best = registry.fetch(champion, Path(scratch) / champion.version)
-        second = registry.fetch(challenger, Path(scratch) / challenger.version) if challenger else None
+        best = restore.fetch(recipe, champion, Path(scratch) / champion.version, workspace)
+        try:
+            second = (
+                restore.fetch(recipe, challenger, Path(scratch) / challenger.version, workspace) if challenger else None
+            )
+        except (ArtefactsLost, ArtefactError) as lost:
+            _log.warning("%s\nThe Bento has no challenger.", lost)
+            challenger = second = None
         tag = bento.package(recipe, best, second)
     try:
         bento.check(tag, recipe.gate.milliseconds)
@@ -87,11 +112,11 @@ def install(recipe: Recipe, state: State, champion: Version, challenger: Version
     return tag
 
 
-def keep_serving(recipe: Recipe, state: State) -> None:
+def keep_serving(recipe: Recipe, state: State, workspace: Path = HERE) -> None:
     """Build the present champion's Bento again if it is lost or outdated, while another version waits for approval."""
     # A champion whose training decoded images differently stays in the Bento that it has.
     if state.champion and state.champion.decodes_like(preprocess.fingerprint()):
-        install(recipe, state, state.champion, state.challenger)
+        install(recipe, state, state.champion, state.challenger, workspace)
 
 
 def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
@@ -101,9 +126,21 @@ def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
     """
     bento.check_build_tools()
     bento.check_name(recipe)
-    use_store()
+    runs.check_store(recipe)
     check_history(recipe, workspace)
     ledger.count_reads(recipe.data.digest, workspace)
+
+
+def reconcile(recipe: Recipe, workspace: Path = HERE) -> list[str]:
+    """Make record and registry agree before a verdict; return a sentence for everything that was lost.
+
+    Withdrawals that somebody made in the registry are recorded, and artefacts that the registry lost are restored.
+    """
+    state, recorded = read_state(recipe, workspace), history.withdrawn(recipe, workspace)
+    for version in reversed(state.versions):
+        if version.withdrawn and version.sha256 not in recorded:
+            record_opinion(recipe, state, "rejected", version, version.withdrawn, "someone in the registry", workspace)
+    return restore.put_back(recipe, state, workspace)
 
 
 def check_history(recipe: Recipe, workspace: Path = HERE) -> None:
@@ -120,8 +157,12 @@ def settle(
     who: str,
     workspace: Path = HERE,
     verdict: str | None = None,
+    withdraws: Version | None = None,
 ) -> None:
-    """Record the change of champion, unless it is recorded: whoever follows a killed run records it."""
+    """Record the change of champion, unless it is recorded: whoever follows a killed run records it.
+
+    `withdraws` is the champion that a person took out.
+    """
     changes = history.champions(recipe, workspace)
     if is_recorded(changes, champion):
         return
@@ -129,7 +170,8 @@ def settle(
     last = changes[-1] if changes else None
     known = last and any((version.version, version.run_id) == (last.version, last.run) for version in state.versions)
     before = last.after if last and known else None
-    history.append(recipe, _event(what, champion, who, why, before, champion.version, verdict), workspace)
+    event = _event(what, champion, who, why, before, champion.version, verdict, withdraws)
+    history.append(recipe, event, workspace)
 
 
 def record_opinion(
@@ -139,7 +181,8 @@ def record_opinion(
     recorded = [(event.what, event.version, event.run) for event in history.read(recipe, workspace)]
     if (what, version.version, version.run_id) not in recorded:
         champion = number_of(state.champion)
-        history.append(recipe, _event(what, version, who, why, champion, champion), workspace)
+        withdraws = version if what == "rejected" else None
+        history.append(recipe, _event(what, version, who, why, champion, champion, withdraws=withdraws), workspace)
 
 
 def is_recorded(changes: list[Event], champion: Version) -> bool:
@@ -174,7 +217,7 @@ class Status:
 
 def status(recipe: Recipe, workspace: Path = HERE) -> Status:
     """Return what is served and why. Raises GateError if verdict.json is damaged."""
-    state, live = aliases.read_state(recipe.registered_model), bento.live(recipe)
+    state, live = read_state(recipe, workspace), bento.live(recipe)
     judgement = recall(recipe, workspace)
     verdict = read_verdict(recipe, workspace) if paths.verdict_path(recipe, workspace).exists() else None
     return Status(
@@ -183,7 +226,7 @@ def status(recipe: Recipe, workspace: Path = HERE) -> Status:
         live.tag if live else None,
         verdict,
         waiting(recipe, judgement) if judgement else None,
-        drift(recipe, state, live),
+        drift(recipe, state, live) or restore.lost(state),
     )
 
 
@@ -236,8 +279,21 @@ def _event(
     before: str | None,
     after: str | None,
     verdict: str | None = None,
+    withdraws: Version | None = None,
 ) -> Event:
-    return Event(what, version.version, who, why, before, after, version.run_id, version.accuracy, verdict=verdict)
+    return Event(
+        what,
+        version.version,
+        who,
+        why,
+        before,
+        after,
+        version.run_id,
+        version.accuracy,
+        verdict=verdict,
+        artefact=version.sha256,
+        withdraws=withdraws.sha256 if withdraws else None,
+    )
 
 
 def _called(version: str | None) -> str:

@@ -11,6 +11,7 @@ from mobilenet_pipeline.registry.versions import Version, number_of
 from mobilenet_pipeline.release import bento, judging, promotion
 from mobilenet_pipeline.reports import page, results
 from mobilenet_pipeline.workspace import history, paths
+from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
 
 
@@ -45,7 +46,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
     """Withdraw a version, so that no run promotes it; returns a sentence. Raises ReviewError for the champion."""
     promotion.check_history(recipe, workspace)
     version = registry.find(recipe.registered_model, number)
-    state = aliases.read_state(recipe.registered_model)
+    state = promotion.read_state(recipe, workspace)
     if number_of(state.champion) == number:
         raise ReviewError(
             f"version {number} of {state.name} is champion: `mobilenet-pipeline rollback --recipe {recipe.name} "
@@ -57,7 +58,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
     promotion.record_opinion(recipe, state, "rejected", version, why, who, workspace)
     registry.announce(version, f"Withdrawn: rejected by {who}: {why}")
     if state.champion and number_of(state.challenger) == number:
-        promotion.install(recipe, state, state.champion, None)
+        promotion.install(recipe, state, state.champion, None, workspace)
     return f"Version {number} of {state.name} is rejected; no run will promote it."
 
 
@@ -67,25 +68,28 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     Returns a sentence. Raises ReviewError if there is nothing to return to.
     """
     promotion.check_history(recipe, workspace)
-    state = aliases.read_state(recipe.registered_model)
+    state = promotion.read_state(recipe, workspace)
     champion, challenger = state.champion, state.challenger
     if champion is None:
         raise ReviewError(f"{state.name} has no champion; there is nothing to roll back")
     target = _target(recipe, state, champion, to, workspace)
     keeps = challenger if challenger and challenger.version != target.version and not challenger.withdrawn else None
     if target.version == champion.version:
-        recorded = promotion.is_recorded(history.champions(recipe, workspace), target)
+        changes = history.champions(recipe, workspace)
+        recorded = promotion.is_recorded(changes, target)
         done = recorded and promotion.drift(recipe, state, bento.live(recipe)) is None
-        promotion.install(recipe, state, target, keeps)
+        promotion.install(recipe, state, target, keeps, workspace)
         registry.set_tag(target, "withdrawn", "")
         if not done:
             registry.announce(target, f"Champion: rolled back by {who}: {why}")
-        promotion.settle(recipe, state, "rolled back", target, why, who, workspace)
+        promotion.settle(
+            recipe, state, "rolled back", target, why, who, workspace, withdraws=_taken_out(state, changes)
+        )
         return f"Version {target.version} of {state.name} is champion{' already' if done else ''}."
     # First: from here on, no run promotes the withdrawn version.
     registry.set_tag(champion, "withdrawn", f"rolled back by {who}: {why}")
     try:
-        promotion.install(recipe, state, target, keeps)
+        promotion.install(recipe, state, target, keeps, workspace)
     except ChampionChanged as moved:
         raise ReviewError(f"{moved}. The alias stays there; version {champion.version} is withdrawn") from None
     except Exception:  # the target cannot be served; after a kill in between, the next rollback continues
@@ -95,7 +99,7 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     registry.set_tag(target, "withdrawn", "")  # whoever names a withdrawn version with --to wants it back
     registry.announce(champion, f"Withdrawn: rolled back by {who}: {why}")
     registry.announce(target, f"Champion: rolled back by {who}: {why}")
-    promotion.settle(recipe, state, "rolled back", target, why, who, workspace)
+    promotion.settle(recipe, state, "rolled back", target, why, who, workspace, withdraws=champion)
     return f"Version {target.version} of {state.name} is champion, version {champion.version} is withdrawn."
 
 
@@ -125,21 +129,29 @@ def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[st
     version = registry.find(recipe.registered_model, number) if number else _of_interest(recipe, workspace)
     card, verdict = (registry.read_artefact(version, name) for name in ("card.md", "verdict.json"))
     if card is None or verdict is None:
+        lost = registry.lost_run(version)
+        cause = f"{lost}, and the card with it" if lost else "the gate has not judged it yet"
         raise ReviewError(
-            f"version {version.version} of {recipe.registered_model} has no card: the gate has not judged it yet; "
-            f"`mobilenet-pipeline run --recipe {recipe.name}`"
+            f"version {version.version} of {recipe.registered_model} has no card: {cause}; "
+            f"`mobilenet-pipeline run --recipe {recipe.name}` judges the present candidates"
         )
     return card, Verdict.from_json(verdict, f"verdict.json of version {version.version}")
 
 
 def _of_interest(recipe: Recipe, workspace: Path) -> Version:
     judgement = judging.recall(recipe, workspace)
-    state = judgement.state if judgement else aliases.read_state(recipe.registered_model)
+    state = judgement.state if judgement else promotion.read_state(recipe, workspace)
     waiting = promotion.waiting(recipe, judgement) if judgement else None
     for version in (waiting, state.champion, *state.versions):
         if version:
             return version
     raise ReviewError(f"{state.name} has no versions yet: `mobilenet-pipeline run --recipe {recipe.name}`")
+
+
+def _taken_out(state: State, changes: list[Event]) -> Version | None:
+    """Return the last recorded champion if a rollback withdrew it, and was killed before its record."""
+    last = changes[-1].run if changes else None
+    return next((version for version in state.versions if version.run_id == last and version.withdrawn), None)
 
 
 def _target(recipe: Recipe, state: State, champion: Version, to: str | None, workspace: Path) -> Version:

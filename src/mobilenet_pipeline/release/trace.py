@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,21 +61,26 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     Raises RegistryError if there is no such version.
     """
     version = registry.find(recipe.registered_model, number)
+    lost = registry.lost_run(version)
     run_tags = registry.tags_of_run(version.run_id)
     tags = run_tags | registry.tags_of_version(version)
     try:
-        events, damage = [event for event in history.read(recipe, workspace) if event.version == number], None
+        # The record outlives the registry, in which numbers start again; runs are never the same.
+        events = [event for event in history.read(recipe, workspace) if event.run == version.run_id]
+        damage = None
     except HistoryError as error:
         events, damage = [], str(error)
     return [
         Link("version", f"{number} of {version.name}, {version.candidate} of recipe {version.recipe}", True),
         _artefact(version),
         *_served(recipe, version),
-        Link("run", f"{version.run_id} in MLflow", run_tags.get("data_digest") == version.data_digest),
-        _commit(version.git_commit, run_tags.get("git_dirty") == "true", workspace),
+        Link("run", lost or f"{version.run_id} in MLflow", run_tags.get("data_digest") == version.data_digest),
+        _commit(version.git_commit, run_tags, workspace),
         _data(recipe, version.data_digest, tags.get("data_version"), workspace),
         _validation(recipe, version.data_digest, workspace),
-        _verdict(registry.read_artefact(version, "verdict.json"), version, events),
+        Link("verdict", f"lost: {lost}", False)
+        if lost
+        else _verdict(registry.read_artefact(version, "verdict.json"), version, events),
         _history(events, damage),
     ]
 
@@ -97,17 +102,17 @@ def _served(recipe: Recipe, version: Version) -> list[Link]:
     return [Link("served", f"as {roles[0]} by Bento {live.tag}", live.hashes[roles[0]] == version.sha256)]
 
 
-def _commit(commit: str | None, dirty: bool, workspace: Path) -> Link:
+def _commit(commit: str | None, run_tags: Mapping[str, str], workspace: Path) -> Link:
     if commit is None:
-        return Link("commit", "not recorded: the training ran outside a repository", None)
-    command = ["git", "cat-file", "-e", f"{commit}^{{commit}}"]
+        reason = run_tags.get("git_problem", "no reason was recorded")
+        return Link("commit", f"not recorded by the training: {reason}", None)
     try:
-        exists = subprocess.run(command, cwd=workspace, capture_output=True, check=False).returncode == 0
-    except OSError:
-        return Link("commit", f"{commit[:12]}; git is not installed on this machine, so it cannot be checked", None)
+        exists = provenance.has_commit(commit, workspace)
+    except provenance.GitFailed as error:
+        return Link("commit", f"{commit[:12]} cannot be looked up: {error}", None)
     if not exists:
         return Link("commit", f"{commit[:12]} is not in this repository; fetch it", None)
-    if dirty:
+    if run_tags.get("git_dirty") == "true":
         return Link("commit", f"{commit[:12]}, with changes that were not committed", None)
     return Link("commit", commit[:12], True)
 
@@ -116,7 +121,8 @@ def _data(recipe: Recipe, digest: str, data_version: str | None, workspace: Path
     folder = paths.data_folder(recipe, workspace)
     sentence = f"digest {digest[:12]}, DVC version {data_version or 'not recorded'}"
     if not folder.exists():
-        return Link("data", f"{sentence}; not in this workspace: dvc pull, or dvc repro ingest@{recipe.name}", None)
+        stage = f"{paths.dvc_file(recipe.name).as_posix()}:ingest@{recipe.name}"
+        return Link("data", f"{sentence}; not in this workspace: dvc pull {stage}, or dvc repro {stage}", None)
     try:
         present, changed = open_dataset(folder).digest, changed_rows(folder)
     except DatasetError as error:
