@@ -24,7 +24,7 @@ from PIL import Image
 
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.inference.artefact import Artefact
-from serving.workers import PROGRAM
+from serving.settings import PROGRAM
 
 START_SECONDS = 120
 STOP_SECONDS = 15

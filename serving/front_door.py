@@ -11,16 +11,14 @@ import logging
 import time
 
 from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartParser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import measures, refusals, uploads
 from serving.measures import VERSION_HEADER
 from serving.refusals import BATCH_PATH, Refusal
+from serving.uploads import LIMIT
 
 LOG = logging.getLogger("bentoml.serving.front_door")
-LIMIT = 10 * 2**20
-"""The most bytes of a request body; a 24-megapixel photograph is usually smaller."""
 HELD = 128 * 2**20
 """The most bytes of all bodies in memory."""
 WAITING = 32
@@ -32,7 +30,7 @@ UPLOAD = "mobilenet_pipeline.upload"
 READS, POSTS = ("GET", "HEAD"), ("POST",)
 HEALTH = ("/livez", "/readyz", "/healthz")
 PATHS = {
-    **dict.fromkeys(("/", "/docs", "/docs.json", "/model", "/metrics", *HEALTH), READS),
+    **dict.fromkeys(("/", "/docs", "/docs.json", "/schema.json", "/model", "/metrics", *HEALTH), READS),
     **dict.fromkeys(("/predict", BATCH_PATH, "/compare", "/input"), POSTS),
 }
 STATIC = "/static_content/"
@@ -44,16 +42,12 @@ OPEN = ("/", *HEALTH)
 class FrontDoor:
     """ASGI middleware: admits known requests, puts their upload into `scope[UPLOAD]`, and counts the answers.
 
-    With a `key`, every path but those in OPEN needs it. Raises ValueError for an empty key.
+    With a `key`, every path but those in OPEN needs it.
     """
 
-    def __init__(self, app: ASGIApp, key: str | None = None) -> None:
-        self.app = app
-        if key is not None and not key.strip():
-            raise ValueError("SERVING_API_KEY is empty; set it to a key, or unset it")
-        self.key = key.strip().encode() if key else None
+    def __init__(self, app: ASGIApp, key: bytes | None = None) -> None:
+        self.app, self.key = app, key
         self.held = self.working = 0
-        MultiPartParser.spool_max_size = LIMIT  # no upload is written to disk
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,7 +57,9 @@ class FrontDoor:
             await self.app(scope, receive, send)
             return
         started = time.perf_counter()
+        path = scope["path"] if scope["path"] in PATHS else "other"
         status, version, begun = 500, "", False
+        measures.begin_request(path)
 
         async def counted(message: Message) -> None:
             nonlocal status, version, begun
@@ -95,7 +91,6 @@ class FrontDoor:
         finally:
             self.held -= held
             self.working -= working
-            path = scope["path"] if scope["path"] in PATHS else "other"
             measures.count_request(path, status, version, time.perf_counter() - started)
 
     def _admit(self, scope: Scope) -> None:
@@ -120,7 +115,7 @@ class FrontDoor:
 
     async def _body(self, scope: Scope, receive: Receive) -> tuple[bytes, int]:
         """Return the body and the number of bytes that it adds to `held`. Raises Refusal."""
-        uploads.check_content_type(scope)  # before the first byte is read
+        uploads.check_headers(scope)  # before the first byte is read
         declared = Headers(scope=scope).get("content-length", "0")
         if declared.isdecimal() and int(declared) > LIMIT:
             raise refusals.too_large(LIMIT)

@@ -4,6 +4,7 @@ The old models answer the requests that have begun. A Bento that cannot be loade
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,20 +20,26 @@ class Live:
     """The models that are served now: `roles`.
 
     `pointer` is the file that holds the tag of the live Bento. The Bentos are in `bentos`, beside the pointer's folder.
-    Without a pointer the packaged models are served until the process ends.
+    Without a pointer the packaged models are served until the process ends. Code that is in no Bento, as in the
+    repository, serves the live Bento's models. Raises ValueError if there is none.
     """
 
     def __init__(
         self,
         pointer: Path | None,
         own: Path = ROLES_FILE,
-        load: Callable[[Path], Roles] = load_served,
+        load: Callable[[Path, Path | None], Roles] = load_served,
     ) -> None:
-        self.pointer, self.load = pointer, load
-        self.roles = load(own)
-        self.tags, self.code = own.read_bytes(), _code(own.parent)
+        self.load = load
         self.refused: dict[str, str] | None = None
         self.seen: tuple[str, int] | None = None
+        self.code: dict[str, bytes] | None = None
+        if own.is_file():
+            self.pointer = pointer
+            self.roles, self.tags, self.code = load(own, None), own.read_bytes(), _code(own.parent)
+        else:
+            self.pointer, self.tags = pointer or only_pointer(own.parent), b""
+            self._load(self.pointer.parent.parent, self.pointer.read_text(encoding="utf-8").strip())
 
     def follow(self) -> None:
         """Start a thread that reads the pointer until the process ends."""
@@ -67,10 +74,22 @@ class Live:
         tags = roles_file.read_bytes()
         if tags == self.tags:
             return
-        if _code(source) != self.code:
+        if self.code is not None and _code(source) != self.code:
             raise ValueError(f"{tag} has another version of the service's code: start the service again")
-        self.roles, self.tags = self.load(roles_file), tags
+        self.roles, self.tags = self.load(roles_file, home / "models"), tags
         LOG.info("%s is served now", tag)
+
+
+def only_pointer(repository: Path) -> Path:
+    """Return the pointer of the only live Bento in the store at BENTOML_HOME, or in the repository's."""
+    home = Path(os.environ.get("BENTOML_HOME") or repository / ".bentoml")
+    pointers = sorted((home / "live").glob("[!.]*"))
+    if not pointers:
+        raise ValueError(f"no Bento is live in {home}; run `mobilenet-pipeline run`, or set BENTOML_HOME to its store")
+    if len(pointers) > 1:
+        names = ", ".join(pointer.name for pointer in pointers)
+        raise ValueError(f"several Bentos are live ({names}); set SERVING_LIVE to {home / 'live'}/NAME")
+    return pointers[0]
 
 
 def _code(source: Path) -> dict[str, bytes]:

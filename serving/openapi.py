@@ -4,15 +4,17 @@ Its image size, class names and versions are those of the models that are served
 """
 
 import copy
+import json
 import math
+import re
 from typing import Any
 
 from mobilenet_pipeline.inference import preprocess
 from serving import refusals
 from serving.answers import Refused
-from serving.front_door import LIMIT, READ_SECONDS
+from serving.front_door import READ_SECONDS
 from serving.refusals import BATCH_PATH, Refusal
-from serving.uploads import BATCH
+from serving.uploads import BATCH, LIMIT
 
 BAD = {"error": {"code": "not_an_image", "message": "This is not an image that can be read; …", "field": "images[1]"}}
 FAULTS = {
@@ -21,7 +23,7 @@ FAULTS = {
     401: "SERVING_API_KEY is set, and the request does not have the key.",
     408: "The upload takes too long.",
     413: "The upload is too large.",
-    415: "The content type is not supported.",
+    415: "The content type is not supported, or the body is compressed.",
     500: "The service failed.",
     503: "The service is full; `Retry-After` gives the seconds to wait.",
 }
@@ -32,6 +34,8 @@ def document(bentoml_s: dict[str, Any], models: dict[str, Any]) -> dict[str, Any
     """Return the whole document from BentoML's, and from the answer of GET /model."""
     # BentoML returns the same objects every time, and must not see these changes.
     made = copy.deepcopy(bentoml_s)
+    made["openapi"] = "3.1.0"  # its schemas are pydantic's, in the dialect of 3.1, whatever BentoML says
+    made["info"].pop("contact", None)  # BentoML's makers
     schemas = made.setdefault("components", {}).setdefault("schemas", {})
     refused = Refused.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(refused.pop("$defs", {}))
@@ -76,7 +80,20 @@ def document(bentoml_s: dict[str, Any], models: dict[str, Any]) -> dict[str, Any
             },
         }
     }
+    _drop_unused(made)
     return made
+
+
+def _drop_unused(document: dict[str, Any]) -> None:
+    """Remove the schemas that nothing refers to: BentoML's of uploads have a type that JSON Schema does not know."""
+    schemas = document["components"]["schemas"]
+    needed: set[str] = set()
+    waiting = [document["paths"]]
+    while waiting:
+        names = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(waiting.pop()))) - needed
+        needed |= names
+        waiting += [schemas[name] for name in names]
+    document["components"]["schemas"] = {name: schema for name, schema in schemas.items() if name in needed}
 
 
 def examples_of_refusals(path: str, image_shape: tuple[int, ...]) -> list[Refusal]:
@@ -89,6 +106,7 @@ def examples_of_refusals(path: str, image_shape: tuple[int, ...]) -> list[Refusa
         refusals.too_slow(READ_SECONDS),
         refusals.too_large(LIMIT),
         refusals.unsupported("text/plain", path),
+        refusals.encoded("gzip"),
         refusals.failed(),
         refusals.overloaded(),
     ]

@@ -45,7 +45,8 @@ def missing(path: str) -> Refusal:
 
 def text_field() -> Refusal:
     """400 for a text in the field that must hold a file."""
-    return Refusal(400, "missing_image", f"The field '{FIELD}' must hold a file, not text. {_ONE}")
+    why = f"The field '{FIELD}' must hold a file, not text; its part has no file name and no content type of image/*."
+    return Refusal(400, "missing_image", f"{why} {_ONE}")
 
 
 def missing_field(names: Iterable[str]) -> Refusal:
@@ -131,6 +132,15 @@ def unsupported(content_type: str, path: str) -> Refusal:
     """415 for a body of another content type."""
     sentence = f"The content type {content_type} is not supported. {_how(path)}"
     return Refusal(415, "unsupported_media_type", sentence, "content-type")
+
+
+def encoded(encoding: str, header: str = "content-encoding") -> Refusal:
+    """415 for a compressed body; `header` is the one that says so."""
+    sentence = (
+        f"The body has {header} {encoding}, and this service does not decompress bodies; send the image as it is, "
+        "without this header."
+    )
+    return Refusal(415, "unsupported_encoding", sentence, header, {"Accept-Encoding": "identity"})
 
 
 def failed() -> Refusal:

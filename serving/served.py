@@ -14,7 +14,7 @@ import numpy as np
 
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.inference.artefact import Artefact, check_sha256
-from serving.workers import THREADS
+from serving import settings
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
 """Written when the Bento is built: {"champion": model tag, "challenger": model tag or null}."""
@@ -45,11 +45,12 @@ class Served:
         # Every thread has its own copy: two threads that share a network wait for each other in every layer. Batches
         # have their own copies, so that a single image does not wait for them.
         self.singles, self.batches = queue.SimpleQueue[Artefact](), queue.SimpleQueue[Artefact]()
-        self.helpers = ThreadPoolExecutor(THREADS, thread_name_prefix="helper")
+        self.threads = settings.threads()
+        self.helpers = ThreadPoolExecutor(self.threads, thread_name_prefix="helper")
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
-        for _ in range(THREADS):
+        for _ in range(self.threads):
             single = Artefact(path, threads=1)
             one = np.zeros((1, *single.image_shape), np.uint8)
             single.predict(one)  # the first prediction takes longer; "ready" comes after it
@@ -73,7 +74,7 @@ class Served:
             with _borrow(self.singles) as (single,):
                 probabilities = single.predict(pixels)
         else:
-            probabilities = self._batch(pixels, min(THREADS, len(pixels) // PIECES[0]) if alone else 1)
+            probabilities = self._batch(pixels, min(self.threads, len(pixels) // PIECES[0]) if alone else 1)
         best = probabilities.argmax(axis=1).tolist()
         return [
             {
@@ -141,13 +142,17 @@ Roles = dict[str, Served | None]
 """{"champion": …, "challenger": … or None}"""
 
 
-def load_served(roles_file: Path = ROLES_FILE) -> Roles:
-    """Return champion and challenger.
+def load_served(roles_file: Path = ROLES_FILE, models: Path | None = None) -> Roles:
+    """Return champion and challenger. `models` is a folder of models; the default is that of the running Bento.
 
     Raises ValueError if one of them cannot be served, or if they take images of different shapes.
     """
     tags = json.loads(roles_file.read_text(encoding="utf-8"))
-    roles = {role: Served(Path(bentoml.models.get(tag).path)) if tag else None for role, tag in tags.items()}
+
+    def folder(tag: str) -> Path:
+        return models / tag.replace(":", "/") if models else Path(bentoml.models.get(tag).path)
+
+    roles = {role: Served(folder(tag)) if tag else None for role, tag in tags.items()}
     shapes = {role: model.image_shape for role, model in roles.items() if model}
     if len({*shapes.values()}) > 1:
         raise ValueError(f"the models of a Bento take images of one shape, not {shapes}; package models of one shape")

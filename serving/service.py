@@ -1,13 +1,15 @@
 """The promoted model over HTTP.
 
-`/predict`, `/predict_batch` and `/compare` are BentoML APIs, so its OpenAPI page has them. `ShortWay` calls them
-without BentoML's dispatch. The other addresses are mounted Starlette routes, because a BentoML API answers POST with
-JSON only. `front_door` alone reads what comes over the network.
+`/predict`, `/predict_batch` and `/compare` are BentoML APIs, so its OpenAPI document and its clients have them.
+`ShortWay` calls them without BentoML's dispatch. The other addresses are mounted Starlette routes, because a BentoML
+API answers POST with JSON only. `front_door` alone reads what comes over the network.
 """
 
 import asyncio
+import base64
+import hashlib
 import io
-import os
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +17,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import _bentoml_impl.server
 import bentoml
 import numpy as np
 import orjson
@@ -23,12 +24,12 @@ from bentoml import get_current_service  # as an attribute of bentoml, every cal
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mobilenet_pipeline.inference import preprocess
-from serving import measures, openapi, refusals, uploads
+from serving import measures, openapi, refusals, settings, uploads
 from serving.answers import Comparison, Prediction, Predictions, Upload, Uploads
 from serving.front_door import UPLOAD, FrontDoor
 from serving.live import Live
@@ -36,7 +37,6 @@ from serving.measures import VERSION_HEADER
 from serving.record import Answer, Record
 from serving.refusals import BATCH_PATH, FIELDS, Refusal
 from serving.served import Roles, Served
-from serving.workers import THREADS, WORKERS
 
 DESCRIPTION = """Classifies images.
 
@@ -47,10 +47,10 @@ Send many to `/predict_batch`. `GET /model` describes both versions. A refused r
 BATCH_PIXELS = 100_000_000
 """The most pixels of all files of a batch: four of the largest photographs."""
 POLICY = (
-    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src 'self' blob: data:; "
-    "connect-src 'self'"
+    "default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' blob: data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
 )
-"""The page may talk to this service only."""
+"""A page may load from this service, and talk to it, only."""
 PYTHON = ".".join(map(str, sys.version_info[:2]))
 
 
@@ -63,6 +63,15 @@ def _describe() -> dict[str, Any]:
     live = _current().live
     models = {role: model.description() if model else None for role, model in live.roles.items()}
     return {**models, "refused": live.refused}
+
+
+def html_page(name: str) -> Response:
+    """Return a page of this folder, on which only its own scripts run."""
+    html = (Path(__file__).parent / name).read_text(encoding="utf-8")
+    inline = (hashlib.sha256(script.encode()).digest() for script in re.findall(r"<script>(.*?)</script>", html, re.S))
+    hashes = (f"'sha256-{base64.b64encode(digest).decode()}'" for digest in inline)
+    policy = POLICY.format(scripts=" ".join(["'self'", *hashes]))
+    return HTMLResponse(html, headers={"Content-Security-Policy": policy})
 
 
 async def describe_models(_: Request) -> Response:
@@ -78,12 +87,12 @@ async def show_input(request: Request) -> Response:
 
 async def show_page(_: Request) -> Response:
     """GET /: the demo page."""
-    return FileResponse(Path(__file__).parent / "page.html", headers={"Content-Security-Policy": POLICY})
+    return html_page("page.html")
 
 
 async def show_docs(_: Request) -> Response:
-    """GET /docs: BentoML's page of the OpenAPI document."""
-    return FileResponse(Path(_bentoml_impl.server.__file__).parent / "main-openapi.html")
+    """GET /docs: the OpenAPI document, shown by the copy of Swagger UI in BentoML. Its own page loads a tag manager."""
+    return html_page("docs.html")
 
 
 async def describe_api(_: Request) -> Response:
@@ -135,7 +144,7 @@ class ShortWay:
 
 def behind_front_door(service: Any) -> Any:
     """Add the front door and the short way to a BentoML service."""
-    service.add_asgi_middleware(FrontDoor, key=os.environ.get("SERVING_API_KEY"))
+    service.add_asgi_middleware(FrontDoor, key=settings.key())
     service.add_asgi_middleware(ShortWay, methods={api.route: api.func for api in service.apis.values()})
     return service
 
@@ -146,7 +155,7 @@ def behind_front_door(service: Any) -> Any:
     description=DESCRIPTION,
     http={"host": "127.0.0.1"},
     # A worker keeps two cores busy: one thread speaks HTTP, the others decode and compute.
-    workers=WORKERS,
+    workers=settings.processes(),
     traffic={"timeout": 60},
     # The front door counts, with the model's version. Trace spans and a log line a request take as long as the model.
     metrics={"enabled": False},
@@ -161,12 +170,15 @@ class Classifier:
 
     def __init__(self) -> None:
         measures.prepare()
-        pointer, record = os.environ.get("SERVING_LIVE"), os.environ.get("SERVING_RECORD")
-        self.live = Live(Path(pointer) if pointer else None)
-        name = f"answers-{bentoml.server_context.worker_index or 1}.jsonl"
-        self.record = Record(Path(record) / name if record else None, os.environ.get("SERVING_KEEP_IMAGES") == "1")
+        folder, name = settings.record(), f"answers-{bentoml.server_context.worker_index or 1}.jsonl"
+        try:
+            self.live = Live(settings.live())
+            self.record = Record(folder / name if folder else None, settings.keep_images())
+        except (OSError, ValueError):
+            sys.tracebacklimit = 0  # the process ends, and its log ends with the error's sentence
+            raise
         # Decoding a photograph takes 0.1 s. On the event loop, it would delay every other answer.
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="answer")
+        self.threads = ThreadPoolExecutor(settings.threads(), thread_name_prefix="answer")
         self.working = 0  # uploads in a thread or waiting for one; changed by the event loop alone
         # Python's default of 5 ms is longer than most answers take.
         sys.setswitchinterval(0.0005)

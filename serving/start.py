@@ -20,7 +20,7 @@ from circus.arbiter import Arbiter
 from circus.sockets import CircusSocket
 from circus.watcher import Watcher
 
-from serving.workers import PROGRAM, WORKERS
+from serving import settings
 
 STOP_SECONDS = 60
 """The longest time that a stopping service gives to requests that have begun."""
@@ -31,14 +31,17 @@ CHECK_SECONDS = 1
 def serve(tag: str, host: str, port: int, metrics: Path) -> None:
     """Serve the Bento on the address until SIGTERM or SIGINT. The workers keep their counts in the folder `metrics`.
 
-    Raises ValueError if `host` is not an IP address, OSError if the address cannot be used, and RuntimeError if all
-    workers end before one is ready.
+    `host` is an IP address. Prints the address when it is bound. Raises ValueError for another host or a wrong
+    setting, OSError if the address cannot be used, and RuntimeError if all workers end before one is ready.
     """
     address = ipaddress.ip_address(host)
+    settings.check()
+    keep_alive = ["--timeout-keep-alive", str(settings.keep_alive())]
 
-    def make_folder(**_: object) -> bool:
+    def begin(**_: object) -> bool:
         remove_folder()  # a killed server leaves its counts
         metrics.mkdir(parents=True)
+        print(f"{tag} on http://{f'[{host}]' if address.version == 6 else host}:{port}, Ctrl-C ends it", flush=True)
         return True
 
     def remove_folder(**_: object) -> bool:
@@ -48,8 +51,8 @@ def serve(tag: str, host: str, port: int, metrics: Path) -> None:
     workers = Watcher(
         "service",
         shlex.quote(sys.executable),
-        ["-m", PROGRAM, tag, "--fd", "$(circus.sockets.http)", "--worker-id", "$(CIRCUS.WID)"],
-        numprocesses=WORKERS,
+        ["-m", settings.PROGRAM, tag, "--fd", "$(circus.sockets.http)", "--worker-id", "$(CIRCUS.WID)", *keep_alive],
+        numprocesses=settings.processes(),
         env={"PROMETHEUS_MULTIPROC_DIR": str(metrics)},
         copy_env=True,
         use_sockets=True,
@@ -57,7 +60,7 @@ def serve(tag: str, host: str, port: int, metrics: Path) -> None:
         graceful_timeout=STOP_SECONDS,
         respawn=False,  # until one has been ready
         # After the address is bound: until then, the folder may belong to another server.
-        hooks={"before_start": (make_folder, False), "after_stop": (remove_folder, False)},
+        hooks={"before_start": (begin, False), "after_stop": (remove_folder, False)},
     )
     arbiter = Arbiter(
         [workers],

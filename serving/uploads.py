@@ -1,28 +1,57 @@
-"""The body of a request: its content type, its form fields and the images in it.
+"""The body of a request: its content type and encoding, its form fields and the images in it.
 
 Nothing here knows the image size. `pixels` gets the shape from the caller, who has the model.
 """
 
 import math
+from collections.abc import AsyncGenerator
 
 import numpy as np
 from starlette.datastructures import Headers, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
-from starlette.requests import Request
+from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.types import Message, Receive, Scope
 
 from serving import refusals
 from serving.refusals import BATCH_PATH, FIELD, FIELDS
 
 FORM, RAW = "multipart/form-data", "application/octet-stream"
+LIMIT = 10 * 2**20
+"""The most bytes of a request body; a 24-megapixel photograph is usually smaller."""
 BATCH = 256
 """The most images in one request."""
+AS_IT_IS = {"content-encoding": ("identity", ""), "transfer-encoding": ("chunked", "identity", "")}
+"""The headers that can announce a compressed body, with their values for an uncompressed one."""
 
 
-def check_content_type(scope: Scope) -> None:
-    """Raise Refusal if the request has a body of a type that its path does not take."""
-    path, kind = scope["path"], _content_type(scope)
+class Form(MultiPartParser):
+    """Starlette's parser of a form, in memory, that knows a file without a name by its content type.
+
+    A part is a file if it has a file name, or if its content type is that of an image or of raw bytes.
+    """
+
+    spool_max_size = LIMIT  # no upload is written to disk
+
+    def on_headers_finished(self) -> None:
+        """Start a file or a text, as the headers of the part say."""
+        part = self._current_part
+        headers = {name: value.decode("latin-1").strip().lower() for name, value in part.item_headers}
+        encoding = headers.get(b"content-transfer-encoding", "binary")
+        if encoding not in ("binary", "8bit", "7bit"):
+            raise MultiPartException(f"Content-Transfer-Encoding is {encoding}, and must be binary")
+        is_image = headers.get(b"content-type", "").startswith(("image/", RAW))
+        # `filename*`, an encoded name: a form may not have one, but older clients send it, and Starlette ignores it.
+        if part.content_disposition and (is_image or b"filename*" in part.content_disposition):
+            part.content_disposition += b"; filename=image"
+        super().on_headers_finished()
+
+
+def check_headers(scope: Scope) -> None:
+    """Raise Refusal if the request has a body of a type that its path does not take, or a compressed one."""
+    path, kind, headers = scope["path"], _content_type(scope), Headers(scope=scope)
+    for name, plain in AS_IT_IS.items():
+        encoding = headers.get(name, "").strip().lower()
+        if encoding not in plain:
+            raise refusals.encoded(encoding, name)
     image = kind.startswith("image/") and path != BATCH_PATH
     if kind and not image and kind not in (FORM, RAW):
         raise refusals.unsupported(kind, path)
@@ -90,15 +119,18 @@ async def _files(scope: Scope, body: bytes) -> list[bytes]:
 
 async def _fields(scope: Scope, body: bytes, files: int) -> list[tuple[str, bytes | str]]:
     """Return the form's fields in order, files as bytes. Raises Refusal, also for more than `files` files."""
-    request = Request({key: scope[key] for key in ("type", "method", "headers")}, replay(body))
+
+    async def chunks() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    # A text of any size is parsed, so that its refusal can say that it is a text.
+    parser = Form(Headers(scope=scope), chunks(), max_files=files, max_fields=8, max_part_size=LIMIT)
     try:
-        async with request.form(max_files=files, max_fields=8) as form:
-            return [
-                (name, await value.read() if isinstance(value, UploadFile) else value)
-                for name, value in form.multi_items()
-            ]
-    except (MultiPartException, HTTPException, KeyError, ValueError) as error:
-        # KeyError: a form without a boundary.
-        reason = getattr(error, "detail", None) or getattr(error, "message", None)
-        path = scope["path"]
-        raise (refusals.malformed(path, str(reason).rstrip(".")) if reason else refusals.malformed(path)) from None
+        form = await parser.parse()
+    except (MultiPartException, ValueError) as error:
+        reason = getattr(error, "message", "") or str(error)
+        raise refusals.malformed(scope["path"], reason.rstrip(".")) from None
+    items = form.multi_items()
+    fields = [(name, await value.read() if isinstance(value, UploadFile) else value) for name, value in items]
+    await form.close()
+    return fields

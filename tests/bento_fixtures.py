@@ -25,6 +25,7 @@ import psutil
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import LIMIT
 
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.release import bento
@@ -87,7 +88,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     pytest.importorskip("keras", reason="the models are made with Keras")
     folder = tmp_path_factory.mktemp("artefacts")
     paths = [folder / "first.tflite", folder / "second.tflite", folder / "small.tflite"]
-    subprocess.run([sys.executable, "-c", EXPORT, *map(str, paths)], check=True, timeout=120, capture_output=True)
+    subprocess.run([sys.executable, "-c", EXPORT, *map(str, paths)], check=True, capture_output=True)
     return paths
 
 
@@ -206,7 +207,7 @@ def started(
     with log.open("wb") as file:
         process = psutil.Popen(command, stdout=file, stderr=file, env={**os.environ, **variables})
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    client = httpx.Client(base_url=address, trust_env=False, timeout=30)
+    client = httpx.Client(base_url=address, trust_env=False, timeout=LIMIT)
     running = Service(address, client, process, tag)
     try:
         _wait(running, log)
@@ -216,7 +217,7 @@ def started(
         everything = running.processes()
         if everything:
             process.terminate()
-        for left in psutil.wait_procs(everything, timeout=15)[1]:
+        for left in psutil.wait_procs(everything, timeout=LIMIT)[1]:
             left.kill()
 
 
@@ -227,8 +228,7 @@ def start(served_recipe: Recipe, tmp_path: Path) -> Callable[..., AbstractContex
 
 
 def _wait(service: Service, log: Path) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and service.process.poll() is None:
+    while service.process.poll() is None:
         try:
             if service.ask("GET", "/readyz").status_code == 200:
                 return

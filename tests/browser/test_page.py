@@ -9,10 +9,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from waiting import LIMIT
 
 api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = api.expect
-expect.set_options(timeout=20_000)  # beside a training everything takes longer
+expect.set_options(timeout=LIMIT * 1000)
 ROLES = ("champion", "challenger")
 
 

@@ -9,9 +9,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import bentoml
 import httpx
 import pytest
 from bento_fixtures import Service
+from waiting import LIMIT
 
 from serving.front_door import WAITING, FrontDoor
 from serving.service import Classifier
@@ -22,7 +24,8 @@ Encode = Callable[..., bytes]
 def test_without_the_key_only_health_and_page_answer(filled_bento_store: Path, start: Any, encode: Encode) -> None:
     with start(filled_bento_store, SERVING_API_KEY="secret") as service:
         image = {"image": encode()}
-        for method, path in (("GET", "/model"), ("GET", "/metrics"), ("GET", "/docs.json"), ("POST", "/predict")):
+        closed = ("/model", "/metrics", "/docs", "/docs.json", "/schema.json", "/predict")
+        for method, path in (("POST" if path == "/predict" else "GET", path) for path in closed):
             answer = service.ask(method, path, files=image if method == "POST" else None)
             assert (answer.status_code, answer.json()["error"]["code"]) == (401, "unauthorized")
             assert answer.headers["www-authenticate"] == "Bearer"
@@ -31,15 +34,11 @@ def test_without_the_key_only_health_and_page_answer(filled_bento_store: Path, s
         right = {"Authorization": "Bearer secret"}
         assert service.ask("POST", "/predict", files=image, headers=right).status_code == 200
         assert [service.ask("GET", path).status_code for path in ("/livez", "/readyz", "/")] == [200, 200, 200]
+        with bentoml.SyncHTTPClient(service.address, token="secret") as client:
+            assert client.is_ready()
 
 
-@pytest.mark.parametrize("key", ["", " "])
-def test_an_empty_key_is_an_error(key: str) -> None:
-    with pytest.raises(ValueError, match="SERVING_API_KEY is empty"):
-        FrontDoor(app=None, key=key)
-
-
-@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/"), ("GET", "/schema.json")])
+@pytest.mark.parametrize(("method", "path"), [("GET", "/nothing"), ("POST", "/"), ("POST", "/schema.json")])
 def test_an_unknown_address_or_method_is_refused_in_json(service: Service, method: str, path: str) -> None:
     answer = service.ask(method, path)
     assert answer.status_code in {404, 405}
@@ -65,7 +64,7 @@ def test_requests_beyond_the_limit_get_503_and_retry_after(service: Service, enc
     photo = encode("JPEG", (3000, 2000))  # takes some 0.1 s to decode
 
     def ask(_: int) -> httpx.Response:
-        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False)
+        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=LIMIT, trust_env=False)
 
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(ask, range(64)))
@@ -80,7 +79,8 @@ def test_health_does_not_wait_for_photographs(service: Service, encode: Encode) 
     photo = encode("JPEG", (3000, 2000))
 
     def ask(_: int) -> int:
-        return httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=60, trust_env=False).status_code
+        answer = httpx.post(f"{service.address}/predict", files={"image": photo}, timeout=LIMIT, trust_env=False)
+        return answer.status_code
 
     with ThreadPoolExecutor(12) as pool:
         begun = [pool.submit(ask, number) for number in range(12)]
@@ -165,9 +165,9 @@ def test_an_error_of_any_address_is_json(method: str, path: str) -> None:
 def test_a_slow_upload_gets_408(service: Service) -> None:
     host, port = service.address.removeprefix("http://").split(":")
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9000\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=25) as connection:
+    with socket.create_connection((host, int(port)), timeout=LIMIT) as connection:
         connection.sendall(head.encode() + bytes(100))
         started = time.monotonic()
         answer = connection.recv(4096)
     assert b" 408 " in answer.splitlines()[0]
-    assert 10 < time.monotonic() - started < 20
+    assert time.monotonic() - started > 10

@@ -18,7 +18,7 @@ def test_generated_requests_get_documented_answers(service: Service) -> None:
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [str(Path(sys.executable).parent / "st"), "run", f"{service.address}/docs.json", "--checks", checks]
     options = ["--max-examples", "10", "--max-time", "40", "--seed", "1", "--warnings", "off"]
-    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=200)
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:]
 
 

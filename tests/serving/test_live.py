@@ -15,6 +15,7 @@ import httpx
 import pytest
 from bento_fixtures import SMALL, SMALL_CLASSES, Service
 from PIL import Image
+from waiting import LIMIT, wait_until
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.release import bento
@@ -31,13 +32,8 @@ def both(own_bento_store: Path, served_recipe: Recipe, served_versions: list[Pat
 
 
 def serves(service: Service, version: str) -> bool:
-    """Return whether the service has this champion within ten seconds."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        if service.ask("GET", "/model").json()["champion"]["version"] == version:
-            return True
-        time.sleep(0.05)
-    return False
+    """Wait until the service has this champion, and return True."""
+    return bool(wait_until(lambda: service.ask("GET", "/model").json()["champion"]["version"] == version))
 
 
 @contextmanager
@@ -47,7 +43,7 @@ def load_on(service: Service, image: bytes) -> Iterator[list[tuple[int, str, str
     end = threading.Event()
 
     def ask() -> None:
-        with httpx.Client(base_url=service.address, trust_env=False, timeout=30) as client:
+        with httpx.Client(base_url=service.address, trust_env=False, timeout=LIMIT) as client:
             while not end.is_set():
                 answer = client.post("/predict", files={"image": image})
                 document = answer.json()
@@ -108,9 +104,7 @@ def test_a_damaged_artefact_is_refused_and_the_old_one_stays(
         whole = damaged.read_bytes()
         damaged.write_bytes(whole[:-1])
         bento.put_live(both["1"])
-        deadline = time.monotonic() + 10
-        while not (refused := service.ask("GET", "/model").json()["refused"]) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        refused = wait_until(lambda: service.ask("GET", "/model").json()["refused"])
         assert refused["bento"] == both["1"]
         assert "is damaged" in refused["reason"]
         assert service.ask("POST", "/predict", files={"image": encode()}).json()["model_version"] == "2"
@@ -124,9 +118,7 @@ def test_a_bento_with_other_code_is_refused(own_bento_store: Path, both: dict[st
         code = own_bento_store / "bentos" / both["1"].replace(":", "/") / "src" / "serving" / "served.py"
         code.write_text(code.read_text() + "\n")
         bento.put_live(both["1"])
-        deadline = time.monotonic() + 10
-        while not (refused := service.ask("GET", "/model").json()["refused"]) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        refused = wait_until(lambda: service.ask("GET", "/model").json()["refused"])
         assert "start the service again" in refused["reason"]
 
 

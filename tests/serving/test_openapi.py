@@ -1,5 +1,6 @@
 """The OpenAPI document, held against the running service and its models."""
 
+import json
 import re
 from typing import Any
 
@@ -10,8 +11,28 @@ UPLOAD_PATHS = ["/predict", "/compare", "/predict_batch", "/input"]
 RAW, TEXT = ({"Content-Type": kind} for kind in ("application/octet-stream", "text/plain"))
 
 
+GZIP = {"Content-Type": "image/png", "Content-Encoding": "gzip"}
+
+
+def document(service: Service) -> dict[str, Any]:
+    return dict(service.ask("GET", "/docs.json").json())
+
+
 def paths(service: Service) -> dict[str, Any]:
-    return dict(service.ask("GET", "/docs.json").json()["paths"])
+    return dict(document(service)["paths"])
+
+
+def test_the_document_is_valid_openapi_3_1(service: Service) -> None:
+    openapi_spec_validator = pytest.importorskip("openapi_spec_validator", reason="it is not installed")
+    assert document(service)["openapi"] == "3.1.0"
+    openapi_spec_validator.validate(document(service))
+
+
+def test_every_schema_is_used(service: Service) -> None:
+    served = document(service)
+    text = json.dumps(served)
+    assert served["components"]["schemas"]
+    assert all(f'"#/components/schemas/{name}"' in text for name in served["components"]["schemas"])
 
 
 @pytest.mark.parametrize("path", UPLOAD_PATHS)
@@ -34,6 +55,7 @@ def test_every_status_of_an_address_is_documented(service: Service, path: str) -
         ("/predict", "not_an_image", {"files": {"image": b"no image"}}),
         ("/predict", "too_many_bytes", {"content": bytes(11 * 2**20), "headers": RAW}),
         ("/predict", "unsupported_media_type", {"content": b"x", "headers": TEXT}),
+        ("/predict", "unsupported_encoding", {"content": b"x", "headers": GZIP}),
         ("/predict_batch", "missing_image", {}),
         ("/predict_batch", "wrong_length", {"content": bytes(3073), "headers": RAW}),
         ("/predict_batch", "too_many_images", {"content": bytes(257 * 3072), "headers": RAW}),
@@ -66,6 +88,16 @@ def test_the_image_size_is_the_model_s(service: Service) -> None:
 
 def test_the_page_finds_its_scripts_and_styles(service: Service) -> None:
     page = service.ask("GET", "/docs").text
-    parts = re.findall(r'(?:src|href)="\.?/?(static_content/[^"]+)"', page)
+    parts = re.findall(r'(?:src|href)="(?!data:)([^"]+)"', page)
     assert parts
     assert all(service.ask("GET", f"/{part}").status_code == 200 for part in parts)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_a_page_names_no_other_host(service: Service, path: str) -> None:
+    answer = service.ask("GET", path)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "script-src 'self' 'sha256-" in policy
+    assert "unsafe-inline" not in policy.partition("style-src")[0]
+    assert not re.findall(r"(?:https?:)?//(?!www\.w3\.org/)[a-z]+\.[a-z]", policy + answer.text)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import bentoml
 import pytest
+from starlette.datastructures import Headers
+from starlette.formparsers import MultiPartParser
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.release import bento
-from serving import workers
+from serving import settings
 from serving.service import Classifier
 
 
@@ -24,16 +26,25 @@ def needed(what: str, module: str) -> Iterator[None]:
 
 
 def test_the_worker_program_takes_its_options() -> None:
-    with needed(f"the worker program {workers.PROGRAM} or one of its options", "serving/start.py"):
-        program = importlib.import_module(workers.PROGRAM).main
+    with needed(f"the worker program {settings.PROGRAM} or one of its options", "serving/start.py"):
+        program = importlib.import_module(settings.PROGRAM).main
         options = {option for parameter in program.params for option in parameter.opts}
-        assert {"bento_identifier", "--fd", "--worker-id"} <= options
+        assert {"bento_identifier", "--fd", "--worker-id", "--timeout-keep-alive"} <= options
 
 
-def test_the_openapi_page_is_beside_the_server() -> None:
-    with needed("the page main-openapi.html of _bentoml_impl.server", "serving/service.py (show_docs)"):
-        server = importlib.import_module("_bentoml_impl.server")
-        assert (Path(str(server.__file__)).parent / "main-openapi.html").is_file()
+@pytest.mark.parametrize("file", ["swagger-ui.css", "swagger-ui-bundle.js"])
+def test_swagger_ui_is_beside_the_server(file: str) -> None:
+    with needed(f"static_content/{file} of bentoml._internal.server", "serving/docs.html"):
+        server = importlib.import_module("bentoml._internal.server")
+        assert (Path(str(server.__file__)).parent / "static_content" / file).is_file()
+
+
+def test_a_form_part_has_its_headers_before_its_body() -> None:
+    with needed("on_headers_finished of Starlette's parser of a form", "serving/uploads.py (Form)"):
+        parser = MultiPartParser(Headers(), None)
+        assert callable(parser.on_headers_finished)
+        assert parser._current_part.content_disposition is None
+        assert parser._current_part.item_headers == []
 
 
 def test_the_server_sets_the_current_service() -> None:

@@ -28,7 +28,7 @@ def folder(tmp_path: Path, encode: Encode) -> Path:
 
 
 def run(folder: Path, *command: str) -> str:
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def test_the_client_in_python_prints_class_and_version(service: Service, folder: Path) -> None:

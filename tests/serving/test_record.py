@@ -2,13 +2,13 @@
 
 import json
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from waiting import wait_until
 
 from serving import record
 from serving.record import Answer, Record, describe
@@ -22,10 +22,8 @@ def answer(pixels: np.ndarray, endpoint: str = "/predict") -> Answer:
 
 
 def first_line(folder: Path) -> dict[str, Any]:
-    deadline = time.monotonic() + 5
     file = folder / "answers-1.jsonl"
-    while not (file.exists() and file.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: file.exists() and file.stat().st_size)
     return dict(json.loads(file.read_text().splitlines()[0]))
 
 
@@ -107,7 +105,4 @@ def test_a_failing_record_fails_no_request(
     (tmp_path / "record" / "answers-1.jsonl").mkdir(parents=True)  # a folder in the place of the file
     with start(filled_bento_store, SERVING_RECORD=str(tmp_path / "record")) as service:
         assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
-        deadline = time.monotonic() + 5
-        while not (lost := service.counted("mobilenet_unrecorded_answers_total")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-    assert lost == 1
+        assert wait_until(lambda: service.counted("mobilenet_unrecorded_answers_total")) == 1

@@ -25,6 +25,7 @@ ALL = [
     refusals.too_many_images(257, 256),
     refusals.no_content_type("/predict"),
     refusals.unsupported("text/plain", "/predict"),
+    refusals.encoded("gzip"),
     refusals.failed(),
     refusals.overloaded(),
 ]

@@ -9,9 +9,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from bento_fixtures import SMALL, SMALL_CLASSES
+from waiting import LIMIT
 
 from mobilenet_pipeline.inference.artefact import Artefact
-from serving import served
+from serving import served, settings
 from serving.served import Served
 
 IMAGE = np.zeros((1, 32, 32, 3), np.uint8)
@@ -21,7 +22,7 @@ BATCH = np.random.default_rng(0).integers(0, 256, (21, 32, 32, 3), dtype=np.uint
 @pytest.fixture
 def model(served_versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> Served:
     """A model for two threads."""
-    monkeypatch.setattr(served, "THREADS", 2)
+    monkeypatch.setattr(settings, "threads", lambda: 2)
     return Served(served_versions[0])
 
 
@@ -32,7 +33,7 @@ def computing(model: Served, monkeypatch: pytest.MonkeyPatch) -> list[Artefact]:
 
     def meet(artefact: Artefact, images: np.ndarray) -> np.ndarray:
         copies.append(artefact)
-        pair.wait(10)
+        pair.wait(LIMIT)
         return compute(artefact, images)
 
     monkeypatch.setattr(Artefact, "predict", meet)
@@ -70,12 +71,12 @@ def test_a_piece_takes_ten_milliseconds_within_bounds(
 
 
 def test_a_failed_computation_frees_its_copy(served_versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(served, "THREADS", 1)
+    monkeypatch.setattr(settings, "threads", lambda: 1)
     model = Served(served_versions[0])
     with pytest.raises(ValueError, match="uint8"):
         model.predict(IMAGE.astype(np.float32))
     with ThreadPoolExecutor(1) as pool:
-        assert pool.submit(model.predict, IMAGE).result(timeout=10)
+        assert pool.submit(model.predict, IMAGE).result(timeout=LIMIT)
 
 
 def test_image_size_and_classes_are_the_model_s(small_version: Path) -> None:

@@ -1,5 +1,7 @@
 """Bad uploads: the running service refuses each with a sentence, and its processes survive."""
 
+import base64
+import gzip
 import pickle
 import socket
 import zlib
@@ -73,6 +75,60 @@ def test_a_malformed_form_is_refused(service: Service, kind: str) -> None:
     answer = service.ask("POST", "/predict", content=b"--x\r\n\r\nhello", headers={"Content-Type": kind})
     assert answer.status_code == 400
     assert answer.json()["error"]["code"] in {"malformed_form", "missing_image"}
+
+
+def form(headers: str, data: bytes) -> dict[str, Any]:
+    """Return a request whose form has one part with these headers."""
+    body = f"--x\r\n{headers}\r\n\r\n".encode() + data + b"\r\n--x--\r\n"
+    return {"content": body, "headers": {"Content-Type": "multipart/form-data; boundary=x"}}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        'Content-Disposition: form-data; name="{}"\r\nContent-Type: image/png',
+        "content-type: IMAGE/PNG; x=y\r\ncontent-disposition: form-data; name={}",
+        'Content-Disposition: form-data; name="{}"\r\nContent-Type: application/octet-stream',
+        "Content-Disposition: form-data; name=\"{}\"; filename*=UTF-8''ph%C3%B6to.png",
+    ],
+)
+def test_a_file_without_a_plain_name_is_taken(service: Service, encode: Encode, headers: str) -> None:
+    for path, field in (("/predict", "image"), ("/predict_batch", "images")):
+        assert service.ask("POST", path, **form(headers.format(field), encode())).status_code == 200
+
+
+def test_a_text_of_any_size_is_called_a_text(service: Service) -> None:
+    for size in (5, 2 * MIB):
+        request = form('Content-Disposition: form-data; name="image"', bytes(size))
+        assert "must hold a file, not text" in refused(service, 400, "missing_image", **request)["message"]
+
+
+def test_an_encoded_part_is_named_with_its_encoding(service: Service, encode: Encode) -> None:
+    disposition = 'Content-Disposition: form-data; name="image"; filename="photo.png"'
+    request = form(f"{disposition}\r\nContent-Transfer-Encoding: base64", base64.b64encode(encode()))
+    message = refused(service, 400, "malformed_form", **request)["message"]
+    assert "Content-Transfer-Encoding is base64, and must be binary" in message
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, br", "GZIP"])
+@pytest.mark.parametrize("kind", ["image/png", "multipart/form-data; boundary=x"])
+def test_a_compressed_body_is_named_with_its_encoding(service: Service, encoding: str, kind: str) -> None:
+    headers = {"Content-Type": kind, "Content-Encoding": encoding}
+    error = refused(service, 415, "unsupported_encoding", content=gzip.compress(b"x"), headers=headers)
+    assert f"content-encoding {encoding.lower()}, and this service does not decompress" in error["message"]
+    assert error["field"] == "content-encoding"
+
+
+def test_a_compressed_transfer_is_refused_too() -> None:
+    headers = [(b"content-type", b"image/png"), (b"transfer-encoding", b"gzip, chunked")]
+    with pytest.raises(Refusal, match="transfer-encoding gzip, chunked, and this service does not") as refusal:
+        uploads.check_headers({"type": "http", "path": "/predict", "headers": headers})
+    assert (refusal.value.status, refusal.value.headers) == (415, {"Accept-Encoding": "identity"})
+
+
+def test_a_body_with_encoding_identity_is_taken(service: Service, encode: Encode) -> None:
+    headers = {"Content-Type": "image/png; charset=binary", "Content-Encoding": "identity"}
+    assert service.ask("POST", "/predict", content=encode(), headers=headers).status_code == 200
 
 
 def test_a_text_file_is_refused(service: Service) -> None:

@@ -60,15 +60,26 @@ def test_a_taken_port_is_named_with_its_option(host: str, family: int) -> None:
             ports.check_port(port, "Prefect", "--prefect-port", host)
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nosuch.invalid"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "nosuch.invalid", "a..b"])
 def test_an_address_elsewhere_is_named(host: str) -> None:
     with pytest.raises(OSError, match=f"{host}, for the API, is no address .*give another --host"):
         ports.check_port(3000, "the API", "--port", host)
 
 
-def test_a_number_beyond_all_ports_is_named() -> None:
-    with pytest.raises(OSError, match="70000 is no port, for the API: give another --port, 1 to 65535"):
-        ports.check_port(70_000, "the API", "--port")
+def test_an_empty_host_is_no_address() -> None:
+    with pytest.raises(OSError, match=r"an empty name, for the API, is no address .*give another --host"):
+        ports.check_port(free_port(), "the API", "--port", "")
+
+
+@pytest.mark.parametrize(("host", "address"), [("localhost", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", "0.0.0.0")])
+def test_a_host_becomes_its_address(host: str, address: str) -> None:
+    assert ports.check_port(free_port(), "the API", "--port", host) == address
+
+
+@pytest.mark.parametrize("port", [70_000, 0, -1])
+def test_a_number_that_is_no_port_is_named(port: int) -> None:
+    with pytest.raises(OSError, match=f"{port} is no port, for the API: give another --port, 1 to 65535"):
+        ports.check_port(port, "the API", "--port")
 
 
 @pytest.mark.parametrize(("path", "body"), [("/json", {"ready": True}), ("/text", "OK"), ("/moved", {"ready": True})])

@@ -10,7 +10,7 @@ import yaml
 from bentoml._internal.container.generate import BENTO_UID_GID
 
 from mobilenet_pipeline.release import bento
-from serving import front_door
+from serving import front_door, settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PORT = inspect.signature(bento.serve_command).parameters["port"].default
@@ -96,6 +96,11 @@ def test_all_files_agree_on_the_port(
     assert {*asked, offered["targetPort"]} == {named["name"]}
 
 
+def test_a_connection_is_kept_as_long_as_by_serve(compose: dict[str, Any], container: dict[str, Any]):
+    expected = ["serve", "--timeout-keep-alive", str(settings.KEEP_ALIVE)]
+    assert compose["command"] == container["args"] == expected
+
+
 def test_the_key_comes_from_outside(variables: dict[str, dict[str, Any]]):
     assert variables["compose.yaml"][KEY].startswith(f"${{{KEY}:?")  # without one, nothing starts
     source = variables["kubernetes.yaml"][KEY]["secretKeyRef"]
@@ -104,8 +109,7 @@ def test_the_key_comes_from_outside(variables: dict[str, dict[str, Any]]):
 
 
 def test_the_service_reads_every_serving_variable(variables: dict[str, dict[str, Any]]):
-    code = "".join(path.read_text(encoding="utf-8") for path in sorted((ROOT / "serving").glob("*.py")))
-    read = set(re.findall(r'environ(?:\.get\(|\[)"(SERVING_\w+)"', code))
+    read = set(re.findall(r'"(SERVING_\w+)"', (ROOT / "serving/settings.py").read_text(encoding="utf-8")))
     for name, values in variables.items():
         assert {key for key in values if key.startswith("SERVING_")} <= read, name
 

@@ -7,7 +7,6 @@ it keeps its first store for the life of a process, and imports the service that
 import hashlib
 import json
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -38,7 +37,6 @@ PROGRAMS = ("build.py", "check.py", "start.py")
 """The modules of `serving` that a Bento does not contain: they run outside of the service."""
 PACKAGES = ("ai-edge-litert", "httptools", "numpy", "orjson", "pillow", "uvloop")
 """What a serving process needs beside BentoML. With uvloop and httptools, uvicorn parses requests faster."""
-NAME_RULE = r"[a-z0-9]([-._a-z0-9]{0,61}[a-z0-9])?"
 
 
 class PackagingError(ValueError):
@@ -68,13 +66,6 @@ def check_build_tools() -> None:
         raise PackagingError(f"uv is not in {folder}, and BentoML cannot build without it; install the project again")
 
 
-def check_name(recipe: Recipe) -> None:
-    """Raise PackagingError if BentoML would not take the name of the registered model."""
-    if not re.fullmatch(NAME_RULE, recipe.registered_model):
-        rule = "BentoML takes lower-case letters, digits, '-', '_' and '.' only; change it in params.yaml"
-        raise PackagingError(f"recipes.{recipe.name}.registered_model is {recipe.registered_model!r}: {rule}")
-
-
 def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
     """Build a Bento of these versions and return its tag. The live Bento stays live until `put_live`.
 
@@ -82,7 +73,6 @@ def package(recipe: Recipe, champion: Path, challenger: Path | None) -> str:
     has a Bento of the same artefacts and code. Raises PackagingError if a folder does not match its metadata, or if the
     build fails.
     """
-    check_name(recipe)
     folders = {"champion": champion, "challenger": challenger}
     roles = {role: _model_tag(recipe, folder) if folder else None for role, folder in folders.items()}
     models = {tag: folder for tag, folder in zip(roles.values(), folders.values(), strict=True) if tag and folder}

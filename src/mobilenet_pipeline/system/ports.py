@@ -12,21 +12,28 @@ START_SECONDS = 120.0
 """The longest time that a server may take to start."""
 
 
-def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> None:
-    """Raise OSError, naming the command-line `option` to change, if the server `name` cannot listen on the port."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> str:
+    """Return the IP address of the host; IPv4 if it has both.
+
+    Raises OSError, naming the command-line `option` to change, if the server `name` cannot listen on the port there.
+    """
+    if not 0 < port < 65536:
+        raise OSError(f"{port} is no port, for {name}: give another {option}, 1 to 65535")
+    try:
+        found: dict[int, str] = {family: str(address[0]) for family, *_, address in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"{host or 'an empty name'}, for {name}, is no address ({error}): give another --host") from None
+    family = socket.AF_INET if socket.AF_INET in found else socket.AF_INET6
+    with socket.socket(family) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
-        except socket.gaierror as error:
-            raise OSError(f"{host}, for {name}, is no address ({error}): give another --host") from None
+            probe.bind((found[family], port))
         except OSError as error:
             if error.errno == errno.EADDRNOTAVAIL:
                 raise OSError(f"{host}, for {name}, is no address of this machine: give another --host") from None
             reason = "is taken: end its owner or" if error.errno == errno.EADDRINUSE else f"cannot be used ({error}):"
             raise OSError(f"port {port}, for {name}, {reason} give another {option}") from None
-        except OverflowError:
-            raise OSError(f"{port} is no port, for {name}: give another {option}, 1 to 65535") from None
+    return found[family]
 
 
 def ask(url: str, seconds: float = 5) -> Any:
