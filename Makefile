@@ -8,7 +8,13 @@ BIN := .venv/bin
 UV = $(or $(shell command -v uv),$(BIN)/uv)
 READY := .venv/.ready
 
-.PHONY: install demo run results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
+# Settings for other projects that would install elsewhere, other versions, or not at all. Package indexes stay in effect.
+unexport PYTHONHOME PYTHONPATH PIP_CONSTRAINT PIP_DRY_RUN PIP_NO_BINARY PIP_PREFIX PIP_PYTHON PIP_REQUIRE_HASHES PIP_ROOT
+unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_NO_EDITABLE UV_OVERRIDE UV_PRERELEASE
+unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
+export PIP_USER := 0
+
+.PHONY: install demo run recipe results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -21,6 +27,9 @@ demo: $(READY)  ## run the whole pipeline on handwritten digits, from images to 
 run: $(READY)  ## run the whole pipeline on RECIPE (digits, cifar10, seed)
 	@$(BIN)/mobilenet-pipeline run --recipe $(RECIPE)
 
+recipe: $(READY)  ## let DVC's own commands see the stages of RECIPE
+	@$(BIN)/python -m mobilenet_pipeline.stages choose $(RECIPE)
+
 results: $(READY)  ## like run, and copy the results to docs/results/RECIPE.json
 	@$(BIN)/mobilenet-pipeline run --recipe $(RECIPE) --results docs/results
 
@@ -31,7 +40,7 @@ ui: $(READY)  ## show the MLflow and Prefect pages
 	@$(BIN)/mobilenet-pipeline ui
 
 test: $(READY)  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(READY)  ## check with ruff and mypy, and every link of the documentation
 	$(BIN)/ruff check .
@@ -69,7 +78,8 @@ bench-runtimes: $(READY)  ## compare LiteRT with ONNX Runtime, SavedModel and Ke
 	@$(BIN)/python benchmarks/bench_runtimes.py $(RECIPE) $(CANDIDATE) && $(BIN)/python benchmarks/page.py
 
 study: $(READY)  ## train the missing rows of STUDY in benchmarks/studies.yaml; hours for all studies
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --quiet ingest@cifar10
+	@$(BIN)/python -m mobilenet_pipeline.stages choose cifar10
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --quiet recipes/dvc.yaml:ingest@cifar10
 	@$(BIN)/python benchmarks/study.py $(STUDY)
 	@$(BIN)/python benchmarks/page.py
 
@@ -78,18 +88,21 @@ accuracy: $(READY)  ## train CANDIDATE of RECIPE with each of SEEDS and record i
 	@$(BIN)/python benchmarks/page.py
 
 weights: $(READY)  ## train the bundled checkpoint again on CIFAR-10
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro ingest@cifar10
+	@$(BIN)/python -m mobilenet_pipeline.stages choose cifar10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro recipes/dvc.yaml:ingest@cifar10
 	$(BIN)/python tools/bundle_weights.py
 
 clean:  ## remove outputs, registry and data of all runs; environment, downloads and records stay
-	rm -rf data models metrics reports mlruns mlflow.db* .bentoml .prefect .dvc/tmp .dvc/cache .dvc-storage .pytest_cache .mypy_cache .ruff_cache
+	rm -rf data models metrics reports logs mlruns mlflow.db* .bentoml .prefect .dvc/tmp .dvc/cache .dvc-storage .pytest_cache .mypy_cache .ruff_cache
 
 # uv, if the machine has none, comes from the package index into the environment itself.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: make PYTHON=python3.12 demo")'
 	@test -x $(BIN)/python || { command -v uv >/dev/null && uv venv -q --python $(PYTHON) .venv; } || $(PYTHON) -m venv .venv || { rm -rf .venv; exit 1; }
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
+	@command -v $(UV) >/dev/null || { echo "pip installed uv elsewhere than $(BIN): take target, prefix and root out of pip's configuration (pip config list)"; exit 1; }
 	@echo "installing the locked packages (about 3 GB) into .venv"
 	@$(UV) pip install --quiet --require-hashes -r requirements.lock --python $(BIN)/python && \
 	  $(UV) pip install --quiet --no-deps --no-build-isolation -e . --python $(BIN)/python
+	@test -x $(BIN)/mobilenet-pipeline || { echo "uv installed elsewhere than $(BIN): take target and prefix out of uv's configuration (~/.config/uv/uv.toml)"; exit 1; }
 	@touch $@

@@ -20,8 +20,10 @@ from pathlib import Path
 
 import pandas as pd
 import yaml
+from ruamel.yaml import YAML
 
 from mobilenet_pipeline import config
+from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.system import environment, process
 from mobilenet_pipeline.workspace import files, provenance
 from mobilenet_pipeline.workspace import paths as layout
@@ -70,14 +72,19 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
             print(f"a training of commit {other} is not finished; continue it with --commit {other}", flush=True)
         subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
         subprocess.run(["git", "checkout", "--quiet", commit], cwd=clone, check=True)
-    params = yaml.safe_load((clone / "params.yaml").read_text(encoding="utf-8"))
-    params["recipes"][recipe]["candidates"][candidate]["seed"] = seed
+    params = YAML(typ="safe").load((clone / "params.yaml").read_text(encoding="utf-8"))
+    # A recipe with a base may have no section of this candidate.
+    params["recipes"][recipe].setdefault("candidates", {}).setdefault(candidate, {})["seed"] = seed
     (clone / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
     # A shared cache: results of the workspace and of other clones are reused.
     cache = ["dvc", "cache", "dir", "--local", str(Path(".dvc/cache").resolve())]
     subprocess.run(cache, cwd=clone, env=variables, check=True)
+    target = f"evaluate@{recipe}-{candidate}"
+    if (clone / "recipes").exists():  # commits from before have all stages in one dvc.yaml
+        runner.choose(recipe, clone)
+        target = runner.address(target)
     # The training ends with this program.
-    with process.leashed(["dvc", "repro", f"evaluate@{recipe}-{candidate}"], variables, cwd=clone) as child:
+    with process.leashed(["dvc", "repro", target], variables, cwd=clone) as child:
         while not child.ended:
             time.sleep(0.5)
     if child.returncode:

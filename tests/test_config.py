@@ -1,17 +1,19 @@
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from dvc.utils import hydra
 
 from mobilenet_pipeline import config
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def edited(tmp_path: Path, keys: str, value: object) -> Path:
-    """Write params.yaml with another value for a key of `digits`, or without the key."""
+def edited(tmp_path: Path, keys: str, value: object, recipe: str = "digits") -> Path:
+    """Write params.yaml with another value for a key of the recipe, or without the key."""
     document = yaml.safe_load((ROOT / "params.yaml").read_text())
-    section = document["recipes"]["digits"]
+    section = document["recipes"][recipe]
     *path, last = keys.split(".")
     for key in path:
         section = section[key]
@@ -34,7 +36,7 @@ def test_a_given_precision_stays_on_any_processor():
     assert recipe.with_precision(bfloat16=True) == recipe
 
 
-@pytest.mark.parametrize("name", yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
+@pytest.mark.parametrize("name", config.recipe_names(ROOT / "params.yaml"))
 def test_every_recipe_of_the_project_loads(name):
     assert config.load_recipe(name, ROOT / "params.yaml").name == name
 
@@ -51,6 +53,9 @@ def test_every_recipe_of_the_project_loads(name):
         ("data.image_size", 0, "greater than 0"),
         ("data.image_size", None, "Field required"),
         ("split.seed", None, "Field required"),
+        ("registered_model", "Digits-MobileNet", "lower-case letters"),
+        ("registered_model", "team/digits", "lower-case letters"),
+        ("registered_model", "a" * 64, "at most 63"),
     ],
 )
 def test_a_wrong_key_or_value_is_named_with_its_path(tmp_path, key, value, words):
@@ -74,6 +79,69 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
 def test_a_missing_file_says_where_to_run_from(tmp_path):
     with pytest.raises(ValueError, match="run this from the project's root"):
         config.load_recipe("digits", tmp_path / "params.yaml")
+
+
+def test_a_recipe_has_the_values_of_its_base_except_its_own():
+    base, heir = (config.load_recipe(name, ROOT / "params.yaml") for name in ("cifar10", "cifar10_10m"))
+    own = {"epochs": None, "cpu_minutes": 20}
+    assert heir.candidates.scratch == base.candidates.scratch.model_copy(update=own)
+    assert heir.gate == base.gate
+
+
+def test_an_edit_of_a_base_reaches_its_heirs(tmp_path):
+    path = edited(tmp_path, "gate.megabytes", 3.5, "cifar10")
+    assert config.load_recipe("seed", path).gate.megabytes == 3.5
+
+
+@pytest.mark.parametrize(
+    ("base", "words"),
+    [
+        ("cifar", "recipes.cifar10.base: no recipe 'cifar'; there are: "),
+        (["digits"], "recipes.cifar10.base: no recipe ['digits']; "),
+        ("cifar10", "recipes.cifar10.base: cifar10 → cifar10 is a circle"),
+        ("seed", "recipes.seed.base: cifar10 → seed → cifar10 is a circle"),
+    ],
+)
+def test_an_impossible_base_is_named(tmp_path, base, words):
+    with pytest.raises(ValueError, match=r"params\.yaml") as error:
+        config.load_recipe("cifar10", edited(tmp_path, "base", base, "cifar10"))
+    assert words in str(error.value)
+
+
+def test_the_project_s_recipes_use_no_anchors():
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    assert not re.search(r"[:\[,{] [&*]\w|<<:", text)  # `dvc exp run -S` would write them out
+
+
+def test_dvc_s_set_param_changes_one_line_and_stays_readable(tmp_path):
+    before = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    (tmp_path / "params.yaml").write_text(before, encoding="utf-8")
+    hydra.apply_overrides(tmp_path / "params.yaml", ["recipes.digits.candidates.scratch.weight_decay=0.00005"])
+    after = (tmp_path / "params.yaml").read_text(encoding="utf-8")
+    changed = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
+    assert changed == ["        weight_decay: 5e-05"]
+    assert config.load_recipe("digits", tmp_path / "params.yaml").candidates.scratch.weight_decay == 0.00005
+
+
+@pytest.mark.parametrize("number", ["5e-4", "5.0e-4", "0.0005", "5E-4"])
+def test_numbers_are_read_as_dvc_reads_them(tmp_path, number):
+    text = (ROOT / "params.yaml").read_text().replace("weight_decay: 5.0e-4", f"weight_decay: {number}", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    assert config.load_recipe("digits", tmp_path / "params.yaml").candidates.scratch.weight_decay == 0.0005
+
+
+def test_a_key_that_is_given_twice_is_named(tmp_path):
+    text = (ROOT / "params.yaml").read_text().replace("alpha: 0.25", "alpha: 0.25\n        alpha: 0.5", 1)
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"params\.yaml is not YAML: line 41: found duplicate key \"alpha\""):
+        config.load_recipe("digits", tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize("name", ["a/b", "2024", "a@b", "é"])
+def test_a_recipe_s_name_must_suit_folders_and_stages(tmp_path, name):
+    (tmp_path / "params.yaml").write_text(f"recipes: {{{name}: {{}}}}")
+    with pytest.raises(ValueError, match="use letters, digits, '_' and '-' only"):
+        config.load_recipe(name, tmp_path / "params.yaml")
 
 
 def test_a_training_has_either_epochs_or_cpu_minutes(tmp_path):

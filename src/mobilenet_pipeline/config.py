@@ -1,10 +1,14 @@
 """Recipes: every setting of the pipeline, typed, frozen, read once from `params.yaml`."""
 
+import difflib
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 """Width multipliers that ImageNet weights exist for."""
@@ -21,6 +25,18 @@ def _published(alpha: float) -> float:
 
 
 Width = Annotated[float, AfterValidator(_published)]
+
+
+def _fits_every_framework(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?", name):
+        raise ValueError(
+            "use at most 63 lower-case letters, digits, '-', '_' and '.', with a letter or digit at both ends; "
+            "BentoML takes no other name"
+        )
+    return name
+
+
+ModelName = Annotated[str, AfterValidator(_fits_every_framework)]
 
 
 class Section(BaseModel):
@@ -168,7 +184,8 @@ class Gate(Section):
     milliseconds: Rate
     """Largest p99 latency of a single image, in milliseconds."""
     significance: Share
-    """Significance level of the McNemar tests against the champion."""
+    """Error budget of the test images: the largest chance of ever promoting a candidate that is no better than the
+    champion, over all comparisons on these images."""
     as_good_and_lighter: Lighter | None
     """Non-inferiority rule for smaller or faster candidates; null requires a higher accuracy."""
     recall_drop: Share
@@ -194,8 +211,9 @@ class Recipe(Section):
 
     name: str
     """The recipe's key in `params.yaml`."""
-    registered_model: str
-    """Name of the registered model in MLflow and of the Bento. Every recipe needs its own."""
+    registered_model: ModelName
+    """Name of the registered model in MLflow and of the Bento: lower-case letters, digits, `-`, `_` and `.`. Every
+    recipe needs its own."""
     promotion: Literal["automatic", "manual"]
     """Who promotes a candidate that passes the gate: the pipeline, or a person with `mobilenet-pipeline approve`."""
     data: Data
@@ -232,16 +250,12 @@ class Recipe(Section):
 
 
 def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:
-    """Read the recipe called `name`.
+    """Read the recipe called `name`, with the values that it has from its base.
 
     Raises ValueError naming the file, the key, the value and what was expected.
     """
     recipes = _recipes(path)
-    if name not in recipes:
-        raise ValueError(f"{path}: no recipe {name!r}; there are: {', '.join(recipes)}")
-    section = recipes[name]
-    if not isinstance(section, dict):
-        raise ValueError(f"{path}: recipes.{name} must be a mapping, not {section!r}")
+    section = _resolve(recipes, name, path)
     models = {key: entry.get("registered_model") for key, entry in recipes.items() if isinstance(entry, dict)}
     for other, model in models.items():
         if other != name and model is not None and model == section.get("registered_model"):
@@ -255,17 +269,77 @@ def load_recipe(name: str, path: Path = Path("params.yaml")) -> Recipe:
         raise ValueError(_sentences(path, name, error)) from None
 
 
-def _recipes(path: Path) -> dict[str, object]:
+def base_of(name: str, path: Path = Path("params.yaml")) -> str | None:
+    """Return the name of the recipe's base, None for a recipe that gives every key itself."""
+    return _section(_recipes(path), name, path).get("base")
+
+
+def recipe_names(path: Path = Path("params.yaml")) -> list[str]:
+    """Return the names of all recipes, in the file's order. Raises ValueError if the file cannot be read."""
+    return list(_recipes(path))
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """Return a question that names the words close to a mistyped one; empty if there are none."""
+    close = difflib.get_close_matches(word, words)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""
+
+
+def _recipes(path: Path) -> dict[str, Any]:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # The reader that DVC uses, so that `5e-4` is a number for both.
+        document = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.resolve()} does not exist; run this from the project's root") from None
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
+    except YAMLError as error:
+        # The exception's own text has advice for programmers.
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{path} is not YAML: {place}{getattr(error, 'problem', None) or error}") from None
     recipes = document.get("recipes") if isinstance(document, dict) else None
     if not isinstance(recipes, dict) or not recipes:
         raise ValueError(f"{path} needs a section 'recipes' with at least one recipe")
+    for name in recipes:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", str(name)) or not isinstance(name, str):
+            raise ValueError(
+                f"{path}: recipes.{name}: {name!r} is no name of a recipe; use letters, digits, '_' and '-' only, and "
+                "quote a number"
+            )
     return recipes
+
+
+def _section(recipes: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    if name not in recipes:
+        raise ValueError(f"{path}: no recipe {name!r}{did_you_mean(name, recipes)}; there are: {', '.join(recipes)}")
+    if not isinstance(recipes[name], dict):
+        raise ValueError(f"{path}: recipes.{name} must be a mapping, not {recipes[name]!r}")
+    return recipes[name]
+
+
+def _resolve(recipes: Mapping[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """Return the recipe's section, completed by its base, by the base of that one, and so on."""
+    chain = [name]
+    section = _section(recipes, name, path)
+    while "base" in section:
+        base = section["base"]
+        key = f"{path}: recipes.{chain[-1]}.base"
+        if not isinstance(base, str) or base not in recipes:
+            raise ValueError(f"{key}: no recipe {base!r}; there are: {', '.join(recipes)}")
+        if base in chain:
+            raise ValueError(f"{key}: {' → '.join([*chain, base])} is a circle; give one of them no base")
+        own = {key: value for key, value in section.items() if key != "base"}
+        section = _merge(_section(recipes, base, path), own)
+        chain.append(base)
+    return section
+
+
+def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `own`; a section in both is merged key by key."""
+    merged = dict(base)
+    for key, value in own.items():
+        inherited = merged.get(key)
+        merged[key] = _merge(inherited, value) if isinstance(inherited, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def _sentences(path: Path, recipe: str, error: ValidationError) -> str:

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-pytestmark = pytest.mark.timeout(900)
 
 Done = subprocess.CompletedProcess[str]
 
@@ -55,6 +54,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's code and settings in a folder of its own, with a DVC remote."""
     folder = tmp_path_factory.mktemp("workspace")
     shutil.copytree(ROOT / "src", folder / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+    shutil.copytree(ROOT / "gx", folder / "gx")
     shutil.copy(ROOT / "dvc.yaml", folder)
     (folder / "params.yaml").write_text(shorten((ROOT / "params.yaml").read_text()))
     subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=folder, check=True)
@@ -133,9 +133,11 @@ def test_the_run_in_mlflow_has_curve_data_and_origin(workspace: Path, first: Don
 
     client = MlflowClient(f"sqlite:///{workspace}/mlflow.db")
     run = client.get_run(read(workspace / "models" / "digits" / "pretrained" / "training.json")["run_id"])
-    assert len(client.get_metric_history(run.info.run_id, "validation_accuracy")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "validation/accuracy")) == 2
     assert run.inputs.dataset_inputs[0].dataset.name == "digits"
-    assert run.data.tags["mlflow.parentRunId"]
+    parent = client.get_run(run.data.tags["mlflow.parentRunId"])
+    assert (parent.data.tags["verdict"], parent.inputs.dataset_inputs[0].dataset.name) == ("promoted", "digits")
+    assert parent.data.metrics["test/accuracy"] > 0.5
     assert run.data.tags["data_version"].endswith(".dir")
 
 
@@ -216,6 +218,19 @@ def test_the_champion_stays_if_nothing_changed(workspace: Path, second: Done) ->
 def test_dvc_agrees_that_nothing_changed(workspace: Path, second: Done) -> None:
     done = dvc(workspace, "status", "--json", "evaluate@digits-scratch", "evaluate@digits-pretrained")
     assert json.loads(done.stdout) == {}
+
+
+@pytest.mark.parametrize("words", ["repro --dry", "checkout", "plots show", "push", "pull"])
+def test_dvc_s_commands_need_no_target(workspace: Path, second: Done, words: str) -> None:
+    done = dvc(workspace, *words.split())
+    assert (done.returncode, "ERROR" in done.stderr) == (0, False), done.stderr
+
+
+def test_dvc_shows_few_metrics(workspace: Path, second: Done) -> None:
+    table = dvc(workspace, "metrics", "show").stdout.splitlines()
+    assert max(map(len, table)) <= 120
+    assert "scratch.test " in table[0]
+    assert len(table) == 3
 
 
 def test_an_edited_setting_makes_only_its_stages_stale(workspace: Path, second: Done) -> None:

@@ -1,5 +1,7 @@
 """One DVC stage as a child process."""
 
+import hashlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,8 @@ from waiting import alive, ran, read_process, wait_until
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.stages import runner
 
+ROOT = Path(__file__).resolve().parents[2]
+
 
 def test_stages_come_in_the_order_of_the_data(workspace: Path) -> None:
     recipe = load_recipe("digits")
@@ -18,6 +22,48 @@ def test_stages_come_in_the_order_of_the_data(workspace: Path) -> None:
     assert names[:4] == ["ingest@digits", "validate@digits", "train@digits-scratch", "train@digits-pretrained"]
     assert names[4:6] == ["export@digits-scratch", "evaluate@digits-scratch"]
     assert runner.data_stages(recipe) + runner.train_stages(recipe) == names[:4]
+
+
+def test_recipes_apart_have_the_stages_of_recipes_dvc_yaml(workspace: Path) -> None:
+    names = runner.stage_names(load_recipe("cifar10_10m"))
+    assert names[:3] == ["recipe@cifar10_10m", "ingest@cifar10_10m", "validate@cifar10_10m"]
+    assert runner.address(names[3]) == "recipes/dvc.yaml:train@cifar10_10m-scratch"
+    assert runner.address("train@digits-scratch") == "train@digits-scratch"
+
+
+def test_a_chosen_recipe_is_seen_by_dvc(workspace: Path) -> None:
+    shutil.copytree(
+        ROOT / "recipes", workspace / "recipes", ignore=shutil.ignore_patterns("chosen.yaml", ".dvc*", "*.lock")
+    )
+    shutil.copy(ROOT / ".dvcignore", workspace)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], check=True)
+    before = stages_that_dvc_sees()
+    for name in ("seed", "cifar10", "seed", "digits"):
+        runner.choose(name)
+    assert before == set()
+    assert {"recipe@cifar10", "train@seed-scratch"} <= stages_that_dvc_sees()
+    assert (workspace / "recipes/chosen.yaml").read_text() == "recipe_names: [cifar10, seed]\n"
+
+
+def stages_that_dvc_sees() -> set[str]:
+    """Return the stages without their files."""
+    listing = subprocess.run(
+        [sys.executable, "-m", "dvc", "stage", "list", "--all", "--name-only"],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return {line.rpartition(":")[2] for line in listing.stdout.split()}
+
+
+def test_a_folder_without_a_repository_needs_no_git(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / ".dvc").mkdir()
+    (workspace / ".dvc/config").write_text("")
+    (workspace / "dvc.yaml").write_text("stages: {a: {cmd: echo}}")
+    assert runner.stale(["a"]) == {"a"}
+    (workspace / ".git").mkdir()
+    with pytest.raises(runner.StageFailed):  # DVC follows Git again, which is broken here
+        runner.stale(["a"])
 
 
 def test_a_stage_runs_once_and_is_then_unchanged(toy: Toy) -> None:
@@ -50,6 +96,55 @@ def test_earlier_outputs_are_restored_from_the_cache(toy: Toy) -> None:
     result = runner.run_stage("train@digits-scratch", str)
     assert (result.outcome, result.changed) == ("restored", True)
     assert ran(workspace) == []
+
+
+@pytest.fixture
+def damaged(toy: Toy) -> Path:
+    """A workspace whose DVC cache has a trained candidate's learning curve damaged, and whose remote has it whole."""
+    workspace = toy()
+    (workspace / ".dvc/config").write_text(
+        "[core]\n no_scm = true\n remote = local\n['remote \"local\"']\n url = ../remote\n"
+    )
+    (workspace / "data/digits").mkdir(parents=True)
+    (workspace / "reports/digits").mkdir(parents=True)
+    (workspace / "reports/digits/validation.json").write_text("{}")
+    runner.run_stage("train@digits-scratch", str)
+    subprocess.run([sys.executable, "-m", "dvc", "push", "-q", "train@digits-scratch"], check=True)
+    curve = workspace / "models/digits/scratch/history.csv"
+    md5 = hashlib.md5(curve.read_bytes()).hexdigest()
+    (cached := workspace / ".dvc/cache/files/md5" / md5[:2] / md5[2:]).unlink()
+    cached.write_text("epoch\n1\n")
+    cached.chmod(0o444)  # DVC takes content that is read-only for whole
+    curve.rename(workspace / "expected.csv")
+    (workspace / "ran.txt").unlink()
+    return workspace
+
+
+def test_damaged_content_of_the_cache_is_fetched_again(damaged: Path) -> None:
+    lines: list[str] = []
+    assert runner.run_stage("train@digits-scratch", lines.append).outcome == "restored"
+    assert "warning: damaged in DVC's cache: models/digits/scratch/history.csv; fetched from the DVC remote" in lines
+    assert (damaged / "models/digits/scratch/history.csv").read_text() == (damaged / "expected.csv").read_text()
+    assert ran(damaged) == []
+
+
+def test_a_stage_whose_output_is_nowhere_whole_says_why_it_runs(damaged: Path) -> None:
+    shutil.rmtree(damaged / "remote")
+    lines: list[str] = []
+    assert runner.run_stage("train@digits-scratch", lines.append).outcome == "ran"
+    assert any(line.endswith("not in the DVC remote, so train@digits-scratch runs again") for line in lines)
+    assert (damaged / "models/digits/scratch/history.csv").read_text() == (damaged / "expected.csv").read_text()
+
+
+def test_a_stage_that_did_not_run_has_dvc_s_reason() -> None:
+    line = "ERROR: failed to reproduce 'ingest@digits': output 'data' is outside"
+    failure = runner.StageFailed("ingest@digits", 255, ["Stage 'a' didn't change, skipping", line])
+    assert failure.cause == "output 'data' is outside"
+
+
+def test_a_stage_that_ran_and_failed_has_its_own_last_line() -> None:
+    line = "ERROR: failed to reproduce 'ingest@digits': failed to run: python x, exited with 1"
+    assert runner.StageFailed("ingest@digits", 1, ["KeyError: 'a'", line]).cause == "KeyError: 'a'"
 
 
 def test_a_failed_stage_has_its_cause_and_its_exit_code(toy: Toy) -> None:
@@ -112,7 +207,7 @@ def test_a_killed_caller_ends_its_stage(toy: Toy) -> None:
     workspace = toy(sleep={"ingest": 60})
     command = "from mobilenet_pipeline.stages.runner import run_stage; run_stage('ingest@digits', print)"
     caller = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.DEVNULL)
-    stage = read_process(workspace, 30)
+    stage = read_process(workspace)
     caller.kill()
     caller.wait()
-    wait_until(lambda: not alive(stage), 10)
+    wait_until(lambda: not alive(stage))

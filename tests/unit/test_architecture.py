@@ -188,8 +188,18 @@ def test_a_dependency_on_code_exists(dep):
 
 
 def test_every_stage_is_a_matrix_over_recipes_and_candidates():
-    recipes = list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["recipes"])
-    assert pipeline()["vars"] == [{"recipe_names": recipes}, {"candidate_names": list(CANDIDATES)}]
+    assert pipeline()["vars"] == [{"recipe_names": ["digits"]}, {"candidate_names": list(CANDIDATES)}]
     for stage in pipeline()["stages"].values():
         assert stage["matrix"]["recipe"] == "${recipe_names}"
         assert stage["matrix"].get("candidate", "${candidate_names}") == "${candidate_names}"
+
+
+def test_recipes_apart_have_the_same_stages_with_completed_params():
+    document = yaml.safe_load((ROOT / "recipes/dvc.yaml").read_text(encoding="utf-8"))
+    stages = document["stages"]
+    (completed,) = stages.pop("recipe")["outs"]
+    for stage in stages.values():
+        assert stage.pop("wdir") == ".."
+        stage["params"] = [f"recipes.${{item.recipe}}.{key}" for key in stage["params"][0][completed]]
+    assert stages == pipeline()["stages"]
+    assert document["vars"] == ["chosen.yaml", {"candidate_names": list(CANDIDATES)}]

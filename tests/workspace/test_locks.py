@@ -43,5 +43,5 @@ def test_a_decision_waits_for_the_one_before(workspace: Path) -> None:
         assert second.stdout.readline() == "started\n"
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(1)
-    wait_until(lambda: second.poll() == 0, 30)
+    wait_until(lambda: second.poll() == 0)
     assert second.stdout.read() == "decided\n"

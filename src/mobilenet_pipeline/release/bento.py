@@ -283,7 +283,7 @@ def _run(arguments: list[str], task: str, order: Mapping[str, Any]) -> None:
 
     Every process that it starts, a server too, ends with it or with this process.
     """
-    variables = {**environment.TELEMETRY_OFF, **os.environ, "BENTOML_HOME": str(home()), "PYTHONDONTWRITEBYTECODE": "1"}
+    variables = {**environment.prepared(os.environ), "BENTOML_HOME": str(home()), "PYTHONDONTWRITEBYTECODE": "1"}
     # BentoML looks for uv on PATH, on which cron has no virtual environment.
     variables["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
     command = [sys.executable, "-P", *arguments]  # -P: do not import from the script's own folder

@@ -125,7 +125,6 @@ def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
     Raises ValueError or OSError with what is missing or damaged, and the remedy.
     """
     bento.check_build_tools()
-    bento.check_name(recipe)
     runs.check_store(recipe)
     check_history(recipe, workspace)
     ledger.count_reads(recipe.data.digest, workspace)

@@ -7,11 +7,17 @@ from mobilenet_pipeline.evaluation.evaluate import evaluate, write_confusion
 from mobilenet_pipeline.evaluation.predictions import save_predictions
 from mobilenet_pipeline.workspace import ledger
 from mobilenet_pipeline.workspace.files import sha256_of, write_json
-from mobilenet_pipeline.workspace.paths import data_folder, metrics_path, model_folder, report_folder
+from mobilenet_pipeline.workspace.paths import (
+    accuracy_path,
+    data_folder,
+    metrics_path,
+    model_folder,
+    report_folder,
+)
 
 
 def main(recipe: Recipe, name: str) -> None:
-    """Write predictions.npz, metrics/RECIPE/CANDIDATE.json and the confusion plot."""
+    """Write predictions.npz, metrics/RECIPE/CANDIDATE.json, its accuracies for DVC, and the confusion plot."""
     data = open_dataset(data_folder(recipe))
     folder = model_folder(recipe, name)
     _, validation = split_rows(data, recipe.split)
@@ -22,4 +28,7 @@ def main(recipe: Recipe, name: str) -> None:
     write_confusion(plot, predictions, data.class_names)
     write_json(metrics_path(recipe, name), document)
     test = document["test"]
+    accuracies = {"val": document["validation"]["accuracy"], "test": test["accuracy"]}
+    # With the candidate's name in the key, `dvc exp show` needs no file name in its columns. Both tables fit into 120.
+    write_json(accuracy_path(recipe, name), {name: {key: round(value, 5) for key, value in accuracies.items()}})
     print(f"test accuracy {test['accuracy']:.4f}, loss {test['loss']:.4f} on {test['rows']:,} images")

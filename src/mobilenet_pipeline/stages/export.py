@@ -24,9 +24,8 @@ def main(recipe: Recipe, name: str) -> None:
     data = open_dataset(data_folder(recipe))
     model = export.load_model(folder / "model.keras")
     training, _ = split_rows(data, recipe.split)
-    facts = export.export(
-        model, folder / "model.tflite", recipe.serving.precision, np.asarray(data.images[training[:CALIBRATION]])
-    )
+    calibration = np.asarray(data.images[training[:CALIBRATION]])
+    facts = export.export(model, folder / "model.tflite", recipe.serving.precision, calibration, data.class_names)
     compare = export.check_parity if recipe.serving.precision == "float32" else export.compare
     parity = compare(model, folder / "model.tflite", data.images[data.is_test])
     write_json(folder / "export.json", {**facts, "parity": parity})

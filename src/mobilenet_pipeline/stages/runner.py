@@ -1,5 +1,6 @@
 """Run a DVC stage as a child process: stream its output, time it, and end it with this process."""
 
+import hashlib
 import json
 import os
 import re
@@ -11,8 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Literal
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from ruamel.yaml import YAML
+
+from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
 from mobilenet_pipeline.system.process import leashed
+from mobilenet_pipeline.workspace.files import write_text
+from mobilenet_pipeline.workspace.paths import HERE, dvc_file
 
 _REDRAW_SECONDS = 5.0  # between two states of a progress bar, which redraws its line ten times a second
 _LAST_LINES = 40
@@ -21,7 +26,14 @@ _NOISE = re.compile(
     r"[IWE]0000 \S+ +\d+ \S+\.cc:|WARNING: All log messages before absl|To enable the following instr"
     r"|INFO: Created TensorFlow Lite"
 )
+_NOT_REPRODUCED = re.compile(r"ERROR: failed to reproduce '[^']*': ")
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
+
+
+DEFAULT = "digits"
+"""The recipe whose stages are in the dvc.yaml of the root, so that `dvc repro` runs them."""
+
+Outcome = Literal["ran", "restored", "unchanged"]
 
 
 class StageFailed(RuntimeError):
@@ -36,10 +48,13 @@ class StageFailed(RuntimeError):
 
     @property
     def cause(self) -> str:
-        """The stage's error message: its lines from `error:` on, or its last line."""
+        """The stage's error message: its lines from `error:` on, or its last line. If it did not run, DVC's message."""
         lines = self.lines
-        if any(line.startswith("ERROR: failed to reproduce") for line in lines):
-            lines = lines[: next(i for i, line in enumerate(lines) if line.startswith("ERROR: failed to reproduce"))]
+        if (last := next((i for i, line in enumerate(lines) if _NOT_REPRODUCED.match(line)), None)) is not None:
+            reason = _NOT_REPRODUCED.sub("", "\n".join(lines[last:]))
+            if not reason.startswith("failed to run: "):  # else the stage ran, and knows better
+                return reason.strip()
+            lines = lines[:last]
         starts = [index for index, line in enumerate(lines) if line.lower().startswith("error:")]
         message = lines[starts[-1] :] if starts else lines[-1:]
         return "\n".join(message).partition(":")[2].strip() if starts else "\n".join(message) or "it printed nothing"
@@ -53,7 +68,7 @@ class StageResult:
     """
 
     name: str
-    outcome: Literal["ran", "restored", "unchanged"]
+    outcome: Outcome
     wall_seconds: float
     cpu_seconds: float
 
@@ -64,8 +79,9 @@ class StageResult:
 
 
 def data_stages(recipe: Recipe) -> list[str]:
-    """Return the stages that ingest and validate the recipe's dataset."""
-    return [f"ingest@{recipe.name}", f"validate@{recipe.name}"]
+    """Return the stages that ingest and validate the recipe's dataset, after that which completes the recipe."""
+    completed = [] if dvc_file(recipe.name) == dvc_file(DEFAULT) else [f"recipe@{recipe.name}"]
+    return [*completed, f"ingest@{recipe.name}", f"validate@{recipe.name}"]
 
 
 def train_stages(recipe: Recipe) -> list[str]:
@@ -79,15 +95,37 @@ def stage_names(recipe: Recipe) -> list[str]:
     return data_stages(recipe) + train_stages(recipe) + scored
 
 
+def address(name: str) -> str:
+    """Return the name of a stage for DVC: `train@cifar10-scratch` is `recipes/dvc.yaml:train@cifar10-scratch`."""
+    pipeline = dvc_file(_recipe_of(name))
+    return name if pipeline == dvc_file(DEFAULT) else f"{pipeline.as_posix()}:{name}"
+
+
+def choose(recipe_name: str, workspace: Path = HERE) -> None:
+    """Let DVC see the recipe's stages, if they are in recipes/dvc.yaml.
+
+    DVC's commands without a target look at all stages that they see, so the recipes of that file are hidden until they
+    are used. Names that params.yaml lacks are taken out again.
+    """
+    pipeline = dvc_file(recipe_name, workspace)
+    if pipeline == dvc_file(DEFAULT, workspace) or not pipeline.exists():
+        return
+    chosen = pipeline.with_name("chosen.yaml")
+    before = YAML(typ="safe").load(chosen.read_text(encoding="utf-8"))["recipe_names"] if chosen.exists() else []
+    names = [name for name in recipe_names(workspace / "params.yaml") if name in (*before, recipe_name)]
+    if names != before:
+        write_text(chosen, f"recipe_names: [{', '.join(names)}]\n")
+        write_text(pipeline.with_name(".dvcignore"), "!dvc.yaml\n")
+
+
 def stale(names: Iterable[str]) -> set[str]:
     """Return the stages with outdated outputs. Raises StageFailed if DVC fails."""
-    _clear_half_written_lock()
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "status", "--json", *names]
-    process = subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
+    addresses = {_prepare(name): name for name in names}
+    process = _dvc("status", "--json", *addresses)
     if process.returncode:
         lines = [line.rstrip() for line in process.stderr.splitlines() if line.strip()]
         raise StageFailed("dvc status", process.returncode, ["error: " + "\n".join(lines)])
-    return set(json.loads(process.stdout))
+    return {addresses[address] for address in json.loads(process.stdout)}
 
 
 def run_stage(
@@ -96,13 +134,31 @@ def run_stage(
     """Bring one stage up to date with `dvc repro --single-item`.
 
     `on_line` is called with every line that the stage writes. `env` is added to the child's environment. `force` runs
-    the stage even if nothing changed. The seconds are those of the child and all its descendants. Raises StageFailed if
+    the stage even if nothing changed. The seconds are those of the child and all its descendants. What DVC restores is
+    compared with its hash; of a damaged file, DVC's remote is asked before the stage runs again. Raises StageFailed if
     the stage fails. An exception from `on_line` or from a signal handler ends the child first.
     """
-    _clear_half_written_lock()
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-    lines: list[str] = []
     started = time.monotonic()
+    outcome, cpu_seconds = _reproduce(name, on_line, env, force)
+    for ask_remote in (True, False):
+        if outcome != "restored" or not (damaged := _damaged(name)):
+            break
+        _drop(damaged)
+        found = ask_remote and _fetch(name, damaged)
+        remedy = "fetched from the DVC remote" if found else f"not in the DVC remote, so {name} runs again"
+        on_line(f"warning: damaged in DVC's cache: {', '.join(map(str, damaged))}; {remedy}")
+        outcome, more = _reproduce(name, on_line, env, force)
+        cpu_seconds += more
+    return StageResult(name, outcome, time.monotonic() - started, cpu_seconds)
+
+
+def _reproduce(
+    name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None, force: bool
+) -> tuple[Outcome, float]:
+    """Bring the stage up to date, and return its outcome and CPU seconds."""
+    address = _prepare(name)
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+    lines: list[str] = []
     with leashed([*command, *["--force"] * force], _environment(env), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in _lines(child.stdout):
@@ -112,7 +168,53 @@ def run_stage(
             on_line(line)
     if child.returncode:
         raise StageFailed(name, _stage_exit_code(lines, child.returncode), lines[-_LAST_LINES:])
-    return StageResult(name, _outcome(name, lines), time.monotonic() - started, child.cpu_seconds)
+    return _outcome(address, lines), child.cpu_seconds
+
+
+def _damaged(name: str) -> dict[Path, str]:
+    """Return the files of the stage's outputs that differ from dvc.lock, with the MD5 that they should have.
+
+    DVC copies from its cache without a look at the content.
+    """
+    lock = YAML(typ="safe").load(dvc_file(_recipe_of(name)).with_suffix(".lock").read_text(encoding="utf-8"))
+    files: dict[Path, str] = {}
+    for out in lock["stages"][name]["outs"]:
+        path, md5 = Path(out["path"]), str(out["md5"])
+        if path.is_dir():
+            listing = json.loads(_object(_cache(), md5).read_bytes())
+            files |= {path / entry["relpath"]: entry["md5"] for entry in listing}
+        else:
+            files[path] = md5
+    return {path: md5 for path, md5 in files.items() if not path.is_file() or _md5(path) != md5}
+
+
+def _drop(damaged: Mapping[Path, str]) -> None:
+    """Delete the files from the workspace and from DVC's cache, so that DVC restores them from nowhere."""
+    cache = _cache()
+    for path, md5 in damaged.items():
+        path.unlink(missing_ok=True)
+        _object(cache, md5).unlink(missing_ok=True)
+
+
+def _fetch(name: str, damaged: Mapping[Path, str]) -> bool:
+    """Fetch the stage's outputs, and return whether DVC's cache has them now; `dvc fetch` says 0 in any case."""
+    _dvc("fetch", address(name))
+    cache = _cache()
+    return all(_object(cache, md5).exists() for md5 in damaged.values())
+
+
+def _cache() -> Path:
+    return Path(_dvc("cache", "dir").stdout.strip())
+
+
+def _object(cache: Path, md5: str) -> Path:
+    """Return the path of this content in DVC's cache."""
+    return cache / "files" / "md5" / md5[:2] / md5[2:]
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def may_pass_again(failure: BaseException) -> bool:
@@ -124,6 +226,41 @@ def may_pass_again(failure: BaseException) -> bool:
         return False
     locked = any(sign in line for line in failure.lines for sign in _LOCKED)
     return locked or failure.exit_code == os.EX_TEMPFAIL
+
+
+def _recipe_of(name: str) -> str:
+    """Return the recipe of a stage; a name that is none is taken for one of the root."""
+    stage, _, rest = name.partition("@")
+    if stage in ("train", "export", "evaluate"):
+        rest = next(
+            (rest.removesuffix(f"-{candidate}") for candidate in CANDIDATES if rest.endswith(f"-{candidate}")), rest
+        )
+    return rest or DEFAULT
+
+
+def _prepare(name: str) -> str:
+    """Make DVC ready for the stage, and return its address."""
+    _clear_half_written_lock()
+    _follow_git()
+    choose(_recipe_of(name))
+    return address(name)
+
+
+def _follow_git() -> None:
+    """Let DVC work without Git in a folder that is no repository, such as a downloaded archive."""
+    project, local = (
+        path.exists() and re.search(r"no_scm\s*=\s*true", path.read_text(encoding="utf-8"), re.IGNORECASE)
+        for path in (Path(".dvc/config"), Path(".dvc/config.local"))
+    )
+    if not Path(".git").exists() and Path(".dvc").exists() and not (project or local):
+        _dvc("config", "--local", "core.no_scm", "true")
+    elif Path(".git").exists() and local:
+        _dvc("config", "--local", "--unset", "core.no_scm")
+
+
+def _dvc(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *words]
+    return subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
 
 
 def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
@@ -163,10 +300,11 @@ def _lines(stream: IO[bytes]) -> Iterator[str]:
             yield line.strip()
 
 
-def _outcome(name: str, lines: list[str]) -> Literal["ran", "restored", "unchanged"]:
-    if f"Stage '{name}' didn't change, skipping" in lines:
+def _outcome(address: str, lines: list[str]) -> Outcome:
+    if f"Stage '{address}' didn't change, skipping" in lines:
         return "unchanged"
-    return "restored" if any(line.startswith(f"Stage '{name}' is cached - skipping run") for line in lines) else "ran"
+    cached = f"Stage '{address}' is cached - skipping run"
+    return "restored" if any(line.startswith(cached) for line in lines) else "ran"
 
 
 def _stage_exit_code(lines: list[str], otherwise: int) -> int:

@@ -20,7 +20,7 @@ from mobilenet_pipeline.models import anatomy
 from mobilenet_pipeline.registry import runs
 from mobilenet_pipeline.reports import figures
 from mobilenet_pipeline.system import machine
-from mobilenet_pipeline.training import checkpoint, distribution
+from mobilenet_pipeline.training import checkpoint, distribution, tensorboard
 from mobilenet_pipeline.training.batches import Images
 from mobilenet_pipeline.training.loop import Epoch
 from mobilenet_pipeline.training.train import Callbacks, Interrupted, Trained, TrainingData, to_rows, train
@@ -63,16 +63,24 @@ def main(recipe: Recipe, name: str) -> None:
         fit(lambda row, epochs, left: say(progress(row, epochs, left)))
         return
     began = datetime.now(UTC)
+    logs = os.environ.get("MOBILENET_PIPELINE_TENSORBOARD")
+    log_folder = Path(logs) / recipe.name / name / f"{began:%Y%m%d-%H%M%S}" if logs else None
     document = read_json(data_folder(recipe) / "dataset.json")
-    with runs.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run:
+    with (
+        runs.candidate_run(recipe, name, os.environ.get("MOBILENET_PIPELINE_PARENT_RUN"), document) as run,
+        tensorboard.open_log(log_folder) as log,
+    ):
 
         def on_epoch(row: Epoch, epochs: int, left: float) -> None:
             run.log_epoch(row.epoch, {key: value for key, value in vars(row).items() if key != "epoch"})
+            log.log_epoch(row)
             say(progress(row, epochs, left))
 
         trained = fit(on_epoch)
         save(folder, trained)
-        run.log_model(trained.model, validation.pixels[:2])
+        log.log_graph(trained.model)
+        steps = round(trained.epochs * len(training) / (candidate.batch_size * strategy.num_replicas_in_sync))
+        run.log_model(trained.model, validation.pixels[:2], dataset.class_names, steps)
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
     layers = anatomy.layers(candidate, data.classes)
     facts = {

@@ -1,23 +1,38 @@
 """Validate the dataset. A failed expectation stops the pipeline."""
 
+from pathlib import Path
+
 import pandas as pd
 
-from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.config import Recipe, did_you_mean, recipe_names
 from mobilenet_pipeline.data import validation
 from mobilenet_pipeline.workspace.files import read_json, write_json
 from mobilenet_pipeline.workspace.paths import data_folder, report_folder
 
+ADDITIONS = Path("gx/expectations")
+"""The suites that people add: RECIPE.json, in the JSON of Great Expectations."""
+
 
 def main(recipe: Recipe) -> None:
-    """Write `reports/RECIPE/validation.json` and its Data Docs.
+    """Write `validation.json`, Data Docs and a project of Great Expectations into `reports/RECIPE`.
 
     Raises ValueError if an expectation failed; the files are written first.
     """
     folder, reports = data_folder(recipe), report_folder(recipe)
     manifest = pd.read_parquet(folder / "manifest.parquet")
     digest = read_json(folder / "dataset.json")["digest"]
-    document = validation.validate(manifest, recipe, digest, reports / "data_docs")
+    document = validation.validate(manifest, recipe, digest, reports, additions(recipe))
     write_json(reports / "validation.json", document)
     if not document["success"]:
         raise ValueError("\n".join(["the data did not pass validation:", *validation.failures(document)]))
     print(f"{document['rows']:,} images meet all {len(document['expectations'])} expectations")
+
+
+def additions(recipe: Recipe) -> Path | None:
+    """Return the recipe's suite in `ADDITIONS`, if there is one. Raises ValueError for a suite of no recipe."""
+    names = recipe_names()
+    for path in sorted(ADDITIONS.glob("*.json")):
+        if path.stem not in names:
+            raise ValueError(f"{path} belongs to no recipe{did_you_mean(path.stem, names)}; rename or remove it")
+    path = ADDITIONS / f"{recipe.name}.json"
+    return path if path.exists() else None
