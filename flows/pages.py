@@ -1,5 +1,6 @@
 """Serve the web pages of MLflow and Prefect on this machine."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -42,6 +43,8 @@ def mlflow_server(store: str, port: int) -> Iterator[str]:
     log.parent.mkdir(exist_ok=True)
     command = [sys.executable, "-P", "-m", "mlflow", "server", "--backend-store-uri", store]
     command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with log.open("wb") as file, process.leashed(command, stdout=file) as child:
+    # Its jobs evaluate language models, in seven processes.
+    variables = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with log.open("wb") as file, process.leashed(command, variables, stdout=file) as child:
         ports.wait_for(f"http://127.0.0.1:{port}/health", child, log)
         yield f"http://127.0.0.1:{port}"

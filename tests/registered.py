@@ -14,4 +14,4 @@ def register(recipe: Recipe, candidate: str) -> versions.Version:
 
 def record_verdict(version: versions.Version, reason: str, promoted: bool) -> None:
     """Write a verdict with this reason to the version."""
-    write_verdict(version, f'{{"reason": "{reason}"}}', "# Card", reason, promoted, {}, {})
+    write_verdict(version, f'{{"reason": "{reason}"}}', "# Card", promoted, {}, {})

@@ -161,6 +161,17 @@ def store(workspace: Path, migrated: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def odd_workspace(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A workspace with a store, whose path is no part of a URI: Jenkins makes such paths for branches."""
+    folder = tmp_path / "feature%2Flogin what? #1"
+    folder.mkdir()
+    shutil.copyfile(migrated, folder / "mlflow.db")
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return folder
+
+
+@pytest.fixture
 def recipe() -> Recipe:
     """The digits recipe with an accuracy floor of 85 % and no calibration limit: made-up probabilities have none."""
     digits = load_recipe("digits", ROOT / "params.yaml")

@@ -1,4 +1,6 @@
 import hashlib
+import json
+import zipfile
 from pathlib import Path
 
 import keras
@@ -11,6 +13,7 @@ from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.models import mobilenet
 
 ROOT = Path(__file__).resolve().parents[2]
+NAMES = [*"abcdefghi", "é 10"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
 
@@ -23,7 +26,7 @@ def classifier(scale: float = 1 / 255) -> keras.Model:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     model, path = classifier(), tmp_path_factory.mktemp("export") / "model.tflite"
-    return model, path, export.export(model, path)
+    return model, path, export.export(model, path, class_names=NAMES)
 
 
 def test_the_artefact_answers_like_its_model(exported):
@@ -35,6 +38,18 @@ def test_size_and_digest_are_those_of_the_file(exported):
     _, path, facts = exported
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     assert facts == {"sha256": digest, "bytes": path.stat().st_size, "precision": "float32"}
+
+
+def test_class_names_and_input_travel_in_the_artefact(exported):
+    with zipfile.ZipFile(exported[1]) as archive:
+        labels, metadata = archive.read("labels.txt"), json.loads(archive.read("metadata.json"))
+    assert labels.decode().splitlines() == metadata["class_names"] == NAMES
+    assert "uint8 from 0 to 255" in metadata["input"]
+
+
+def test_the_same_model_gives_the_same_bytes(exported, tmp_path):
+    model, _, facts = exported
+    assert export.export(model, tmp_path / "model.tflite", class_names=NAMES) == facts
 
 
 def test_an_artefact_of_another_model_is_refused(exported):

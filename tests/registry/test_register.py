@@ -2,17 +2,30 @@
 
 import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
-from registered import record_verdict, register, register_files
+from registered import record_verdict, register, register_files, write_verdict
 from registry_fixtures import Make
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import runs, versions
 from mobilenet_pipeline.workspace.candidate import read_candidate
+
+TAGS = {
+    "recipe",
+    "candidate",
+    "test_accuracy",
+    "verdict",
+    "data_digest",
+    "artefact_sha256",
+    "preprocessing",
+    "git_commit",
+    "complete",
+}
 
 
 def train(recipe: Recipe, dataset: dict[str, Any]) -> str:
@@ -60,7 +73,7 @@ def test_an_unknown_training_gets_a_run_made_from_its_files(
         "f" * 32,
         "c" * 40,
     )
-    assert [point.value for point in client.get_metric_history(run.info.run_id, "validation_accuracy")] == [0.5, 0.75]
+    assert [point.value for point in client.get_metric_history(run.info.run_id, "validation/accuracy")] == [0.5, 0.75]
 
 
 def test_the_run_gets_test_metrics_figures_and_served_files(
@@ -69,12 +82,10 @@ def test_the_run_gets_test_metrics_figures_and_served_files(
     make("scratch", right=190)
     files = read_candidate(recipe, "scratch")
     run_id = register_files(recipe, files, draw=lambda: {"confusion_matrix.png": b"\x89PNG"}).run_id
-    metrics = client.get_run(run_id).data.metrics
-    assert (metrics["test_accuracy"], metrics["test_accuracy_7"], metrics["artefact_validation_loss"]) == (
-        0.95,
-        0.9,
-        0.3,
-    )
+    data = client.get_run(run_id).data
+    names = ("test/accuracy", "per_class/7", "validation/artefact_loss", "train/cpu_minutes")
+    assert [data.metrics[name] for name in names] == [0.95, 0.9, 0.3, 1.5]
+    assert (data.params["parameters"], data.params["multiply_adds"]) == ("220000", "1900000")
     assert [file.path for file in client.list_artifacts(run_id, "figures")] == ["figures/confusion_matrix.png"]
     served = {Path(file.path).name for file in client.list_artifacts(run_id, "served")}
     assert served == {"model.tflite", "metadata.json", "predictions.npz"}
@@ -98,8 +109,11 @@ def test_a_logged_keras_model_is_the_source_of_its_version(
     make("scratch", right=190, run_id=run_id)
     version = register(recipe, "scratch")
     assert client.get_model_version(version.name, version.version).source == f"models:/{model.model_id}"
-    scores = {metric.key: metric.value for metric in client.get_logged_model(model.model_id).metrics}
-    assert scores["test_accuracy"] == 0.95
+    logged = client.get_logged_model(model.model_id)
+    assert json.loads(logged.tags["mlflow.modelVersions"]) == [{"name": version.name, "version": "1"}]
+    scores = {metric.key: metric for metric in logged.metrics}
+    accuracy = scores["test/accuracy"]
+    assert (accuracy.value, accuracy.dataset_name, accuracy.dataset_digest) == (0.95, "digits", dataset["digest"][:32])
 
 
 def test_two_exports_of_one_training_do_not_overwrite_each_other(
@@ -137,6 +151,38 @@ def test_a_verdict_is_written_to_the_version_and_its_run(
     version = register(recipe, "scratch")
     record_verdict(version, "It is the first.", promoted=True)
     assert versions.versions(version.name) == [dataclasses.replace(version, verdict="promoted")]
-    assert client.get_model_version(version.name, "1").tags["verdict_reason"] == "It is the first."
+    assert set(client.get_model_version(version.name, "1").tags) == TAGS
     assert {"card.md", "verdict.json"} <= {file.path for file in client.list_artifacts(version.run_id)}
     assert client.get_model_version(version.name, "1").description == "Card"
+
+
+def test_the_run_gets_the_origin_that_it_lacks(client: mlflow.MlflowClient, recipe: Recipe, make: Make) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    client.set_tag(version.run_id, "flow_run", "flow-7")
+    origin = {"flow_run": "flow-8", "data_version": "abc.dir", "dvc_lock_sha256": None}
+    write_verdict(version, "{}", "# Card", False, origin, {})
+    tags = client.get_run(version.run_id).data.tags
+    assert (tags["flow_run"], tags["data_version"]) == ("flow-7", "abc.dir")
+
+
+@pytest.mark.parametrize("name", [".", "..", "", "a/b", "maïs"])
+def test_any_class_name_makes_a_metric_that_mlflow_takes(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, name: str
+) -> None:
+    make("scratch", right=190)
+    files = read_candidate(recipe, "scratch")
+    files.metrics["per_class_accuracy"] = {name: 0.5}
+    metrics = client.get_run(register_files(recipe, files).run_id).data.metrics
+    assert [value for key, value in metrics.items() if key.startswith("per_class/")] == [0.5]
+
+
+def test_a_model_renamed_in_mlflow_and_in_the_recipe_keeps_its_versions(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, tmp_path: Path
+) -> None:
+    make("scratch", right=190)
+    register(recipe, "scratch")
+    client.rename_registered_model(recipe.registered_model, "digits-net")
+    version = register(recipe.model_copy(update={"registered_model": "digits-net"}), "scratch")
+    metadata = json.loads((versions.fetch(version, tmp_path / "got") / "metadata.json").read_text())
+    assert (version.version, metadata["registered_model"]) == ("1", "digits-net")

@@ -1,7 +1,9 @@
 """MLflow runs, in a real SQLite store."""
 
+import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +23,27 @@ def newest_run(client: mlflow.MlflowClient, recipe: Recipe) -> Any:
     return client.search_runs([experiment.experiment_id])[0]
 
 
+def log_unfinished_model(client: mlflow.MlflowClient, recipe: Recipe, run_id: str) -> str:
+    """Leave what MLflow leaves of a model while it is written; return the model's id."""
+    model = client.create_logged_model(runs.experiment(recipe), name="model", source_run_id=run_id)
+    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, step=0)])
+    return model.model_id
+
+
 def test_a_run_has_its_parameters_and_its_dataset(
-    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+    store: Path, client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
 ) -> None:
+    (store / "data" / "digits").mkdir(parents=True)
     with runs.candidate_run(recipe, "scratch", None, dataset):
         pass
     run = newest_run(client, recipe)
-    assert (run.info.run_name, run.info.status) == ("digits-scratch", "FINISHED")
+    assert re.fullmatch(r"scratch · digits · \d{4}-\d\d-\d\d \d\d:\d\d", run.info.run_name)
+    assert (run.info.status, run.data.tags["mlflow.source.name"]) == ("FINISHED", "dvc repro train@digits-scratch")
     assert (run.data.params["alpha"], run.data.params["gate.accuracy_floor"]) == ("0.25", "0.85")
     used = run.inputs.dataset_inputs[0]
-    assert (used.dataset.name, used.dataset.digest) == ("digits", dataset["digest"][:36])
+    assert (used.dataset.name, used.dataset.digest) == ("digits", dataset["digest"][:32])
     assert {tag.key: tag.value for tag in used.tags}["digest"] == run.data.tags["data_digest"] == dataset["digest"]
+    assert mlflow.data.get_source(used).load() == str(store / "data" / "digits")
 
 
 def test_a_run_has_its_commit_lock_file_and_flow(
@@ -50,25 +62,80 @@ def test_epochs_are_readable_while_the_training_runs(
 ) -> None:
     with runs.candidate_run(recipe, "scratch", None, dataset) as run:
         for epoch in (1, 2):
-            run.log_epoch(epoch, {"validation_accuracy": epoch / 4})
-        history = client.get_metric_history(run.run_id, "validation_accuracy")
+            run.log_epoch(epoch, {"validation_accuracy": epoch / 4, "seconds": 2.0})
+        history = client.get_metric_history(run.run_id, "validation/accuracy")
     assert [(point.step, point.value) for point in history] == [(1, 0.25), (2, 0.5)]
+    assert set(client.get_run(run.run_id).data.metrics) == {"validation/accuracy", "train/seconds"}
 
 
 def test_a_training_is_nested_under_its_flow(
     client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
 ) -> None:
-    parent = runs.parent_run(recipe, "flow-7")
+    parent = runs.parent_run(recipe, dataset, "flow-7")
     with runs.candidate_run(recipe, "scratch", parent, dataset) as run:
         pass
     assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent
 
 
-def test_ending_a_flow_ends_its_dead_trainings(client: mlflow.MlflowClient, recipe: Recipe) -> None:
-    parent = runs.parent_run(recipe, "flow-7")
+def test_a_flow_s_run_has_dataset_source_and_settings(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    run = client.get_run(runs.parent_run(recipe, dataset))
+    assert run.data.tags["mlflow.source.name"] == "mobilenet-pipeline run --recipe digits"
+    assert (run.data.params["gate.accuracy_floor"], run.inputs.dataset_inputs[0].dataset.name) == ("0.85", "digits")
+
+
+def test_a_flow_s_run_shows_verdict_and_champion(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    parent = runs.parent_run(recipe, dataset)
+    runs.conclude(parent, "promoted", "It is the first.", {"champion": "2"}, {"test/accuracy": 0.9})
+    data = client.get_run(parent).data
+    assert (data.tags["verdict"], data.tags["champion"], data.metrics) == ("promoted", "2", {"test/accuracy": 0.9})
+    assert data.tags["mlflow.note.content"] == "It is the first."
+
+
+def test_ending_a_flow_ends_its_dead_trainings(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    parent = runs.parent_run(recipe, dataset, "flow-7")
     orphan = client.create_run(runs.experiment(recipe), tags={"mlflow.parentRunId": parent}).info.run_id
+    model = log_unfinished_model(client, recipe, orphan)
     runs.end_run(parent, "FAILED")
     assert [client.get_run(run).info.status for run in (parent, orphan)] == ["FAILED", "KILLED"]
+    assert client.get_logged_model(model).status == "FAILED"
+
+
+def test_the_next_flow_ends_the_killed_runs_of_its_workspace_only(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    killed = runs.parent_run(recipe, dataset)
+    elsewhere = client.create_run(runs.experiment(recipe), tags={"workspace": "other:/place"}).info.run_id
+    runs.parent_run(recipe, dataset)
+    assert [client.get_run(run).info.status for run in (killed, elsewhere)] == ["KILLED", "RUNNING"]
+
+
+def test_an_outer_run_of_mlflow_is_left_alone(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outer = client.create_run("0").info.run_id
+    for name, value in {"RUN_ID": outer, "EXPERIMENT_ID": "0", "ENABLE_ASYNC_LOGGING": "true"}.items():
+        monkeypatch.setenv(f"MLFLOW_{name}", value)
+    with mlflow.start_run(), runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        run.log_epoch(1, {"train_loss": 1.0})
+        assert client.get_run(run.run_id).data.metrics["train/loss"] == 1.0
+    data = client.get_run(outer).data
+    assert (data.metrics, data.params, client.get_run(run.run_id).info.experiment_id != "0") == ({}, {}, True)
+
+
+def test_a_training_killed_while_it_logs_its_model_leaves_none_pending(
+    client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    models = []
+    with suppress(SystemExit), runs.candidate_run(recipe, "scratch", None, dataset) as run:
+        models.append(log_unfinished_model(client, recipe, run.run_id))
+        signal.raise_signal(signal.SIGTERM)
+    assert [client.get_logged_model(model).status for model in models] == ["FAILED"]
 
 
 def test_a_training_that_raises_leaves_a_failed_run_with_the_reason(
@@ -109,9 +176,9 @@ def test_sigterm_leaves_a_killed_run_and_the_former_handler(
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_a_deleted_experiment_is_restored(client: mlflow.MlflowClient, recipe: Recipe) -> None:
+def test_a_deleted_experiment_is_restored(client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]) -> None:
     client.delete_experiment(runs.experiment(recipe))
-    run_id = runs.parent_run(recipe)
+    run_id = runs.parent_run(recipe, dataset)
     assert client.get_run(run_id).info.status == "RUNNING"
 
 
@@ -145,10 +212,13 @@ def test_the_logged_model_loads_with_stock_keras_and_no_pickles(
     model = keras.Model(image, keras.layers.Dense(10, activation="softmax")(pixels))
     example = np.arange(2 * 32 * 32 * 3, dtype=np.uint32).reshape(2, 32, 32, 3).astype(np.uint8)
     with runs.candidate_run(recipe, "scratch", None, dataset) as run:
-        uri = run.log_model(model, example)
+        uri = run.log_model(model, example, dataset["class_names"], step=108)
     assert "test>Registered" in keras.saving.get_custom_objects()
     assert not list(store.rglob("*.cloudpickle"))
     loaded = mlflow.pyfunc.load_model(uri)
+    assert loaded.metadata.metadata["class_names"] == dataset["class_names"]
+    logged = mlflow.get_logged_model(loaded.metadata.model_id)
+    assert (logged.metrics or [], logged.tags["mlflow.source.name"]) == ([], "dvc repro train@digits-scratch")
     assert (loaded.metadata.signature.inputs.inputs[0].type, loaded.predict(example).shape) == (
         np.dtype("uint8"),
         (2, 10),

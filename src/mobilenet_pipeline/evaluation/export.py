@@ -1,17 +1,19 @@
 """Export a trained model as the served artefact, and check that both give the same answers."""
 
 import hashlib
+import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from mobilenet_pipeline.config import ServedPrecision
-from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.inference.artefact import INPUT, Artefact
 
 HEAD = ["FULLY_CONNECTED", "SOFTMAX"]
 """Operations that stay float32 in an int8 artefact."""
@@ -36,14 +38,20 @@ def load_model(path: Path) -> keras.Model:
 
 
 def export(
-    model: keras.Model, path: Path, precision: ServedPrecision = "float32", calibration: np.ndarray | None = None
+    model: keras.Model,
+    path: Path,
+    precision: ServedPrecision = "float32",
+    calibration: np.ndarray | None = None,
+    class_names: Sequence[str] = (),
 ) -> dict:
-    """Write `model` atomically to `path` as LiteRT.
+    """Write `model` atomically to `path` as LiteRT, with its class names.
 
     Returns its SHA-256, its size in bytes, and its precision. With "int8", weights and activations are 8-bit integers
     (Jacob et al. 2018, arXiv:1712.05877). The head stays float32, because int8 would round probabilities to multiples
     of 1/256. `calibration` uint8 (n, h, w, 3) are the images that give the range of every activation. Raises ValueError
     if int8 has no calibration images.
+
+    `zipfile` reads labels.txt and metadata.json from the file.
     """
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         artefact = Path(folder) / path.name
@@ -55,9 +63,20 @@ def export(
             )
         else:
             artefact.write_bytes(_quantised(model, calibration, Path(folder) / "saved"))
+        if class_names:
+            _append_metadata(artefact, class_names)
         os.replace(artefact, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size, "precision": precision}
+
+
+def _append_metadata(artefact: Path, class_names: Sequence[str]) -> None:
+    """Append labels.txt and metadata.json as a zip archive, as TFLite Metadata does; LiteRT ignores what follows."""
+    metadata = {"class_names": list(class_names), "input": INPUT}
+    with zipfile.ZipFile(artefact, "a") as archive:
+        # A ZipInfo has a fixed date: the same model gives the same bytes.
+        archive.writestr(zipfile.ZipInfo("labels.txt"), "".join(f"{name}\n" for name in class_names))
+        archive.writestr(zipfile.ZipInfo("metadata.json"), json.dumps(metadata, ensure_ascii=False))
 
 
 def _quantised(model: keras.Model, calibration: np.ndarray, folder: Path) -> bytes:

@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+INPUT = "RGB images, uint8 from 0 to 255, not scaled"
+"""What a model takes. Images scaled to 0 to 1 get an answer, too, but a wrong one: to the model they are black."""
+
 
 class ArtefactError(ValueError):
     """A file that is no model, or a model that is not one of ours."""

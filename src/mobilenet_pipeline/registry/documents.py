@@ -34,15 +34,23 @@ def version_description(recipe: Recipe, files: CandidateFiles) -> str:
 
 
 def metrics_of(files: CandidateFiles) -> dict[str, float]:
-    # The prefix separates the artefact's validation metrics from the learning curve of the training.
+    """Return the artefact's metrics. A name's part before the slash is its section among MLflow's charts."""
+    # The validation metrics of the training are a learning curve, these are of the exported artefact.
     metrics = {
-        f"{prefix}_{key}": files.metrics[split][key]
-        for split, prefix in (("test", "test"), ("validation", "artefact_validation"))
+        f"{prefix}{key}": files.metrics[split][key]
+        for split, prefix in (("test", "test/"), ("validation", "validation/artefact_"))
         for key in ("accuracy", "loss", "top3_accuracy")
     }
-    metrics |= {f"test_accuracy_{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}
-    costs = ("cpu_minutes", "wall_minutes", "parameters", "multiply_adds", "replicas", "global_batch")
-    return metrics | {key: files.training[key] for key in costs if key in files.training}
+    metrics |= {f"per_class/{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}
+    return metrics | {
+        f"train/{key}": files.training[key] for key in ("cpu_minutes", "wall_minutes") if key in files.training
+    }
+
+
+def facts_of(files: CandidateFiles) -> dict[str, str]:
+    """Return what is constant in a training and no setting, for the run's parameters."""
+    facts = ("parameters", "multiply_adds", "replicas", "global_batch", "machine", "tensorflow")
+    return {key: str(files.training[key]) for key in facts if key in files.training}
 
 
 def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[str, Any]:
@@ -64,5 +72,6 @@ def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[st
 
 
 def _plain(name: str) -> str:
-    """Return a class name in the characters that MLflow allows in metric names."""
-    return "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in name)
+    """Return a class name in the characters that MLflow allows in a part of a metric's name."""
+    plain = "".join(letter if letter.isalnum() or letter in "_-. " else "_" for letter in name)
+    return plain if plain.strip(".") else "_" * max(len(plain), 1)  # MLflow takes names for paths

@@ -1,5 +1,6 @@
 """Candidates become versions of a registered model, and get the verdict of the gate."""
 
+import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -8,10 +9,11 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import runs
-from mobilenet_pipeline.registry.documents import metadata, metrics_of, model_description, version_description
+from mobilenet_pipeline.registry.documents import facts_of, metadata, metrics_of, model_description, version_description
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.registry.versions import (
     ARTEFACT,
@@ -24,12 +26,14 @@ from mobilenet_pipeline.registry.versions import (
     find_run,
     is_ours,
     shorten,
+    tags_of_run,
     to_json,
     version_of,
 )
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 
-TAGS = ("data_version", "flow_run", "parent_run", "dvc_lock_sha256")
+ORIGIN = ("data_version", "flow_run", "dvc_lock_sha256")
+"""The facts about a version's past that its run has as tags."""
 
 
 def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[str, bytes]] = dict) -> Version:
@@ -41,13 +45,17 @@ def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[s
     """
     use_store()
     entries = [entry for entry in entries_of(recipe.registered_model) if is_ours(entry)]
-    same = next((entry for entry in entries if version_of(entry).is_of(recipe, files)), None)
+    # A version whose run was deleted has no place for artefacts and verdicts; the candidate becomes a new version.
+    same = next(
+        (entry for entry in entries if version_of(entry).is_of(recipe, files) and find_run(str(entry.run_id))), None
+    )
     if same and same.tags.get(COMPLETE):
         return version_of(same)
     client = MlflowClient()
     version = version_of(same) if same else _create(recipe, files, {str(entry.run_id) for entry in entries})
     model_id = _logged_model(client.get_run(version.run_id))
-    runs.log_metrics(version.run_id, metrics_of(files), model_id=model_id)
+    runs.log_metrics(version.run_id, metrics_of(files), 0, model_id, runs.dataset_of(recipe, files.dataset))
+    runs.log_parameters(version.run_id, facts_of(files))
     for name, png in draw().items():
         runs.log_file(version.run_id, png, name, "figures")
     with tempfile.TemporaryDirectory() as scratch:
@@ -56,6 +64,8 @@ def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[s
         shutil.copyfile(files.folder / PREDICTIONS, folder / PREDICTIONS)
         (folder / METADATA).write_text(to_json(metadata(version, recipe, files)), encoding="utf-8")
         client.log_artifacts(version.run_id, scratch, SERVED)
+    if model_id:
+        _link(model_id, version)
     # Last: the next call completes a registration that was cut short.
     client.set_model_version_tag(version.name, version.version, COMPLETE, "true")
     return version
@@ -65,7 +75,6 @@ def record_verdict(
     version: Version,
     verdict: str,
     card: str,
-    reason: str,
     promoted: bool,
     origin: Mapping[str, str | None],
     figures: Mapping[str, bytes],
@@ -73,7 +82,7 @@ def record_verdict(
     """Write the gate's verdict to the version that it judged.
 
     `verdict` is the text of verdict.json. `card` becomes the description and card.md. `figures` is {file name: PNG}.
-    `reason`, `promoted` and the known values of `origin` become tags for filters.
+    `promoted` becomes a tag. The run gets the known values of `origin` that it lacks.
     """
     use_store()
     client = MlflowClient()
@@ -83,10 +92,11 @@ def record_verdict(
         runs.log_file(version.run_id, png, name, "figures")
     # Without the heading's mark: a list of versions shows the description's first words as plain text.
     client.update_model_version(version.name, version.version, description=shorten(card.removeprefix("# ")))
-    origin_tags = {key: value for key, value in origin.items() if value and key in TAGS}
-    tags = {"verdict_reason": reason, "verdict": "promoted" if promoted else "rejected"}
-    for key, value in (origin_tags | tags).items():
-        client.set_model_version_tag(version.name, version.version, key, value)
+    known = tags_of_run(version.run_id)
+    for key in ORIGIN:
+        if key not in known and (value := origin.get(key)):
+            client.set_tag(version.run_id, key, value, synchronous=True)
+    client.set_model_version_tag(version.name, version.version, "verdict", "promoted" if promoted else "rejected")
 
 
 def _create(recipe: Recipe, files: CandidateFiles, taken: set[str]) -> Version:
@@ -108,8 +118,6 @@ def _create(recipe: Recipe, files: CandidateFiles, taken: set[str]) -> Version:
         "data_digest": files.data_digest,
         "artefact_sha256": files.sha256,
         "test_accuracy": repr(float(test["accuracy"])),
-        "precision": recipe.serving.precision,
-        "run_id": run.info.run_id,
     }
     if files.training.get("preprocessing"):
         tags["preprocessing"] = files.training["preprocessing"]
@@ -123,6 +131,15 @@ def _create(recipe: Recipe, files: CandidateFiles, taken: set[str]) -> Version:
         model_id=model_id,
     )
     return version_of(entry)
+
+
+def _link(model_id: str, version: Version) -> None:
+    """Write the tag by which a logged model's page shows its version, as `mlflow.register_model` does."""
+    client = MlflowClient()
+    linked = json.loads(client.get_logged_model(model_id).tags.get(MLFLOW_MODEL_VERSIONS, "[]"))
+    entry = {"name": version.name, "version": version.version}
+    if entry not in linked:
+        client.set_logged_model_tags(model_id, {MLFLOW_MODEL_VERSIONS: json.dumps([*linked, entry])})
 
 
 def _logged_model(run: Run) -> str | None:

@@ -1,13 +1,16 @@
 """MLflow runs: one for each training, and a parent run for each flow."""
 
+import getpass
 import json
 import signal
+import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
@@ -15,13 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Metric, Param
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_DATASET_CONTEXT,
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_SOURCE_TYPE,
+    MLFLOW_USER,
+)
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.registry.store import StoreAwayError, StoreError, shown, use_store
+from mobilenet_pipeline.inference.artefact import INPUT
+from mobilenet_pipeline.registry.store import (
+    StoreAwayError,
+    StoreError,
+    artefact_location,
+    check_artefacts,
+    check_registry,
+    shown,
+    use_store,
+)
 from mobilenet_pipeline.workspace import provenance
+from mobilenet_pipeline.workspace.paths import data_folder
 
 if TYPE_CHECKING:
     import keras
@@ -29,7 +50,11 @@ if TYPE_CHECKING:
 
 
 MODEL_NAME = "model"
-_DIGEST_LENGTH = 36  # MLflow's limit for a dataset's digest
+# MLflow's limit is 36. MLflow keeps the first entry of a name and digest, and earlier versions of this project logged
+# 36 digits with a type of source that MLflow does not know.
+_DIGEST_LENGTH = 32
+_WORKSPACE = "workspace"
+"""The tag that names machine and folder of a run, so that a later run there can end it if it was killed."""
 
 
 class Terminated(SystemExit):
@@ -43,20 +68,22 @@ class CandidateRun:
     run_id: str
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of one epoch; MLflow shows the curve during the training."""
+        """Log one row of the learning curve; MLflow shows the curve during the training."""
         with _answering():
-            log_metrics(self.run_id, metrics, step=epoch)
+            log_metrics(self.run_id, _curve(metrics), epoch)
 
     def log_figure(self, png: bytes, name: str) -> None:
         """Log a figure as `figures/NAME`."""
         with _answering():
             log_file(self.run_id, png, name, "figures")
 
-    def log_model(self, model: "keras.Model", input_example: "np.ndarray") -> str:
-        """Log the Keras model and return its URI.
+    def log_model(
+        self, model: "keras.Model", input_example: "np.ndarray", class_names: Sequence[str], step: int
+    ) -> str:
+        """Log the Keras model after `step` optimiser steps and return its URI.
 
         The model maps uint8 images (n, 32, 32, 3) to probabilities float32 (n, classes). It loads with stock Keras,
-        because nothing in it is pickled. Call this inside the run's `with` block.
+        because nothing in it is pickled. Its metadata has the class names. Call this inside the run's `with` block.
         """
         import mlflow.tensorflow
         from mlflow.models import infer_signature
@@ -68,9 +95,13 @@ class CandidateRun:
             logged = mlflow.tensorflow.log_model(
                 model,
                 name=MODEL_NAME,
+                # MLflow copies the run's metrics of this step to the model: system metrics, if it were a low number.
+                step=step,
+                tags={MLFLOW_SOURCE_NAME: MlflowClient().get_run(self.run_id).data.tags[MLFLOW_SOURCE_NAME]},
                 signature=signature,
                 input_example=input_example,
                 pip_requirements=requirements,
+                metadata={"class_names": list(class_names), "input": INPUT},
             )
         return str(logged.model_uri)
 
@@ -83,43 +114,65 @@ def candidate_run(
     dataset: Mapping[str, Any],
     flow_run: str | None = None,
 ) -> Iterator[CandidateRun]:
-    """Track the training in the `with` body as the run RECIPE-CANDIDATE.
+    """Track the training in the `with` body as a run of its own, whatever MLFLOW_RUN_ID names.
 
     The run is a child of `parent_run_id` if that is given. `dataset` is the content of dataset.json. The run ends as
     FINISHED; as FAILED, with the tag `failure`, if the body raises; as KILLED after Ctrl-C or SIGTERM, which become
-    exceptions so that the body can clean up. Raises StoreError if MLflow does not answer.
+    exceptions so that the body can clean up. Raises StoreError if MLflow does not answer or cannot store artefacts.
     """
-    use_store()
-    tags = {**provenance.origin(recipe.name, flow_run), "candidate": candidate, "data_digest": str(dataset["digest"])}
-    run_id = mlflow.start_run(
-        experiment_id=experiment(recipe),
-        run_name=f"{recipe.name}-{candidate}",
-        parent_run_id=parent_run_id,
-        tags=tags,
-        log_system_metrics=True,
-    ).info.run_id
+    check_store(recipe)
+    tags = {"candidate": candidate, "data_digest": str(dataset["digest"])}
+    tags |= {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
+    source = f"dvc repro train@{recipe.name}-{candidate}"
+    run_id = _start(recipe, f"{candidate} · {recipe.name}", source, flow_run, tags)
+    # By id: otherwise MLflow would continue the run that the environment names, or refuse to start beside another one.
+    mlflow.start_run(run_id=run_id, nested=True, log_system_metrics=True)
     try:
         with _terminable():
-            _describe(run_id, recipe, candidate, dataset)
+            _describe(run_id, parameters(recipe, candidate), recipe, dataset)
             yield CandidateRun(run_id)
     except BaseException as error:
         with suppress(Exception):  # an unavailable store must not hide the first error
-            MlflowClient().set_tag(run_id, "failure", _failure(error))
+            MlflowClient().set_tag(run_id, "failure", _failure(error), synchronous=True)
         with suppress(Exception):
             mlflow.end_run("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
+            _fail_unfinished_models(run_id)
         raise
     mlflow.end_run("FINISHED")
 
 
-def parent_run(recipe: Recipe, flow_run: str | None = None) -> str:
+def parent_run(recipe: Recipe, dataset: Mapping[str, Any], flow_run: str | None = None) -> str:
     """Start the parent run of a flow's trainings and return its id.
 
-    The run stays active until `end_run`.
+    The run stays active until `end_run`. Earlier runs of this workspace that are still active become KILLED: a
+    workspace has one flow per recipe at a time.
+    """
+    check_store(recipe)
+    client = MlflowClient()
+    for run in client.search_runs([experiment(recipe)], "attributes.status = 'RUNNING'"):
+        if run.data.tags.get(_WORKSPACE) == _place():
+            _kill(run.info.run_id)
+    run_id = _start(recipe, recipe.name, f"mobilenet-pipeline run --recipe {recipe.name}", flow_run, {})
+    _describe(run_id, {"recipe": recipe.name} | _settings(recipe), recipe, dataset)
+    return run_id
+
+
+def conclude(
+    run_id: str,
+    verdict: str,
+    reason: str,
+    champion: Mapping[str, str],
+    metrics: Mapping[str, float],
+) -> None:
+    """Log what a flow decided to its run, so that the list of runs shows it.
+
+    `verdict` and `champion`, such as its version, become tags. `reason` becomes the description. `metrics` are the
+    champion's on today's test images.
     """
     use_store()
-    name = f"{recipe.name} {flow_run}" if flow_run else recipe.name
-    run = MlflowClient().create_run(experiment(recipe), run_name=name, tags=provenance.origin(recipe.name, flow_run))
-    return str(run.info.run_id)
+    for key, value in {"verdict": verdict, MLFLOW_RUN_NOTE: reason, **champion}.items():
+        MlflowClient().set_tag(run_id, key, value, synchronous=True)
+    log_metrics(run_id, metrics)
 
 
 def end_run(run_id: str, status: str = "FINISHED") -> None:
@@ -132,7 +185,7 @@ def end_run(run_id: str, status: str = "FINISHED") -> None:
     run = client.get_run(run_id)
     children = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run_id}' and attributes.status = 'RUNNING'"
     for child in client.search_runs([run.info.experiment_id], children):
-        client.set_terminated(child.info.run_id, "KILLED")
+        _kill(child.info.run_id)
     client.set_terminated(run_id, status)
 
 
@@ -148,26 +201,38 @@ def restore_run(
     It replaces a run that the store lacks. `training` is the content of training.json, `history` the rows of
     history.csv. The tag `training_run` has the id of the original run.
     """
-    client = MlflowClient()
     recipe = recipe.with_precision(bfloat16=training.get("precision") == "pointwise_bfloat16")
-    tags = {**provenance.origin(recipe.name), "candidate": candidate, "data_digest": str(dataset["digest"])}
-    for key in ("git_commit", "git_dirty", "flow_run"):  # they describe this process, not the training's
-        tags.pop(key, None)
-    tags |= {"git_commit": training["git_commit"]} if training.get("git_commit") else {}
-    tags["training_run"] = str(training["run_id"])
-    run_id = str(client.create_run(experiment(recipe), run_name=f"{recipe.name}-{candidate}", tags=tags).info.run_id)
-    _describe(run_id, recipe, candidate, dataset)
+    tags = {"candidate": candidate, "data_digest": str(dataset["digest"]), "training_run": str(training["run_id"])}
+    # They describe this process, not the training's.
+    tags |= dict.fromkeys(("git_commit", MLFLOW_GIT_COMMIT), training.get("git_commit") or "")
+    tags |= dict.fromkeys(("git_dirty", "flow_run", _WORKSPACE), "")
+    source = f"dvc repro train@{recipe.name}-{candidate}"
+    run_id = _start(recipe, f"{candidate} · {recipe.name}", source, None, tags, training.get("trained_at"))
+    _describe(run_id, parameters(recipe, candidate), recipe, dataset)
     for row in history:
-        log_metrics(run_id, {key: row[key] for key in row if key != "epoch"}, step=int(row["epoch"]))
-    client.set_terminated(run_id, "FINISHED")
+        metrics = {key: row[key] for key in row if key != "epoch"}
+        log_metrics(run_id, _curve(metrics), int(row["epoch"]))
+    MlflowClient().set_terminated(run_id, "FINISHED")
     return run_id
 
 
-def log_metrics(run_id: str, metrics: Mapping[str, float], step: int = 0, model_id: str | None = None) -> None:
-    """Log metrics to a run, active or ended, and to its logged model `model_id`."""
+def log_metrics(
+    run_id: str,
+    metrics: Mapping[str, float],
+    step: int = 0,
+    model_id: str | None = None,
+    dataset: Dataset | None = None,
+) -> None:
+    """Log metrics to a run, active or ended, and to its logged model `model_id`, which keeps their dataset."""
     now = int(time.time() * 1000)
-    entries = [Metric(key, float(value), now, step, model_id, run_id=run_id) for key, value in metrics.items()]
-    MlflowClient().log_batch(run_id, metrics=entries)
+    name, digest = (dataset.name, dataset.digest) if dataset else (None, None)
+    entries = [Metric(key, float(value), now, step, model_id, name, digest, run_id) for key, value in metrics.items()]
+    MlflowClient().log_batch(run_id, metrics=entries, synchronous=True)
+
+
+def log_parameters(run_id: str, values: Mapping[str, str]) -> None:
+    """Log parameters to a run, active or ended."""
+    MlflowClient().log_batch(run_id, params=[Param(key, value) for key, value in values.items()], synchronous=True)
 
 
 def log_file(run_id: str, content: bytes, name: str, folder: str | None = None) -> None:
@@ -178,12 +243,37 @@ def log_file(run_id: str, content: bytes, name: str, folder: str | None = None) 
         MlflowClient().log_artifact(run_id, str(path), folder)
 
 
+def dataset_of(recipe: Recipe, document: Mapping[str, Any]) -> Dataset:
+    """Return the recipe's images as MLflow's entry of a dataset; `document` is the content of dataset.json.
+
+    `mlflow.data.get_source` knows its source: the folder of the images, relative to the workspace, so that the entry is
+    the same on every machine.
+    """
+    return Dataset(
+        name=recipe.name,
+        digest=str(document["digest"])[:_DIGEST_LENGTH],
+        source_type="local",
+        source=json.dumps({"uri": str(data_folder(recipe)), "source": document.get("source")}),
+        profile=json.dumps({key: document.get(key) for key in ("rows", "class_names", "image_shape")}),
+    )
+
+
+def check_store(recipe: Recipe) -> None:
+    """Check that MLflow's runs and registry answer, and that the recipe's experiment can store artefacts.
+
+    Raises StoreError with the cause and the remedy, within seconds.
+    """
+    use_store()
+    check_registry()
+    check_artefacts(MlflowClient().get_experiment(experiment(recipe)).artifact_location)
+
+
 def experiment(recipe: Recipe) -> str:
     """Return the id of the recipe's experiment; create or restore it if necessary."""
     client = MlflowClient()
     if client.get_experiment_by_name(recipe.name) is None:
         with suppress(MlflowException):  # another training may create it at the same time
-            return str(client.create_experiment(recipe.name))
+            return str(client.create_experiment(recipe.name, artefact_location(recipe.name)))
     entry = client.get_experiment_by_name(recipe.name)
     if entry is None:
         raise StoreError(
@@ -246,27 +336,79 @@ def parameters(recipe: Recipe, candidate: str) -> dict[str, str]:
 
     Candidate settings have their own names, the others are called SECTION.KEY.
     """
-    settings: dict[str, object] = {"recipe": recipe.name, "candidate": candidate}
-    settings |= recipe.candidate(candidate).model_dump()
-    for section in ("data", "split", "gate"):
-        settings |= {f"{section}.{key}": value for key, value in getattr(recipe, section).model_dump().items()}
-    return {key: str(value) for key, value in settings.items()}
+    settings = {"recipe": recipe.name, "candidate": candidate} | recipe.candidate(candidate).model_dump()
+    return {key: str(value) for key, value in settings.items()} | _settings(recipe)
 
 
-def _describe(run_id: str, recipe: Recipe, candidate: str, dataset: Mapping[str, Any]) -> None:
-    values = parameters(recipe, candidate)
-    digest = str(dataset["digest"])
-    tags = {"mlflow.data.context": "training", "digest": digest, "dvc_version": provenance.data_version(recipe.name)}
-    images = Dataset(
-        name=recipe.name,
-        digest=digest[:_DIGEST_LENGTH],
-        source_type="dvc",
-        source=json.dumps({"uri": f"data/{recipe.name}", "source": dataset.get("source")}),
-        profile=json.dumps({key: dataset.get(key) for key in ("rows", "class_names", "image_shape")}),
+def _settings(recipe: Recipe) -> dict[str, str]:
+    """Return the settings that both candidates share, called SECTION.KEY."""
+    sections = {section: getattr(recipe, section).model_dump() for section in ("data", "split", "gate", "serving")}
+    return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
+
+
+def _curve(row: Mapping[str, float]) -> dict[str, float]:
+    """Return a row of the learning curve with names that group MLflow's charts: train/… and validation/…"""
+    splits = ("train_", "validation_")
+    return {key.replace("_", "/", 1) if key.startswith(splits) else f"train/{key}": value for key, value in row.items()}
+
+
+def _start(
+    recipe: Recipe, name: str, source: str, flow_run: str | None, tags: Mapping[str, str], at: str | None = None
+) -> str:
+    """Create a run called `NAME · TIME`, and return its id; `source` is the command that MLflow shows.
+
+    `tags` replace those of this process. An empty value leaves a tag out.
+    """
+    origin = provenance.origin(recipe.name, flow_run)
+    time_of_start = datetime.fromisoformat(at).astimezone() if at else datetime.now().astimezone()
+    all_tags = origin | {
+        MLFLOW_SOURCE_NAME: source,
+        MLFLOW_SOURCE_TYPE: "LOCAL",
+        MLFLOW_GIT_COMMIT: origin.get("git_commit", ""),
+        MLFLOW_USER: _user(),
+        _WORKSPACE: _place(),
+        **tags,
+    }
+    run = MlflowClient().create_run(
+        experiment(recipe),
+        run_name=f"{name} · {time_of_start:%Y-%m-%d %H:%M}",
+        tags={key: value for key, value in all_tags.items() if value},
     )
+    return str(run.info.run_id)
+
+
+def _describe(run_id: str, values: Mapping[str, str], recipe: Recipe, dataset: Mapping[str, Any]) -> None:
+    digest, data_version = str(dataset["digest"]), provenance.data_version(recipe.name)
+    tags = {MLFLOW_DATASET_CONTEXT: "training", "digest": digest, "dvc_version": data_version}
+    inputs = [InputTag(key, value) for key, value in tags.items() if value]
+    log_parameters(run_id, values)
+    MlflowClient().log_inputs(run_id, [DatasetInput(dataset_of(recipe, dataset), inputs)])
+
+
+def _kill(run_id: str) -> None:
+    """End the run of a process that was killed."""
+    MlflowClient().set_terminated(run_id, "KILLED")
+    _fail_unfinished_models(run_id)
+
+
+def _fail_unfinished_models(run_id: str) -> None:
+    """Mark the run's logged models that were not finished as failed; MLflow would call them pending for good."""
     client = MlflowClient()
-    client.log_batch(run_id, params=[Param(key, value) for key, value in values.items()])
-    client.log_inputs(run_id, [DatasetInput(images, [InputTag(key, value) for key, value in tags.items() if value])])
+    run = client.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        if client.get_logged_model(output.model_id).status == LoggedModelStatus.PENDING:
+            client.finalize_logged_model(output.model_id, LoggedModelStatus.FAILED)
+
+
+def _place() -> str:
+    return f"{socket.gethostname()}:{Path.cwd()}"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id may have no name
+        return ""
 
 
 def _failure(error: BaseException) -> str:

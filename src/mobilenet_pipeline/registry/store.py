@@ -4,15 +4,31 @@ import fcntl
 import logging
 import os
 import sqlite3
-from contextlib import closing
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+from mobilenet_pipeline.workspace.paths import home
 
 _PROBE_SECONDS = 5
+_PROBE = "probe"
+"""The file that a check of the artefact store writes and deletes."""
+_CLIENTS = {
+    "s3": "boto3",
+    "gs": "google-cloud-storage",
+    "wasbs": "azure-storage-blob",
+    "abfss": "azure-storage-file-datalake azure-identity",
+    "sftp": "pysftp",
+    "hdfs": "pyarrow",
+}
+"""The packages that MLflow needs for artefact stores, by URI scheme."""
 
 
 class StoreError(OSError):
@@ -26,7 +42,7 @@ class StoreAwayError(StoreError, ConnectionError):
 def use_store() -> str:
     """Point MLflow at its store, check that it answers, and return the tracking URI.
 
-    The store is MLFLOW_TRACKING_URI, or else `mlflow.db` and `mlruns/` in the current directory. An SQLite store is
+    The store is MLFLOW_TRACKING_URI, or else `mlflow.db` and `mlruns/` in the workspace. An SQLite store is
     created or migrated if necessary, by one process at a time. Raises StoreError within seconds, naming the URI and the
     remedy.
     """
@@ -34,16 +50,97 @@ def use_store() -> str:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     setting = os.environ.get("MLFLOW_TRACKING_URI")
-    uri = setting or f"sqlite:///{Path.cwd() / 'mlflow.db'}"
+    path = home(Path.cwd()) / "mlflow.db"
+    uri = setting or database_uri(path)
     mlflow.set_tracking_uri(uri)
     if not setting:
         # MLflow sets the variable, which would bind this process and its children to this directory.
         os.environ.pop("MLFLOW_TRACKING_URI", None)
     if uri.startswith(("http://", "https://")):
         _probe(uri)
-    elif uri.startswith("sqlite:///"):
+    elif not setting:
+        _open_database(uri, path)
+    elif uri.startswith("sqlite:///") and "?" not in uri:
         _open_database(uri, Path(uri.removeprefix("sqlite:///")))
     return uri
+
+
+def database_uri(path: Path) -> str:
+    """Return the URI of an SQLite file at an absolute path.
+
+    SQLAlchemy reads a path as it is, up to a `?`. A path with a `?` becomes a URI of SQLite itself, which is decoded.
+    Its slashes are encoded, too, because MLflow creates the folder of what it takes for the path.
+    """
+    if "?" not in str(path):
+        return f"sqlite:///{path}"
+    return f"sqlite:///file:{quote(str(path), safe='')}?uri=true"
+
+
+def artefact_location(name: str) -> str | None:
+    """Return where the artefacts of a new experiment belong: `mlruns/NAME` here, None if a server decides.
+
+    MLflow's own default is a plain path, which MLflow later decodes as if it were a URI.
+    """
+    databases = ("sqlite:", "postgresql", "mysql", "mssql")
+    return (home(Path.cwd()) / "mlruns" / name).as_uri() if mlflow.get_tracking_uri().startswith(databases) else None
+
+
+def check_registry() -> None:
+    """Raise StoreError unless the registry that MLFLOW_REGISTRY_URI names, if it names another one, answers."""
+    uri = mlflow.get_registry_uri()
+    if uri == mlflow.get_tracking_uri():
+        return
+    try:
+        with _few_retries():
+            MlflowClient().search_registered_models(max_results=1)
+    except Exception as error:  # each kind of registry raises its own
+        cause = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"MLflow's registry {shown(uri)} (MLFLOW_REGISTRY_URI) does not answer ({cause}); correct "
+            "MLFLOW_REGISTRY_URI, or unset it to keep registry and runs in one store"
+        ) from None
+
+
+def check_artefacts(location: str) -> None:
+    """Write a tiny file into an experiment's artefact store and delete it.
+
+    Raises StoreError with the cause and the remedy, such as the package to install, if the file cannot be written.
+    """
+    packages = _CLIENTS.get(urlsplit(location).scheme)
+    try:
+        with _few_retries(), tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / _PROBE).touch()
+            repository = get_artifact_repository(location)
+            repository.log_artifact(str(Path(scratch) / _PROBE))
+            with suppress(Exception):  # a store that forbids deletions is no hindrance
+                repository.delete_artifacts(_PROBE)
+    except ImportError as error:
+        remedy = f"`pip install {packages or error.name}`, or start the MLflow server with --serve-artifacts"
+        raise StoreError(
+            f"MLflow needs a package for its artefact store {shown(location)} ({error}); {remedy}"
+        ) from None
+    except Exception as error:  # every client library raises its own
+        cause = " ".join(str(error).split())[:300]
+        raise StoreError(
+            f"MLflow cannot write to its artefact store {shown(location)} ({cause}); check the address, the "
+            "credentials of this environment, and the MLflow server's log"
+        ) from None
+
+
+@contextmanager
+def _few_retries() -> Iterator[None]:
+    """Let MLflow's client give up within seconds in the `with` body; it would retry a server's errors for minutes."""
+    settings = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(_PROBE_SECONDS)}
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _probe(uri: str) -> None:
