@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from datetime import timedelta
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -98,4 +99,6 @@ def watch_for_crashes() -> None:
 
 
 if __name__ == "__main__":
+    # Prefect 3.8 stops its runner with a coroutine that it does not await; its shutdown goes on all the same.
+    warnings.filterwarnings("ignore", "coroutine 'Runner.astop' was never awaited", RuntimeWarning)
     serve(*sys.argv[1:])

@@ -22,13 +22,8 @@ from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.release.judging import read_verdict
 from mobilenet_pipeline.reports import results
 from mobilenet_pipeline.stages import runner
-from mobilenet_pipeline.workspace import files, paths
+from mobilenet_pipeline.workspace import files, paths, provenance
 
-# DVC's messages around a stage, which only users of DVC itself need.
-CHATTER = (
-    *("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines"),
-    *("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying "),
-)
 STEPS_AFTER = ("judge", "promote", "report")
 MARKS = {"ran": "[green]✓[/]", "restored": "[green]✓[/]", "unchanged": "[dim]=[/]", "failed": "[red]✗[/]"}
 
@@ -91,8 +86,6 @@ class Display:
 
     def hear(self, step: str, line: str) -> None:
         """Show a line that the step wrote."""
-        if not line.strip() or line.startswith(CHATTER):
-            return
         if not self.console.is_terminal:
             self.console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
             return
@@ -121,6 +114,10 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
 
     Raises the flow's exceptions, and InterruptedError if the run was cancelled or crashed.
     """
+    if console.is_terminal and (reason := provenance.why_no_commit()):  # a file has this line of the training itself
+        console.print(
+            f"[yellow]warning:[/] no commit will be recorded for new models: {escape(reason)}", soft_wrap=True
+        )
     with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER]) as display:
         token = training.listener.set(display)
         try:

@@ -12,12 +12,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
 from prefect.states import Completed
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
 
 from flows import artifacts
-from mobilenet_pipeline.config import Recipe, load_recipe
+from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import runs
 from mobilenet_pipeline.registry.aliases import ChampionChanged
+from mobilenet_pipeline.registry.versions import find_run, tags_of_run
 from mobilenet_pipeline.release import judging, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import page, results
@@ -33,6 +36,17 @@ TRIES = 3
 """How often a run tries to promote if other runs change the champion. Then it fails, and the next run decides."""
 
 
+PARENT_RUN = "MOBILENET_PIPELINE_PARENT_RUN"
+"""The variable by which a training finds the MLflow run of its flow."""
+
+
+# DVC's messages around a stage, which only users of DVC itself need.
+CHATTER = (
+    *("Running stage", "> ", "Updating lock file", "Generating lock file", "Use `dvc push`", "Data and pipelines"),
+    *("Stage '", "To track the changes", "To enable auto staging", "\tgit add", "\tdvc config", "Verifying "),
+)
+
+
 class Listener(Protocol):
     """A display in the process of the run; flows.display.Display is one."""
 
@@ -40,7 +54,7 @@ class Listener(Protocol):
         """Show that a step starts."""
 
     def hear(self, step: str, line: str) -> None:
-        """Show a line of the step."""
+        """Show a line of the step; DVC's own lines are left out."""
 
     def end(self, step: str, outcome: str) -> None:
         """Show the outcome: "ran", "restored", "unchanged" or "failed"."""
@@ -49,18 +63,58 @@ class Listener(Protocol):
 listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
 
 
-@flow(name="train-and-promote", persist_result=False)
+class RecipeName(str):
+    """A recipe's name. Prefect's form offers the recipes that params.yaml has when the flow is deployed."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Return the schema of any text; `load_recipe` refuses unknown names in a sentence."""
+        return handler.generate_schema(str)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Return the JSON schema with the recipes as choices."""
+        return {**handler(schema), "enum": recipe_names()}
+
+
+@flow(name="train-and-promote", persist_result=True, result_serializer="json")
 def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     """Bring all stages up to date, judge the candidates, and promote the winner.
 
-    The winner is promoted only if it passes every check. `force` runs the stages even if nothing changed. The final
-    state's message is one sentence with the result.
+    The winner is promoted only if it passes every check. The result is `outcome_of` as a dictionary. The final state's
+    message is one sentence with the result.
+
+    Args:
+        recipe: The section of params.yaml to run.
+        force: Run the stages even if nothing changed.
     """
     environment.prepare()
     loaded = load_recipe(recipe)
     with locks.only_run(loaded) as other_run:
+        message = f"Skipped: {other_run}" if other_run else run_pipeline(loaded, force)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
-        return Completed(message=f"Skipped: {other_run}" if other_run else run_pipeline(loaded, force))
+        return Completed(message=message, data=outcome_of(loaded, message, skipped=other_run is not None))
+
+
+# Prefect makes a schema when it decorates, and importing reads no file. Deploying makes it again, with the choices.
+train_and_promote.fn.__annotations__["recipe"] = RecipeName
+
+
+def outcome_of(recipe: Recipe, message: str, skipped: bool) -> dict[str, Any]:
+    """Return the flow's result: JSON for programs that start runs.
+
+    `verdict` is the gate's reason, `champion` the champion's version, `report` a path. They are None after a run that
+    was skipped.
+    """
+    document = {} if skipped else read_json(results.results_path(recipe))
+    return {
+        "recipe": recipe.name,
+        "skipped": skipped,
+        "message": message,
+        "verdict": document.get("verdict_reason"),
+        "champion": document.get("champion"),
+        "report": None if skipped else str((paths.report_folder(recipe) / "index.html").resolve()),
+    }
 
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
@@ -76,29 +130,65 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     trains = force or bool((runner.stale(trainings) if len(done) > fresh else stale) & {*trainings})
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force) for name in names[len(done) :]]
-        return release(recipe, done)
+        return release(recipe, done, variables.get(PARENT_RUN))
 
 
-def release(recipe: Recipe, stages: list[runner.StageResult]) -> str:
-    """Judge the candidates, apply the verdict, report it, and return a summary."""
+def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None = None) -> str:
+    """Judge the candidates, apply the verdict, report it, and return a summary.
+
+    The MLflow run of this flow gets the verdict and the champion's metrics.
+    """
     with locks.deciding(recipe):
+        restored = "".join(f" {sentence}" for sentence in promotion.reconcile(recipe))
         known = judging.recall(recipe)
         applied = known is not None and promotion.is_applied(recipe, known)
         if known and applied and reported(recipe) and not any(result.changed for result in stages):
-            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}"
+            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}{restored}"
         judgement: Judgement = known or judge(recipe)
         if not applied:
             judgement = apply(recipe, judgement)
         waiting = promotion.waiting(recipe, judgement)
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
         report(recipe, verdict, [{**asdict(result), "changed": result.changed} for result in stages])
+        conclude(recipe, judgement, mlflow_run_id)
     opening = "The candidates and the verdict have not changed: " if known else ""
     request = (
         f" It waits for approval: mobilenet-pipeline approve {waiting.version} --recipe {recipe.name}, or reject."
         if waiting
         else ""
     )
-    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}"
+    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}"
+
+
+def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:
+    """Log the verdict and the champion's metrics on today's test images to the MLflow run of this flow.
+
+    A flow that trained nothing has no run; then the run of the last training's flow, which may have been killed, gets
+    them.
+    """
+    run_id = mlflow_run_id or parent_of_last_training(recipe)
+    if run_id is None:
+        return
+    verdict, waits = judgement.verdict, promotion.waiting(recipe, judgement)
+    champion = judgement.state.champion if waits else judgement.champion
+    tags = {"champion": champion.version, "champion_candidate": champion.candidate} if champion else {}
+    standing = verdict.candidates[verdict.winner] if verdict.promote and verdict.winner and not waits else None
+    scores = standing or verdict.champion
+    runs.conclude(
+        run_id,
+        "waits for approval" if waits else "promoted" if verdict.promote else "rejected",
+        f"{verdict.reason} {champion_sentence(recipe, judgement)}",
+        tags,
+        {"test/accuracy": scores.accuracy, "test/loss": scores.loss} if scores else {},
+    )
+
+
+def parent_of_last_training(recipe: Recipe) -> str | None:
+    """Return the id of the MLflow run of the flow that trained last, None if no flow did or MLflow lacks that run."""
+    trainings = [read_json(paths.model_folder(recipe, name) / "training.json") for name in CANDIDATES]
+    last = max(trainings, key=lambda training: str(training.get("trained_at")))
+    parent = tags_of_run(str(last["run_id"])).get("mlflow.parentRunId")
+    return parent if parent and find_run(parent) else None
 
 
 def apply(recipe: Recipe, judgement: Judgement) -> Judgement:
@@ -129,6 +219,7 @@ def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
 @task(
     task_run_name="{name}",
     cache_policy=NO_CACHE,
+    persist_result=False,
     retries=len(RETRY_SECONDS),
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=may_pass_again,
@@ -138,6 +229,8 @@ def stage(name: str, variables: Mapping[str, str], force: bool) -> runner.StageR
     log, watcher, follow = get_run_logger(), listener.get(), artifacts.follow_epochs(name)
 
     def on_line(line: str) -> None:
+        if not line.strip() or line.startswith(CHATTER):
+            return
         log.info(line)
         follow(line)
         if watcher:
@@ -149,7 +242,7 @@ def stage(name: str, variables: Mapping[str, str], force: bool) -> runner.StageR
     return result
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def judge(recipe: Recipe) -> Judgement:
     """Compare the candidates with each other and the champion, and register them."""
     with shown("judge"):
@@ -158,14 +251,14 @@ def judge(recipe: Recipe) -> Judgement:
     return judgement
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def promote(recipe: Recipe, judgement: Judgement) -> str | None:
     """Build and check the Bento, move the aliases, and return the Bento's tag."""
     with shown("promote"):
         return promotion.promote(recipe, judgement)
 
 
-@task(cache_policy=NO_CACHE)
+@task(cache_policy=NO_CACHE, persist_result=False)
 def report(recipe: Recipe, verdict: Verdict, stages: list[dict[str, Any]]) -> None:
     """Write results.json and the report, and show both in Prefect."""
     with shown("report"):
@@ -197,8 +290,8 @@ def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
         yield {}
         return
     flow_id = str(flow_run.id)
-    parent = runs.parent_run(recipe, flow_id)
-    variables = {"MOBILENET_PIPELINE_PARENT_RUN": parent, "PREFECT__FLOW_RUN_ID": flow_id}
+    parent = runs.parent_run(recipe, read_json(paths.data_folder(recipe) / "dataset.json"), flow_id)
+    variables = {PARENT_RUN: parent, "PREFECT__FLOW_RUN_ID": flow_id}
     try:
         yield variables
     except BaseException as error:

@@ -1,6 +1,7 @@
 """The command line: its output, and its exit code."""
 
 import io
+import json
 import os
 import signal
 import socket
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 
 from mobilenet_pipeline import cli, config
-from mobilenet_pipeline.release import bento, trace
+from mobilenet_pipeline.registry.versions import Version
+from mobilenet_pipeline.release import bento, promotion, trace
 from mobilenet_pipeline.workspace import history
 from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
 COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "anatomy", "ui"]
 NEEDS_FLOWS = [["run"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
+DETERMINISTIC, TENSORBOARD = "TF_DETERMINISTIC_OPS", "MOBILENET_PIPELINE_TENSORBOARD"
 ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
 
 
@@ -119,36 +122,90 @@ class Without:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-@pytest.mark.parametrize(("words", "expected"), [([], None), (["--deterministic"], "1")])
-def test_a_deterministic_run_sets_tensorflow_s_variable(
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [([], {}), (["--deterministic"], {DETERMINISTIC: "1"}), (["--tensorboard"], {TENSORBOARD: "logs"})],
+)
+def test_options_of_a_training_reach_it_as_variables(
     words: list[str],
-    expected: str | None,
+    expected: dict[str, str],
     workspace: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from flows import display, server
 
-    values: list[str | None] = []
+    values: dict[str, str] = {}
     monkeypatch.setattr(server, "prepare", lambda quiet: None)
     monkeypatch.setattr(server, "connect", lambda: "http://127.0.0.1:1")
     monkeypatch.setattr(display, "print_summary", lambda *_: None)
 
     def run_and_show(*_: object) -> str:
-        values.append(os.environ.get("TF_DETERMINISTIC_OPS"))
+        values.update({name: os.environ[name] for name in (DETERMINISTIC, TENSORBOARD) if name in os.environ})
         return "Nothing changed: all stages are up to date."
 
     monkeypatch.setattr(display, "run_and_show", run_and_show)
-    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "")  # so that the test's end restores it
-    monkeypatch.delenv("TF_DETERMINISTIC_OPS")
+    for name in (DETERMINISTIC, TENSORBOARD):
+        monkeypatch.setenv(name, "")  # so that the test's end restores it
+        monkeypatch.delenv(name)
     assert cli.main(["run", *words]) == 0
-    assert values == [expected]
+    assert {name: Path(value).name for name, value in values.items()} == expected
     assert ("add --force to train again" in capsys.readouterr().out) == bool(words)
 
 
 def test_status_before_the_first_run_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["status"]) == 0
     assert capsys.readouterr().out == "digits has not been run yet: mobilenet-pipeline run --recipe digits\n"
+
+
+def test_status_as_json_has_the_same_keys_before_the_first_run(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["status", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    names = {"recipe": "digits", "registered_model": "digits-mobilenet"}
+    assert document == names | dict.fromkeys(["champion", "challenger", "waiting", "bento", "verdict", "attention"])
+
+
+def test_status_as_json_names_a_version_with_its_hash(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    champion = Version("digits-mobilenet", "3", "run", "scratch", "digits", 0.5, "data", "hash")
+    status = promotion.Status(champion, None, None, None, None, None)
+    monkeypatch.setattr(promotion, "status", lambda _: status)
+    assert cli.main(["status", "--json"]) == 0
+    expected = {"version": "3", "candidate": "scratch", "test_accuracy": 0.5, "sha256": "hash", "run": "run"}
+    assert json.loads(capsys.readouterr().out)["champion"] == expected
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_output_ends_the_program_quietly(unbuffered: str, workspace: Path) -> None:
+    recipe = config.load_recipe("digits")
+    history.append(recipe, Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9))
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mobilenet_pipeline", "history"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(command, env=environment, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "close"),
+    [(["stauts"], "status"), (["anatomy", "--candidate", "pretraind"], "pretrained")],
+)
+def test_a_mistyped_word_is_answered_with_close_ones(
+    words: list[str], close: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(words)
+    assert f"(did you mean {close}?)" in capsys.readouterr().err
+
+
+def test_a_mistyped_recipe_is_answered_with_close_ones(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["status", "--recipe", "digts"]) == 1
+    assert "no recipe 'digts' (did you mean digits?); there are: digits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", [["serve"], ["predict", "photo.png"]])
@@ -234,6 +291,15 @@ def test_withdrawing_a_version_needs_a_reason(command: str, capsys: pytest.Captu
     assert "--reason" in capsys.readouterr().err
 
 
+def test_the_history_as_json_has_every_field(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = config.load_recipe("digits")
+    event = Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9)
+    history.append(recipe, event)
+    assert cli.main(["history", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row == vars(event)
+
+
 def test_the_history_is_shown_newest_first(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = config.load_recipe("digits")
     history.append(recipe, Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9))
@@ -295,6 +361,15 @@ def test_a_trace_needs_either_a_version_or_an_answer(given: list[str], capsys: p
     with pytest.raises(SystemExit, match="2"):
         cli.main(["trace", *given])
     assert "--answer" in capsys.readouterr().err
+
+
+def test_a_trace_as_json_says_what_holds(
+    workspace: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "trace", lambda *_: [trace.Link("artefact", "it is damaged", False)])
+    assert cli.main(["trace", "2", "--json"]) == 1
+    link = {"name": "artefact", "sentence": "it is damaged", "holds": False}
+    assert json.loads(capsys.readouterr().out) == {"version": "2", "holds": False, "links": [link]}
 
 
 def test_a_link_that_does_not_hold_is_an_error(

@@ -1,45 +1,84 @@
 """`mobilenet-pipeline`: run, inspect, review, schedule and serve a recipe."""
 
 import argparse
+import json
 import os
+import re
+import select
 import shutil
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import shtab
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe
+from mobilenet_pipeline.config import CANDIDATES, Recipe, did_you_mean, load_recipe
 from mobilenet_pipeline.stages.runner import StageFailed
 from mobilenet_pipeline.system import environment, ports
+
+if TYPE_CHECKING:
+    from mobilenet_pipeline.registry.versions import Version
 
 DEFAULT_RECIPE = "digits"
 TAKEN_OVER = "A service that `serve` has started takes it over within a second."
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return the exit code; an error that the user can fix is one sentence and code 1."""
-    environment.prepare()
+    """Run the command line and return the exit code; an error that the user can fix is one sentence and code 1.
+
+    It ends without a word if the reader of its output is gone, as after `… | head`.
+    """
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more when it ends
+        return 128 + signal.SIGPIPE
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     signal.signal(signal.SIGTERM, _interrupt)
     try:
+        environment.prepare()
         options.command(options)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, StageFailed) as error:
+        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
+def _reader_is_gone() -> bool:
+    """Return whether nothing reads this program's output any more."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0))
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors name the words close to a mistyped one."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with code 2."""
+        choice = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        super().error(message + (did_you_mean(choice[1], re.findall(r"[\w-]+", choice[2])) if choice else ""))
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser with every command and its options."""
-    root = argparse.ArgumentParser(prog="mobilenet-pipeline", description=__doc__)
+    root = Parser(prog="mobilenet-pipeline", description=__doc__)
     version = metadata.version("mobilenet-pipeline")
     root.add_argument("--version", action="version", version=f"%(prog)s {version}")
     shtab.add_argument_to(root, "--print-completion", help="print a completion script for this shell")
@@ -51,11 +90,15 @@ def parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         return sub
 
+    def add_json(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--json", action="store_true", help="print one JSON document")
+
     sub = add("run", run, "Run the whole pipeline: repeat only what changed, and promote the better model.")
     sub.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
+    sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="copy the results to FOLDER/RECIPE.json")
-    add("status", status, "Show the champion, what is served, and the last verdict.")
+    add_json(add("status", status, "Show the champion, what is served, and the last verdict."))
     sub = add("review", review, "Show the card of a version and the gate's verdict on it.")
     sub.add_argument("version", nargs="?", help="its number (default: what waits for approval, else the champion)")
     sub.add_argument("--json", action="store_true", help="print the verdict as one JSON document")
@@ -67,12 +110,13 @@ def parser() -> argparse.ArgumentParser:
     sub = add("rollback", rollback, "Serve the previous champion again, and withdraw the present one.")
     sub.add_argument("--to", metavar="VERSION", help="the version to serve instead of the previous champion")
     sub.add_argument("--reason", required=True, help="kept in the registry and in the history")
-    add("history", show_history, "List every promotion, rollback, approval and rejection.")
+    add_json(add("history", show_history, "List every promotion, rollback, approval and rejection."))
     sub = add("trace", trace, "Follow a version to its run, commit, data, validation and verdict; check every hash.")
     traced = sub.add_mutually_exclusive_group(required=True)
     traced.add_argument("version", nargs="?", help="its number, as in the API's answers")
     answer = traced.add_argument("--answer", metavar="FILE", help="an answer of /predict as JSON; - for standard input")
     answer.complete = shtab.FILE  # type: ignore[attr-defined]
+    add_json(sub)
     sub = add("schedule", schedule, "Run the pipeline on a schedule, until Ctrl-C.")
     sub.add_argument("--cron", required=True, metavar='"0 3 * * *"', help="when: minute hour day month weekday")
     sub.add_argument("--timezone", default="UTC", help="IANA name, such as Europe/Berlin (default: UTC)")
@@ -101,6 +145,8 @@ def run(options: argparse.Namespace) -> None:
     server = flow_module("server")
     if options.deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
+    if options.tensorboard:
+        os.environ["MOBILENET_PIPELINE_TENSORBOARD"] = str(Path("logs").resolve())
     server.prepare(quiet=True)
     console = Console()
     if server.connect() is None:
@@ -108,9 +154,10 @@ def run(options: argparse.Namespace) -> None:
     display = flow_module("display")
     sentence = display.run_and_show(recipe, options.force, console)
     display.print_summary(recipe, sentence, console)
-    if options.deterministic and sentence.startswith("Nothing changed"):
-        hint = "  --deterministic affects trainings only, and none was due: add --force to train again"
-        console.print(hint, highlight=False, soft_wrap=True)
+    for option in ("deterministic", "tensorboard"):
+        if getattr(options, option) and sentence.startswith("Nothing changed"):
+            hint = f"  --{option} affects trainings only, and none was due: add --force to train again"
+            console.print(hint, highlight=False, soft_wrap=True)
     if options.results:
         from mobilenet_pipeline.reports.results import results_path
 
@@ -123,17 +170,32 @@ def run(options: argparse.Namespace) -> None:
 
 def status(options: argparse.Namespace) -> None:
     """Print `promotion.status`."""
-    from mobilenet_pipeline.release import promotion
+    from mobilenet_pipeline.release import bento, promotion
 
     recipe = load_recipe(options.recipe)
     found = promotion.status(recipe)
+    if options.json:
+        _print_json(
+            {
+                "recipe": recipe.name,
+                "registered_model": recipe.registered_model,
+                "champion": _version(found.champion),
+                "challenger": _version(found.challenger),
+                "waiting": _version(found.waiting),
+                "bento": found.bento,
+                "verdict": found.verdict and found.verdict.model_dump(mode="json"),
+                "attention": found.drift,
+            }
+        )
+        return
     if not any(vars(found).values()):
         print(f"{recipe.name} has not been run yet: mobilenet-pipeline run --recipe {recipe.name}")
         return
     for role, version in (("champion", found.champion), ("challenger", found.challenger)):
         facts = version and f"version {version.version}, {version.candidate}, test accuracy {version.accuracy:.2%}"
         print(f"{role:<12}{facts or '–'}")
-    print(f"{'Bento':<12}{found.bento or '–'}")
+    store = f" in BENTOML_HOME={bento.home()}"  # where BentoML's own commands find it
+    print(f"{'Bento':<12}{f'{found.bento}{store}' if found.bento else '–'}")
     if found.verdict:
         print(f"{'verdict':<12}{found.verdict.reason} ({found.verdict.judged_at})")
     if found.waiting:
@@ -141,6 +203,23 @@ def status(options: argparse.Namespace) -> None:
         print(f"{'waiting':<12}version {number}: mobilenet-pipeline approve {number} --recipe {recipe.name}, or reject")
     if found.drift:
         print(f"{'attention':<12}{found.drift}")
+
+
+def _version(version: "Version | None") -> dict[str, Any] | None:
+    """Return what `status --json` says of a version."""
+    if version is None:
+        return None
+    return {
+        "version": version.version,
+        "candidate": version.candidate,
+        "test_accuracy": version.accuracy,
+        "sha256": version.sha256,
+        "run": version.run_id,
+    }
+
+
+def _print_json(document: object) -> None:
+    print(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def review(options: argparse.Namespace) -> None:
@@ -206,6 +285,9 @@ def show_history(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe)
     events = history.read(recipe)
+    if options.json:
+        _print_json([asdict(event) for event in reversed(events)])
+        return
     if not events:
         print(f"nothing has happened to {recipe.registered_model} yet: mobilenet-pipeline run --recipe {recipe.name}")
     for event in reversed(events):
@@ -222,9 +304,11 @@ def trace(options: argparse.Namespace) -> None:
         answer, source = _read_answer(options.answer)
         number = tracing.version_in(answer, recipe, source)
     links = tracing.trace(recipe, number)
-    for link in links:
-        print(f"{ {True: '✓', False: '✗', None: '?'}[link.holds] } {link.name:<12}{link.sentence}")
     broken = [link.name for link in links if link.holds is False]
+    if options.json:
+        _print_json({"version": number, "holds": not broken, "links": [asdict(link) for link in links]})
+    for link in [] if options.json else links:
+        print(f"{ {True: '✓', False: '✗', None: '?'}[link.holds] } {link.name:<12}{link.sentence}")
     if broken:
         raise ValueError(f"{', '.join(broken)} of version {number} does not hold")
 
@@ -263,10 +347,8 @@ def serve(options: argparse.Namespace) -> None:
 
     recipe = load_recipe(options.recipe)
     live = bento.must_be_live(recipe)
-    ports.check_port(options.port, "the API", "--port", options.host)
-    host = f"[{options.host}]" if ":" in options.host else options.host
-    print(f"{live} on http://{host}:{options.port}, Ctrl-C ends it", flush=True)
-    command = bento.serve_command(live.tag, options.host, options.port, bento.record_of(live.tag))
+    address = ports.check_port(options.port, "the API", "--port", options.host)
+    command = bento.serve_command(live.tag, address, options.port, bento.record_of(live.tag))
     os.execv(command[0], command)
 
 

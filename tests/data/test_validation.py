@@ -1,22 +1,26 @@
 """Validation: a faithful manifest passes every expectation, and every expectation notices the fault it is there for."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import great_expectations as gx
 import numpy as np
 import pandas as pd
 import pytest
 from cifar10_archives import Images, recipe_for, with_data
 
-from mobilenet_pipeline import config
+from mobilenet_pipeline import config, data
 from mobilenet_pipeline.data import ingest, validation
 from mobilenet_pipeline.data.sources.base import LabelledImages
 
 IMAGES = Images()
+TABLES = ["class_shares", "distinct_images", "images", "test", "train", "training_pixels"]
 RECIPE = recipe_for(IMAGES, config.load_recipe("cifar10", Path(__file__).resolve().parents[2] / "params.yaml"))
 
 
@@ -164,7 +168,7 @@ def test_a_failure_names_expectation_column_and_first_row(documents):
 def test_an_image_in_both_splits_is_one_failure_of_two_rows(tmp_path):
     manifest = faithful()
     copy_hash("train", "test")(manifest)
-    document = validation.validate(manifest, RECIPE, "", tmp_path / "docs")
+    document = validation.validate(manifest, RECIPE, "", tmp_path)
     (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
     first, last = manifest.index[manifest["split"] == "train"][0], manifest.index[manifest["split"] == "test"][-1]
     assert failed["sentence"].startswith("expect_column_values_to_be_unique on column hash of distinct_images failed")
@@ -176,21 +180,14 @@ def test_a_wrong_row_count_is_reported_with_the_actual_one(documents):
     assert found["sentence"].endswith('failed (The train split has 50 images): [{"found": 45}]')
 
 
-def test_unexpected_rows_are_counted_and_the_first_ones_named(tmp_path):
-    document = validation.validate(faithful().assign(width=28), RECIPE, "", tmp_path / "docs")
-    (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
-    assert failed["unexpected_rows"] == 60
-    assert [example["row"] for example in failed["examples"]] == list(range(validation.EXAMPLES))
-
-
 def test_the_expected_size_is_that_of_the_recipe(tmp_path):
     manifest = faithful().assign(height=28, width=28)
-    document = validation.validate(manifest, with_data(RECIPE, image_size=28), "", tmp_path / "docs")
+    document = validation.validate(manifest, with_data(RECIPE, image_size=28), "", tmp_path)
     assert validation.failures(document) == []
 
 
 def test_a_manifest_without_a_column_fails_and_says_so(tmp_path):
-    document = validation.validate(faithful().drop(columns="hash"), RECIPE, "", tmp_path / "docs")
+    document = validation.validate(faithful().drop(columns="hash"), RECIPE, "", tmp_path)
     (sentence,) = validation.failures(document)
     assert sentence.startswith("expect_table_columns_to_match_set of images failed")
 
@@ -209,17 +206,17 @@ def test_balance_is_a_share_of_the_split_within_the_tolerance(tmp_path):
     manifest = faithful()
     drop_class("test", 4)(manifest)  # the other nine classes are 11.1 % of the test split now
     data = {"test_rows": 9, "class_balance_tolerance": 0.05}
-    document = validation.validate(manifest, with_data(RECIPE, **data), "", tmp_path / "docs")
+    document = validation.validate(manifest, with_data(RECIPE, **data), "", tmp_path)
     found = find(document, Fault(add_column, BETWEEN, "class_shares", "share"))
     assert found["examples"] == [{"split": "test", "class_name": "deer", "share": 0.0}]
 
 
 def failed_sentences(manifest: pd.DataFrame, folder) -> list[str]:
-    return validation.failures(validation.validate(manifest, RECIPE, "", folder / "docs"))
+    return validation.failures(validation.validate(manifest, RECIPE, "", folder))
 
 
 def test_the_document_is_json_and_the_same_each_time(documents, tmp_path):
-    again = validation.validate(faithful(), RECIPE, "the digest", tmp_path / "docs")
+    again = validation.validate(faithful(), RECIPE, "the digest", tmp_path)
     assert again == documents["faithful"]
     assert all(json.loads(json.dumps(document, allow_nan=False)) == document for document in documents.values())
 
@@ -227,25 +224,87 @@ def test_the_document_is_json_and_the_same_each_time(documents, tmp_path):
 def test_an_infinite_statistic_is_still_json(tmp_path):
     manifest = faithful()
     manifest.loc[0, "mean_r"] = np.inf
-    document = validation.validate(manifest, RECIPE, "", tmp_path / "docs")
+    document = validation.validate(manifest, RECIPE, "", tmp_path)
     assert '{"row": 0, "mean_r": "inf"}' in json.dumps(document, allow_nan=False)
 
 
-def test_data_docs_show_the_results_and_do_not_pile_up(tmp_path):
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two validations of a manifest with a fault have written, with a suite of the user's own."""
+    folder = tmp_path_factory.mktemp("written")
+    suite = folder / "cifar10.json"
+    suite.write_text(json.dumps({"name": "cifar10", "expectations": [DARK]}))
     for _ in range(2):
-        validation.validate(faithful().assign(width=28), RECIPE, "", tmp_path / "docs")
-    pages = sorted(path.relative_to(tmp_path / "docs") for path in (tmp_path / "docs").glob("validations/**/*.html"))
-    index = (tmp_path / "docs" / "index.html").read_text()
-    assert len(pages) == 6
+        document = validation.validate(faithful().assign(width=28), RECIPE, "", folder / "reports", suite)
+    (folder / "document.json").write_text(json.dumps(document))
+    return folder
+
+
+DARK = {
+    "type": "expect_column_values_to_be_between",
+    "kwargs": {"column": "mean_r", "max_value": 0.001},
+    "meta": {},
+}
+
+
+def test_data_docs_show_the_results_and_do_not_pile_up(written: Path) -> None:
+    docs = written / "reports" / "data_docs"
+    pages = sorted(path.relative_to(docs) for path in docs.glob("validations/**/*.html"))
+    index = (docs / "index.html").read_text()
+    assert [page.parts[1] for page in pages] == ["cifar10", *TABLES]
     assert all(f'href="{page}"' in index for page in pages)
-    assert "The width of an image is 32" in (tmp_path / "docs" / pages[2]).read_text()
-    assert [path.name for path in tmp_path.iterdir()] == ["docs"]
+    assert "The width of an image is 32" in (docs / pages[3]).read_text()
+    assert sorted(path.name for path in (written / "reports").iterdir()) == ["data_docs", "gx"]
+
+
+def test_data_docs_load_nothing_from_the_network(written: Path) -> None:
+    for page in (written / "reports" / "data_docs").glob("**/*.html"):
+        assert not re.search(r"<(script|link|img)\b[^>]*https?:|url\(.?https?:|@import", page.read_text()), page
+
+
+def test_data_docs_bring_their_style(written: Path) -> None:
+    index = (written / "reports" / "data_docs" / "index.html").read_text()
+    assert resources.files(data).joinpath("data_docs.css").read_text().strip() in index
+
+
+def test_great_expectations_finds_suites_and_checkpoints(written: Path) -> None:
+    context = gx.get_context(mode="file", project_root_dir=written / "reports")
+    assert {suite.name for suite in context.suites.all()} == {"cifar10", *TABLES}
+    assert not context.checkpoints.get("images").run().success
+    assert context.checkpoints.get("train").run().success
+    assert list((written / "reports" / "gx" / "uncommitted" / "validations").glob("images/**/*.json"))
+
+
+def test_unexpected_rows_are_counted_and_the_first_ones_named(written: Path) -> None:
+    found = find(json.loads((written / "document.json").read_text()), Fault(add_column, IN_SET, "images", "width"))
+    assert found["unexpected_rows"] == 60
+    assert [example["row"] for example in found["examples"]] == list(range(validation.EXAMPLES))
+
+
+def test_an_expectation_that_a_person_added_counts(written: Path) -> None:
+    sentences = validation.failures(json.loads((written / "document.json").read_text()))
+    limits = '(expected {"column": "mean_r", "max_value": 0.001})'
+    assert any(f"on column mean_r of cifar10 failed {limits}: 60 rows" in sentence for sentence in sentences)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "Expecting property name"),
+        ("{}", "'expectations'"),
+        ('{"expectations": [{"type": "expect_magic", "kwargs": {}}]}', "expect_magic"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_named(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "digits.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"digits.json is not a suite of Great Expectations \(.*{fault}"):
+        validation.read_additions(tmp_path / "digits.json")
 
 
 def test_60_000_rows_take_less_than_30_seconds(tmp_path):
     manifest = pd.concat([faithful()] * 1000, ignore_index=True)
     manifest["hash"] = [f"{row:064x}" for row in range(len(manifest))]
     before = time.process_time()  # not the clock's: the machine may be busy with something else
-    document = validation.validate(manifest, with_data(RECIPE, train_rows=50_000, test_rows=10_000), "", tmp_path / "d")
+    document = validation.validate(manifest, with_data(RECIPE, train_rows=50_000, test_rows=10_000), "", tmp_path)
     assert validation.failures(document) == []
     assert time.process_time() - before < 30

@@ -2,8 +2,6 @@
 
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 import pytest
 from toy_fixtures import Toy, give_orders
-from waiting import Recorder, answers, free_port, wait_until
+from waiting import LIMIT, Recorder, free_port
 
 from mobilenet_pipeline.registry.store import use_store
 
@@ -33,20 +31,17 @@ def toy_template(toy_template: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The API of a `prefect server` of the tests' own."""
-    home, port = tmp_path_factory.mktemp("prefect"), free_port()
-    environment = {**os.environ, "PREFECT_HOME": str(home)}
-    command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
-    with (home / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
-    api = f"http://127.0.0.1:{port}/api"
-    try:
-        wait_until(lambda: answers(f"{api}/health"), 150, lambda: (home / "log").read_text())
-        yield api
-    finally:
-        drain()
-        process.terminate()
-        process.wait(20)
+    """The API of a Prefect server of the tests' own, as the program starts it."""
+    from flows import server
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(tmp_path_factory.mktemp("prefect")))
+        server.prepare(quiet=False)
+        with server.running(free_port()) as api:
+            patch.delenv("PREFECT_API_URL")
+            patch.delenv("PREFECT_HOME")
+            yield api
+            drain()
 
 
 @dataclass(frozen=True)
@@ -97,8 +92,8 @@ def drain() -> None:
     from prefect.events.worker import EventsWorker
     from prefect.logging.handlers import APILogWorker
 
-    APILogWorker.drain_all(timeout=10)
-    EventsWorker.drain_all(timeout=10)
+    APILogWorker.drain_all(timeout=LIMIT)
+    EventsWorker.drain_all(timeout=LIMIT)
 
 
 @pytest.fixture

@@ -10,9 +10,12 @@ from typing import Any
 
 import mlflow
 import pytest
+import yaml
 from toy_fixtures import Toy
 from waiting import alive, ran, read_process, wait_until
 
+from flows import deployments
+from mobilenet_pipeline.config import recipe_names
 from mobilenet_pipeline.registry import store
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,7 +34,7 @@ def scheduled(workspace: Path, cron: str) -> Iterator[Callable[[], str]]:
         yield log.read_text
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait()
 
 
 def runs_of(prefect: Any, deployment: str = "digits") -> list[dict[str, Any]]:
@@ -47,12 +50,12 @@ def test_a_scheduled_run_completes(after_run: Toy, prefect: Any) -> None:
         def completed() -> list[dict[str, Any]]:
             return [run for run in runs_of(prefect) if run["state_type"] == "COMPLETED" and run["auto_scheduled"]]
 
-        (run, *_) = wait_until(completed, 200, log)
+        (run, *_) = wait_until(completed, log)
     assert run["state"]["message"].startswith("The candidates and the verdict have not changed")
     assert (workspace / "metrics/digits/pretrained.json").exists()
     deployment = prefect.read_deployment_by_name("train-and-promote/digits")
     assert deployment.global_concurrency_limit.limit == 1
-    (automation,) = prefect.read_automations_by_name("mobilenet-pipeline: a flow run whose process is gone has crashed")
+    (automation,) = prefect.read_automations_by_name(deployments.CRASHED)
     assert automation.enabled
     prefect.delete_deployment(deployment.id)  # its late runs would be the next test's
 
@@ -61,14 +64,15 @@ def test_the_end_of_the_schedule_ends_the_run_in_progress(toy: Toy, prefect: Any
     workspace = toy(sleep={"ingest": 300})
     with scheduled(workspace, "0 3 1 1 *") as log:
         start_run(prefect, log)
-        stage = read_process(workspace, 120, log)
+        stage = read_process(workspace, log)
         assert alive(stage)
     assert not alive(stage)
+    assert "never awaited" not in log()
 
 
 def start_run(prefect: Any, log: Callable[[], str]) -> Any:
     """Start a run of the deployment once the schedule serves it."""
-    wait_until(lambda: "Your flow" in log(), 120, log)
+    wait_until(lambda: "Your flow" in log(), log)
     return prefect.create_flow_run_from_deployment(prefect.read_deployment_by_name("train-and-promote/digits").id)
 
 
@@ -80,11 +84,11 @@ def test_cancelling_a_run_ends_its_training(after_run: Toy, prefect: Any) -> Non
     (workspace / "process.txt").unlink()
     with scheduled(workspace, "0 3 1 1 *") as log:
         flow_run = start_run(prefect, log)
-        stage = read_process(workspace, 120, log)
+        stage = read_process(workspace, log)
         assert ran(workspace) == ["train@digits-scratch"]
         prefect.set_flow_run_state(flow_run.id, Cancelling())
-        wait_until(lambda: not alive(stage), 60, log)
-        wait_until(lambda: prefect.read_flow_run(flow_run.id).state.is_cancelled(), 60, log)
+        wait_until(lambda: not alive(stage), log)
+        wait_until(lambda: prefect.read_flow_run(flow_run.id).state.is_cancelled(), log)
         client = mlflow.MlflowClient(store.use_store())
         runs = client.search_runs([client.get_experiment_by_name("digits").experiment_id])
         assert [run.info.status for run in runs if run.data.tags.get("flow_run") == str(flow_run.id)] == ["KILLED"]
@@ -100,15 +104,41 @@ def test_an_invalid_schedule_is_refused_in_a_sentence(workspace: Path, prefect: 
     assert "Traceback" not in done.stderr
 
 
-def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any) -> None:
-    prefect.request("POST", "/work_pools/", json={"name": "mobilenet", "type": "process"})
+@pytest.fixture(scope="session")
+def deployed(server: str) -> Any:
+    """The deployment of `digits` as `prefect deploy` makes it, and the names of the server's automations."""
+    from prefect import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--name", "digits"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    deployment = prefect.read_deployment_by_name("train-and-promote/digits")
-    prefect.delete_deployment(deployment.id)
+    with temporary_settings({PREFECT_API_URL: server}), get_client(sync_client=True) as client:
+        client.request("POST", "/work_pools/", json={"name": "mobilenet", "type": "process"})
+        environment = {**os.environ, "PREFECT_API_URL": server}
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        deployment = client.read_deployment_by_name("train-and-promote/digits")
+        client.delete_deployment(deployment.id)
+        return deployment, [row["name"] for row in client.request("POST", "/automations/filter", json={}).json()]
+
+
+def test_a_deployment_runs_its_recipe_when_its_schedule_is_on(deployed: Any) -> None:
+    deployment, _ = deployed
     assert deployment.parameters == {"recipe": "digits"}
     assert [schedule.active for schedule in deployment.schedules] == [False]
+
+
+def test_prefect_s_form_offers_the_recipes(deployed: Any) -> None:
+    form = deployed[0].parameter_openapi_schema["properties"]["recipe"]
+    assert form["enum"] == recipe_names(ROOT / "params.yaml")
+
+
+def test_deploying_lets_the_server_find_crashed_runs(deployed: Any) -> None:
+    assert deployments.CRASHED in deployed[1]
+
+
+def test_every_recipe_has_a_deployment() -> None:
+    document = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    assert [deployment["name"] for deployment in document["deployments"]] == recipe_names(ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize(
@@ -119,7 +149,5 @@ def test_prefect_yaml_can_be_deployed(workspace: Path, prefect: Any) -> None:
     ],
 )
 def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str, message: str) -> None:
-    from flows import deployments
-
     with pytest.raises(ValueError, match=message):
         deployments.check(cron, timezone)

@@ -44,10 +44,10 @@ def parents() -> list[str]:
 
 
 def artifacts_of(prefect: Any, state: Any) -> dict[str, Any]:
-    """Return {key: data} of everything that the run shows."""
+    """Return {key: data} of everything that the run shows beside its result, which has no key."""
     only = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
     rows = prefect.request("POST", "/artifacts/filter", json=only).json()
-    return {row["key"]: row["data"] for row in rows}
+    return {row["key"]: row["data"] for row in rows if row["key"]}
 
 
 def test_a_run_does_every_stage_and_sums_itself_up(finished: Any) -> None:
@@ -59,6 +59,19 @@ def test_a_run_does_every_stage_and_sums_itself_up(finished: Any) -> None:
     assert "50.00%" in finished.state.message
     assert finished.state.message.endswith("digits-mobilenet has no champion.")
     assert (finished.workspace / "reports/digits/index.html").exists()
+
+
+def test_a_run_returns_its_outcome_as_json(finished: Any) -> None:
+    report = str(finished.workspace / "reports/digits/index.html")
+    expected = {"recipe": "digits", "skipped": False, "message": finished.state.message, "champion": None}
+    outcome = finished.state.result()
+    assert json.loads(json.dumps(outcome)) == outcome
+    assert outcome == {**expected, "verdict": outcome["verdict"], "report": report}
+    assert outcome["verdict"] in finished.state.message
+
+
+def test_the_lines_of_a_run_are_without_dvc_s_advice(finished: Any) -> None:
+    assert not [line for line in finished.heard.lines if not line.strip() or line.startswith(training.CHATTER)]
 
 
 def test_a_run_shows_progress_candidates_verdict_figures_and_times(finished: Any, prefect: Any) -> None:
@@ -122,6 +135,7 @@ def test_a_second_run_of_a_recipe_is_skipped(toy: Toy, prefect: Any) -> None:
         state = training.train_and_promote("digits", return_state=True)
     assert state.type.value == "COMPLETED"
     assert state.message.startswith("Skipped: a run of digits is in progress (process ")
+    assert state.result()["skipped"]
     assert ran(workspace) == []
 
 
@@ -150,7 +164,7 @@ def remove_uv(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("damage", "message"),
     [
         (damage_history, r"history\.jsonl, line 1 is damaged"),
-        (damage_name, "registered_model is 'Digits'"),
+        (damage_name, r"registered_model: use .* \(it is 'Digits'\)"),
         (remove_uv, "uv is not in "),
     ],
 )

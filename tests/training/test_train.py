@@ -79,7 +79,7 @@ def test_the_temperature_lowers_the_validation_loss(longer):
 
 
 def test_rows_of_the_history_are_dictionaries():
-    row = loop.Epoch(1, 0.1, 1.5, 0.5, 1.25, 0.625, 10.0)
+    row = loop.Epoch(1, 0.1, 1.5, 0.5, 1.25, 0.625, 10.0, 32)
     assert train.to_rows([row]) == [vars(row)]
 
 

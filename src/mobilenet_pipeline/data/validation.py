@@ -2,22 +2,26 @@
 
 import json
 import math
+import os
+import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pandas as pd
 
-from mobilenet_pipeline import config
+from mobilenet_pipeline import config, data
 from mobilenet_pipeline.system import environment
 
 if TYPE_CHECKING:
     from great_expectations.core import ExpectationValidationResult
-    from great_expectations.data_context import AbstractDataContext
+    from great_expectations.data_context import FileDataContext
+    from great_expectations.datasource.fluent import PandasFilesystemDatasource
     from great_expectations.expectations.expectation import Expectation
 
 # These values repeat those of ingestion: an expectation must not depend on the code that it checks.
@@ -38,23 +42,36 @@ class Table:
     identity: tuple[str, ...] = ("row",)
 
 
-def validate(manifest: pd.DataFrame, recipe: config.Recipe, digest: str, docs_folder: Path) -> dict[str, Any]:
-    """Run every expectation on a manifest and write Data Docs into `docs_folder`.
+def validate(
+    manifest: pd.DataFrame, recipe: config.Recipe, digest: str, folder: Path, additions: Path | None = None
+) -> dict[str, Any]:
+    """Run every expectation on a manifest, and keep the suites and results.
 
-    Row i of the manifest describes image i. Returns a JSON-ready document: whether all expectations passed, and for
-    each expectation the number of unexpected rows and the first of them. A failed expectation raises nothing;
-    `failures` returns its sentence.
+    Row i of the manifest describes image i. `additions` is the JSON file of a suite of the user's own. Writes two
+    folders: `folder/gx`, a project of Great Expectations with suites, checkpoint, tables and results, and
+    `folder/data_docs`, its pages.
+
+    Returns a JSON-ready document: whether all expectations passed, and for each expectation the number of unexpected
+    rows and the first of them. A failed expectation raises nothing; `failures` returns its sentence. Raises ValueError
+    if `additions` is not a suite.
     """
     environment.prepare()  # Great Expectations reads its telemetry variable when it is imported
-    tables = _tables(manifest.reset_index(drop=True).rename_axis("row").reset_index(), recipe)
-    docs_folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=docs_folder.parent, prefix=".data_docs-") as fresh:
-        context = _open_context(Path(fresh) / "docs")
-        results = [(table, result) for table in tables for result in _run(context, table, recipe.name)]
+    images = manifest.reset_index(drop=True).rename_axis("row").reset_index()
+    tables = _tables(images, recipe)
+    if additions:
+        tables.append(Table(recipe.name, images, read_additions(additions)))
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.resolve(), prefix=".gx-") as name:
+        fresh = Path(name)
+        context = _open_project(fresh)
+        source = _open_tables(context)
+        results = [(table, result) for table in tables for result in _run(context, source, table, recipe.name)]
         context.build_data_docs()
-        _list_pages(Path(fresh) / "docs")
-        shutil.rmtree(docs_folder, ignore_errors=True)  # pages of earlier runs would slow every later run
-        (Path(fresh) / "docs").replace(docs_folder)
+        _make_self_contained(fresh / "data_docs")
+        _name_tables(fresh, folder / "gx" / "tables")
+        for output in ("gx", "data_docs"):
+            shutil.rmtree(folder / output, ignore_errors=True)  # pages of earlier runs would slow every later run
+            (fresh / output).replace(folder / output)
     expectations = [_describe(table, result) for table, result in results]
     return {
         "success": all(expectation["success"] for expectation in expectations),
@@ -63,6 +80,20 @@ def validate(manifest: pd.DataFrame, recipe: config.Recipe, digest: str, docs_fo
         "rows": len(manifest),
         "expectations": expectations,
     }
+
+
+def read_additions(path: Path) -> list["Expectation"]:
+    """Return the expectations of a suite's JSON file. Raises ValueError naming the file and the fault."""
+    from great_expectations.exceptions import GreatExpectationsError
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["expectations"]
+        # ExpectationSuite would leave out, with a log line only, an expectation that it does not know.
+        return [ExpectationConfiguration(**{**row, "id": None}).to_domain_obj() for row in rows]
+    except (ValueError, KeyError, TypeError, GreatExpectationsError) as error:
+        fault = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} is not a suite of Great Expectations ({fault}); correct the file") from None
 
 
 def failures(document: dict[str, Any]) -> list[str]:
@@ -197,11 +228,12 @@ def _expect_channels(data: config.Data) -> list["Expectation"]:
     ]
 
 
-def _open_context(docs: Path) -> "AbstractDataContext":
+def _open_project(folder: Path) -> "FileDataContext":
+    """Return a new project in `folder/gx` that writes its pages to `folder/data_docs`."""
     import great_expectations as gx
     from great_expectations.data_context.types.base import ProgressBarsConfig
 
-    context = gx.get_context(mode="ephemeral")
+    context = gx.get_context(mode="file", project_root_dir=folder)
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     for site in list(context.get_site_names()):
         context.delete_data_docs_site(site)
@@ -211,34 +243,78 @@ def _open_context(docs: Path) -> "AbstractDataContext":
             "class_name": "SiteBuilder",
             "show_how_to_buttons": False,  # type: ignore[typeddict-unknown-key]
             "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
-            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(docs.resolve())},
+            "store_backend": {"class_name": "TupleFilesystemStoreBackend", "base_directory": "../data_docs/"},
         },
     )
+    styles = folder / "gx" / "plugins" / "custom_data_docs" / "styles"
+    styles.mkdir(parents=True, exist_ok=True)
+    sheet = resources.files(data).joinpath("data_docs.css").read_text(encoding="utf-8")
+    (styles / "data_docs_custom_styles.css").write_text(sheet, encoding="utf-8")
     return context
 
 
-def _list_pages(docs: Path) -> None:
-    """Add plain links to the index page.
+def _open_tables(context: "FileDataContext") -> "PandasFilesystemDatasource":
+    """Return the project's data source, the folder `gx/tables`."""
+    folder = Path(context.root_directory) / "tables"
+    folder.mkdir()
+    return context.data_sources.add_pandas_filesystem("tables", base_directory=folder)
+
+
+def _make_self_contained(docs: Path) -> None:
+    """Remove from the pages what they would load from the network, and add plain links to the index page.
 
     Its own table needs scripts from the network and is empty without them.
     """
-    pages = sorted(page.relative_to(docs) for page in docs.glob("validations/**/*.html"))
-    links = "".join(f'<li><a href="{quote(page.as_posix())}">{page.parts[1]}</a></li>' for page in pages)
+    for page in docs.glob("**/*.html"):
+        document = page.read_text(encoding="utf-8")
+        for pattern, replacement in _FOREIGN:
+            document = pattern.sub(replacement, document)
+        page.write_text(document, encoding="utf-8")
+    results, suites = sorted(docs.glob("validations/**/*.html")), sorted(docs.glob("expectations/*.html"))
+    lists = _links("Results by table", {page.relative_to(docs).parts[1]: page.relative_to(docs) for page in results})
+    lists += _links("Expectations by table", {page.stem: page.relative_to(docs) for page in suites})
     index = docs / "index.html"
-    document = index.read_text(encoding="utf-8")
-    index.write_text(document.replace("</body>", f"<p>Results by table</p><ul>{links}</ul></body>"), encoding="utf-8")
+    document = index.read_text(encoding="utf-8").replace("</body>", f"<main>{lists}</main></body>")
+    index.write_text(document, encoding="utf-8")
 
 
-def _run(context: "AbstractDataContext", table: Table, run_name: str) -> list["ExpectationValidationResult"]:
+def _links(title: str, pages: Mapping[str, Path]) -> str:
+    items = "".join(f'<li><a href="{quote(page.as_posix())}">{name}</a></li>' for name, page in pages.items())
+    return f"<h4>{title}</h4><ul>{items}</ul>"
+
+
+_FOREIGN = [
+    # Inline scripts, too: they call libraries of the network.
+    (re.compile(r"<script\b.*?</script>", re.DOTALL), ""),
+    (re.compile(r"<link\b[^>]*https?://[^>]*>"), ""),
+    (re.compile(r"<img\b[^>]*https?://[^>]*>"), "Great Expectations"),
+    (re.compile(r"url\(['\"]?https?://[^)]*\)"), "none"),
+]
+
+
+def _name_tables(fresh: Path, tables: Path) -> None:
+    """Write where the tables will be into everything that names them.
+
+    The path starts in the current directory, as Great Expectations reads it.
+    """
+    before, after = str(fresh / "gx" / "tables"), os.path.relpath(tables)
+    for path in [path for kind in ("yml", "json", "html") for path in fresh.rglob(f"*.{kind}")]:
+        text = path.read_text(encoding="utf-8")
+        if before in text:
+            path.write_text(text.replace(before, after), encoding="utf-8")
+
+
+def _run(
+    context: "FileDataContext", source: "PandasFilesystemDatasource", table: Table, run_name: str
+) -> list["ExpectationValidationResult"]:
+    """Write the table into the folder of `source`, and run a checkpoint on it."""
     import great_expectations as gx
     from great_expectations.core.run_identifier import RunIdentifier
 
-    source = context.data_sources.add_or_update_pandas(table.name)
-    batch = source.add_dataframe_asset(table.name).add_batch_definition_whole_dataframe(table.name)
-    suite = context.suites.add_or_update(gx.ExpectationSuite(name=table.name, expectations=table.expectations))
-    definition = context.validation_definitions.add_or_update(
-        gx.ValidationDefinition(name=table.name, data=batch, suite=suite)
-    )
+    table.frame.to_parquet(source.base_directory / f"{table.name}.parquet", index=False)
+    batch = source.add_parquet_asset(table.name).add_batch_definition_path(table.name, f"{table.name}.parquet")
+    suite = context.suites.add(gx.ExpectationSuite(name=table.name, expectations=table.expectations))
+    definition = context.validation_definitions.add(gx.ValidationDefinition(name=table.name, data=batch, suite=suite))
     checkpoint = gx.Checkpoint(
         name=table.name,
         validation_definitions=[definition],
@@ -248,10 +324,7 @@ def _run(context: "AbstractDataContext", table: Table, run_name: str) -> list["E
             "unexpected_index_column_names": list(table.identity),
         },
     )
-    # A checkpoint does not store the frame, so the run gets it as a parameter.
-    outcome = context.checkpoints.add_or_update(checkpoint).run(
-        batch_parameters={"dataframe": table.frame}, run_id=RunIdentifier(run_name=run_name)
-    )
+    outcome = context.checkpoints.add(checkpoint).run(run_id=RunIdentifier(run_name=run_name))
     order = [expectation.id for expectation in suite.expectations]
     (results,) = outcome.run_results.values()
     return sorted(results.results, key=lambda result: order.index(result.expectation_config.id))  # type: ignore[union-attr]
@@ -264,7 +337,8 @@ def _describe(table: Table, result: "ExpectationValidationResult") -> dict[str, 
     column = ", ".join(arguments.get("column_list", single)) or None
     rows = outcome["result"].get("unexpected_count") or 0
     examples = [] if outcome["success"] else _examples(table, column, outcome["result"])
-    sentence = outcome["expectation_config"]["description"]
+    limits = {key: value for key, value in arguments.items() if key != "batch_id"}
+    sentence = outcome["expectation_config"].get("description") or f"expected {json.dumps(limits)}"
     if not outcome["success"]:
         place = f" on column {column}" if column else ""
         detail = f"{rows:,} {'row' if rows == 1 else 'rows'}, the first: " if rows else ""

@@ -124,6 +124,8 @@ def _limits(recipe: Recipe, files: CandidateFiles) -> str:
         f"- The model has {len(names)} classes and gives every image one of them: {', '.join(names)}. Its answer for "
         "an image of anything else means nothing.\n"
         f"- It sees the central square of a photo at {size} by {size} pixels.\n"
+        "- `model.keras` and the artefact take uint8 pixels, 0 to 255. An image scaled to 0 to 1 is black to them: the "
+        "answer is wrong, without an error.\n"
         f"- All figures are for images like those of {recipe.data.source}. Expect less on other images, as the figure "
         "for corrupted images shows.\n"
         "- Its probabilities are calibrated on validation images, not on other kinds of images."

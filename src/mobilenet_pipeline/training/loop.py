@@ -18,7 +18,11 @@ class DivergedError(ValueError):
 
 @dataclass(frozen=True)
 class Epoch:
-    """One row of the learning curve; losses are cross-entropies per image, accuracies shares, `seconds` wall time."""
+    """One row of the learning curve.
+
+    Losses are cross-entropies per image, accuracies shares, `seconds` wall time, `input_size` that of the last step, in
+    pixels.
+    """
 
     epoch: int
     learning_rate: float
@@ -27,6 +31,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    input_size: int
 
 
 class Loop:
@@ -98,7 +103,8 @@ class Loop:
         seconds, length = self.seconds, self._epoch_length
         rate = float(self.stepper.schedule(self.step - 1))
         train_loss, train_accuracy = self.totals[0] / length, self.totals[1] / (length * self.stepper.batch)
-        self.history.append(Epoch(len(self.history) + 1, rate, train_loss, train_accuracy, loss, accuracy, seconds))
+        epoch, size = len(self.history) + 1, self.last_size
+        self.history.append(Epoch(epoch, rate, train_loss, train_accuracy, loss, accuracy, seconds, size))
         self.totals, self._clock = (0.0, 0.0), time.perf_counter()
         if self.candidate.epochs is None and self.step < self.plan.length:
             self._correct_plan()
