@@ -63,9 +63,9 @@ def recipe_page() -> str:
     """Return the page of every key of a recipe, from the models in `config`."""
     parts = [
         _head("Recipe keys", "src/mobilenet_pipeline/config.py"),
-        "A recipe is a section of `recipes` in [params.yaml](../../params.yaml). Every key is required; an unknown,\n"
-        "missing or mistyped key is an error that names the key and its value. A new recipe also needs its name in\n"
-        "`recipe_names` of [dvc.yaml](../../dvc.yaml). `NAME` is `scratch` or `pretrained`.",
+        "A recipe is a section of `recipes` in [params.yaml](../../params.yaml). Every key is required, except that a\n"
+        "recipe with `base: RECIPE` has the values of that recipe for the keys that it does not give. An unknown,\n"
+        "missing or mistyped key is an error that names the key and its value. `NAME` is `scratch` or `pretrained`.",
     ]
     for heading, model in SECTIONS.items():
         rows = [(f"`{key}`", *_type_of(schema), _text(schema["description"])) for key, schema in _keys(model)]
@@ -164,7 +164,7 @@ def environment_page() -> str:
     read, preset = ("variable", "without it", "meaning"), ("variable", "value", "meaning")
     parts = [
         _head("Environment variables", "tools/variables.py"),
-        "Relative paths start in the project's folder. Variables that you set yourself are never overwritten.",
+        "Relative paths start in the project's folder.",
         "## Data and weights",
         _variables(read, variables.DATA),
         "## Stores and servers",
@@ -176,12 +176,21 @@ def environment_page() -> str:
         "## Containers",
         _variables(read, variables.COMPOSE),
         "## Telemetry",
-        "Every `mobilenet-pipeline` command and every stage sets these variables. Set them yourself before you call a\n"
-        "framework's own command, such as `prefect worker`.",
+        "Every `mobilenet-pipeline` command and every stage sets these variables, unless you have set them. Set them\n"
+        "yourself before you call a framework's own command, such as `prefect worker`.",
         _variables(preset, variables.TELEMETRY),
         "## Frameworks",
-        "Every command and stage sets these variables, too.",
+        "Every command and stage sets these variables, too, unless you have set them.",
         _variables(preset, variables.FRAMEWORKS),
+        "## Your settings for other projects",
+        "What you have set for other projects cannot change a result. Every command and stage sets these variables,\n"
+        "whatever their value was.",
+        _variables(preset, variables.FIXED),
+        "It leaves these variables out:",
+        _table(("of", "variables"), variables.REMOVED),
+        "If a proxy is set, `NO_PROXY` and `no_proxy` also get this machine's addresses. A command refuses a proxy or\n"
+        "an `SSL_CERT_FILE` that HTTP clients cannot use, and names the variable. `make` leaves out what would make\n"
+        "pip or uv install elsewhere or other versions; the Makefile lists it. Package indexes stay in effect.",
         "## Set by the program",
         "The program sets these variables for its own processes. Do not set them.",
         _variables(("variable", "set by", "meaning"), variables.INTERNAL),

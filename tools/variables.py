@@ -23,9 +23,9 @@ STORES: Variables = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": ("`false`", "MLflow's progress bars."),
     "PREFECT_API_URL": (
         "the workspace's server if it runs, else a temporary server",
-        "API address of a Prefect server.",
+        "API address of a Prefect server. `.env`, `prefect.toml` and a profile of Prefect may set it, too.",
     ),
-    "PREFECT_HOME": ("`.prefect`", "Prefect's database and logs."),
+    "PREFECT_HOME": ("`.prefect`", "Prefect's database, results and logs."),
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": (
         "`CRITICAL` in `run` and `ui`",
         "Level of Prefect's messages in the terminal.",
@@ -37,6 +37,10 @@ TRAINING: Variables = {
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
     "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),
     "TF_NUM_INTRAOP_THREADS": ("all cores", "TensorFlow's threads for one operation."),
+    "MOBILENET_PIPELINE_TENSORBOARD": (
+        "no logs",
+        "Folder for TensorBoard's logs, as `FOLDER/RECIPE/CANDIDATE/TIME`; `run --tensorboard` sets it to `logs`.",
+    ),
     "CUDA_VISIBLE_DEVICES": ("all GPUs", "The GPUs that TensorFlow uses, by number."),
 }
 SERVICE: Variables = {
@@ -53,6 +57,7 @@ SERVICE: Variables = {
         "`.bentoml/answers/MODEL/PORT` with `serve`, else none",
         "Folder for the record of answers: JSON lines, 50 MB per worker.",
     ),
+    "SERVING_KEEP_ALIVE": ("`75`", "Seconds after which an idle connection is closed."),
     "SERVING_KEEP_IMAGES": ("unset", "`1` adds the decoded image to the record of answers."),
 }
 COMPOSE: Variables = {
@@ -61,8 +66,13 @@ COMPOSE: Variables = {
 }
 INTERNAL: Variables = {
     "MOBILENET_PIPELINE_PARENT_RUN": ("the flow", "MLflow run that a training belongs to."),
+    "MOBILENET_PIPELINE_KERAS_HOME": ("every command", "Your `KERAS_HOME`, with Keras's downloads."),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": ("the check of MLflow", "`1` while it writes to the artefact store."),
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": ("the check of MLflow", "`5` seconds while it writes to the artefact store."),
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": ("`ui`", "`false`: MLflow's server starts no helper processes."),
     "PREFECT__FLOW_RUN_ID": ("the flow", "Flow run that a training belongs to."),
-    "SERVING_LIVE": ("`serve`", "File that names the live Bento."),
+    "PREFECT_SERVER_UI_API_URL": ("`ui`, `schedule`", "API address that the pages of the started server ask."),
+    "SERVING_LIVE": ("`serve`", "File that names the live Bento. `bentoml serve .` needs it if several are live."),
     "PROMETHEUS_MULTIPROC_DIR": ("`serve`", "Folder in which the workers of one server count."),
 }
 MEANINGS = {
@@ -75,6 +85,11 @@ MEANINGS = {
     "GRPC_VERBOSITY": "Only errors of gRPC are logged.",
     "TF_CPP_MIN_LOG_LEVEL": "Only fatal messages of TensorFlow's libraries are logged.",
     "KERAS_BACKEND": "Keras uses TensorFlow.",
+    "KERAS_HOME": "The package's folder of settings; your `keras.json` does not count. Downloads stay in your folder.",
+    "MATPLOTLIBRC": "Matplotlib's defaults; your `matplotlibrc` does not count.",
+    "MPLBACKEND": "Figures are drawn without a display.",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "Prefect starts a temporary server where no server runs.",
+    "PYTHONUTF8": "Files are read and written as UTF-8, whatever the locale.",
     "TF_ENABLE_ONEDNN_OPTS": "oneDNN is on, also on processors without AVX-512.",
 }
 """Of the variables that `environment` sets."""
@@ -86,3 +101,9 @@ def _meaning(values: Mapping[str, str]) -> Variables:
 
 TELEMETRY = _meaning(environment.TELEMETRY_OFF)
 FRAMEWORKS = _meaning({**environment.QUIET, **environment.SPEED})
+FOLDER = environment.DEFAULTS.relative_to(environment.DEFAULTS.parents[1]).as_posix()
+FIXED = {
+    name: (value.replace(str(environment.DEFAULTS), f"…/mobilenet_pipeline/{FOLDER}"), meaning)
+    for name, (value, meaning) in _meaning(environment.FIXED).items()
+}
+REMOVED = [(owner, ", ".join(f"`{name}`" for name in names)) for owner, names in environment.REMOVED.items()]
