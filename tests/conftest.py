@@ -1,4 +1,4 @@
-"""Every test starts without telemetry and with quiet frameworks, as the program does."""
+"""Every test starts as the program does, for a user who has set much for other projects."""
 
 import os
 import sys
@@ -9,12 +9,31 @@ from absl import logging as absl_logging
 
 from mobilenet_pipeline.system import environment
 
+ROOT = Path(__file__).resolve().parent.parent
+SETTINGS = ROOT / "tests" / "hostile"
+HOSTILE = {
+    "DVC_GLOBAL_CONFIG_DIR": str(SETTINGS / "dvc"),
+    "GIT_CONFIG_GLOBAL": str(SETTINGS / "gitconfig"),
+    "HTTP_PROXY": "http://127.0.0.1:9",  # nothing listens there
+    "KERAS_BACKEND": "jax",
+    "KERAS_HOME": str(SETTINGS),
+    "MATPLOTLIBRC": str(SETTINGS),
+    "MLFLOW_ACTIVE_MODEL_ID": "m-of-another-project",
+    "MLFLOW_EXPERIMENT_NAME": "another-project",
+    "MPLBACKEND": "TkAgg",
+    "PIP_USER": "1",
+    "PREFECT_SERVER_API_AUTH_STRING": "admin:password",
+    "PREFECT_SERVER_EPHEMERAL_ENABLED": "false",
+    "TF_USE_LEGACY_KERAS": "1",
+}
+"""Settings of a user for other projects. All of them are found by every test and every process that it starts."""
+
+os.environ.update(HOSTILE)
 environment.prepare()
 # Prefect sets logging up anew and so closes all handlers. That of absl, which Keras brings, would close what pytest has
 # put in place of stderr, and every later test of the process would fail.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
 pytest_plugins = ["bento_fixtures", "registry_fixtures", "toy_fixtures"]
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -25,3 +44,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in [name for name in os.environ if name.startswith(("MLFLOW_TRACKING", "BENTOML_HOME", "CIFAR10_"))]:
         monkeypatch.delenv(name)
     return tmp_path
+
+
+LONGEST = ("test_whole_pipeline.py", "test_distribution.py", "test_interruption.py", "test_deployments.py")
+"""The files that take minutes."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files, so that no worker of pytest-xdist waits for another at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)

@@ -1,11 +1,18 @@
 """Helpers of tests that wait for processes and servers, and a listener that records what a run tells it."""
 
+import os
 import socket
 import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+LIMIT = float(os.environ.get("PYTEST_TIMEOUT", 900)) / 2
+"""Seconds that anything may take in a test. Tests measure progress; this only ends one that hangs.
+
+PYTEST_TIMEOUT, pytest-timeout's own variable, gives a slower machine more.
+"""
 
 
 class Recorder:
@@ -41,24 +48,24 @@ def free_port() -> int:
 def answers(url: str) -> bool:
     """Return whether the URL answers with 200."""
     try:
-        return bool(urllib.request.urlopen(url, timeout=5).status == 200)
+        return bool(urllib.request.urlopen(url, timeout=LIMIT).status == 200)
     except OSError:
         return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, describe: Callable[[], str] = str) -> Any:
-    """Return the condition's value once it is true; fail with `describe` if that takes more than `seconds`."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], Any], describe: Callable[[], str] = str) -> Any:
+    """Return the condition's value once it is true; fail with `describe` if it is not within `LIMIT`."""
+    deadline = time.monotonic() + LIMIT
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"nothing within {seconds} s: {describe()}"
-        time.sleep(0.1)
+        assert time.monotonic() < deadline, f"nothing within {LIMIT} s: {describe()}"
+        time.sleep(0.05)
     return value
 
 
-def read_process(workspace: Path, seconds: float, describe: Callable[[], str] = str) -> int:
+def read_process(workspace: Path, describe: Callable[[], str] = str) -> int:
     """Wait until a toy stage has started, and return its process id."""
     path = workspace / "process.txt"
-    return int(wait_until(lambda: path.exists() and path.read_text(), seconds, describe))
+    return int(wait_until(lambda: path.exists() and path.read_text(), describe))
 
 
 def alive(process: int) -> bool:

@@ -16,13 +16,14 @@ class Handler(BaseHTTPRequestHandler):
     """Records every request and answers it.
 
     One request in three fails under /sometimes, and all fail under /cut. Under /uneven the second answer is late, and
-    each connection is closed after its answer. Under /slow answers come one at a time and late; under /busy all
-    requests but the first are refused.
+    each connection is closed after its answer. Under /slow answers come one at a time and late, under /together when
+    ten requests have come; under /busy all requests but the first are refused.
     """
 
     protocol_version = "HTTP/1.1"
     came: list[int]
     turn: threading.Lock
+    ten: threading.Barrier
 
     def do_POST(self) -> None:
         self.came.append(len(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -35,6 +36,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.path == "/slow":
             with self.turn:
                 time.sleep(0.05)
+        if self.path == "/together":
+            self.ten.wait()
         busy = self.path == "/busy" and len(self.came) > 1
         self.send_response(503 if busy or (self.path == "/sometimes" and len(self.came) % 3 == 1) else 200)
         if busy:
@@ -51,7 +54,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[tuple[int, list[int]]]:
     """The port of a tiny server, and the lengths of the bodies that it received."""
-    handler = type("Noting", (Handler,), {"came": [], "turn": threading.Lock()})
+    handler = type("Noting", (Handler,), {"came": [], "turn": threading.Lock(), "ten": threading.Barrier(10)})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
         thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -106,9 +109,8 @@ def test_an_answer_that_is_not_200_is_a_failure(server):
 
 def test_a_connection_that_is_cut_is_a_failure(server):
     port, _ = server
-    done = load.load(port, load.request(port, "/cut", load.RAW, b"body"), clients=2, seconds=5)
+    done = load.load(port, load.request(port, "/cut", load.RAW, b"body"), clients=2, seconds=3600)
     assert done.failures == {"the connection was closed": 2}
-    assert done.seconds < 5
 
 
 def test_a_connection_closed_after_its_answer_is_no_failure(server):
@@ -119,7 +121,7 @@ def test_a_connection_closed_after_its_answer_is_no_failure(server):
 
 
 def test_requests_arrive_at_their_rate_despite_slow_answers(server, monkeypatch):
-    """The tenth is due after 225 ms, and answered after 500."""
+    """No answer comes before the tenth request."""
     sent: list[float] = []
 
     class Noting(load.Client):
@@ -131,11 +133,10 @@ def test_requests_arrive_at_their_rate_despite_slow_answers(server, monkeypatch)
     monkeypatch.setattr(load, "KEPT", 0)  # the server here takes in few at a time
     port, came = server
     started = time.perf_counter()
-    done = load.arrivals(port, load.request(port, "/slow", load.RAW, b"body"), per_second=40, seconds=0.25)
+    done = load.arrivals(port, load.request(port, "/together", load.RAW, b"body"), per_second=40, seconds=0.25)
     assert not done.failures
     assert len(done.milliseconds) == len(came) == len(sent) == 10
     assert all(at - started >= index / 40 for index, at in enumerate(sent))
-    assert sent[-1] - started < 0.45 < 0.5 <= done.seconds
 
 
 def test_waiting_counts_from_when_a_request_was_due(server):

@@ -12,16 +12,18 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "tools" / "reference.py"
 REFERENCE = ROOT / "docs" / "reference"
 VARIABLE = re.compile(
-    r"(BENTOML|CIFAR10|DO_NOT|DVC|GRPC|GX|IMAGENET|KERAS|MLFLOW|MOBILENET|PREFECT|PROMETHEUS|SERVING|TF)_[A-Z0-9_]+"
+    r"(BENTOML|CIFAR10|CUDA|DO_NOT|DVC|GIT|GRPC|GX|IMAGENET|KERAS|MLFLOW|MOBILENET|PIP|PREFECT|PROMETHEUS|SERVING|TF"
+    r"|UV)_[A-Z0-9_]+|MATPLOTLIBRC|MPLBACKEND|PYTHON(OPTIMIZE|UTF8|WARNINGS)"
 )
 FRAMEWORKS_OWN = {"TF_NUM_INTRAOP_THREADS", "CUDA_VISIBLE_DEVICES"}
 """Documented for users; only TensorFlow reads them."""
 
 
 def documented() -> set[str]:
-    return set(
-        re.findall(r"^\| `([A-Z0-9_]+)`", (REFERENCE / "environment.md").read_text(encoding="utf-8"), re.MULTILINE)
-    )
+    """Return every environment variable in a table of the page."""
+    lines = (REFERENCE / "environment.md").read_text(encoding="utf-8").splitlines()
+    words = {word for line in lines if line.startswith("| ") for word in re.findall(r"`([A-Z0-9_]+)`", line)}
+    return {word for word in words if VARIABLE.fullmatch(word)}
 
 
 def used() -> set[str]:
@@ -34,9 +36,7 @@ def used() -> set[str]:
 
 
 def test_the_pages_are_what_the_code_says():
-    done = subprocess.run(
-        [sys.executable, PROGRAM, "--check"], capture_output=True, text=True, timeout=120, check=False
-    )
+    done = subprocess.run([sys.executable, PROGRAM, "--check"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

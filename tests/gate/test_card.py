@@ -110,3 +110,7 @@ def test_a_card_says_how_often_the_test_images_were_read(recipe: config.Recipe):
 
 def test_a_card_names_the_size_of_the_images(recipe: config.Recipe):
     assert "32 by 32 pixels" in made(recipe)
+
+
+def test_a_card_warns_of_images_scaled_to_0_to_1(recipe: config.Recipe):
+    assert "take uint8 pixels, 0 to 255. An image scaled to 0 to 1 is black to them" in made(recipe)

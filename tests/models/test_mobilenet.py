@@ -7,6 +7,7 @@ import pytest
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.models import anatomy, mobilenet
+from mobilenet_pipeline.system import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
@@ -159,21 +160,19 @@ def test_a_failed_download_names_the_way_without_a_network(monkeypatch):
         raise Exception("URL fetch failure on https://…: None -- [Errno -2] Name or service not known")
 
     monkeypatch.delenv("IMAGENET_WEIGHTS_DIR", raising=False)
-    monkeypatch.setattr(keras.applications, "MobileNet", refuse)
+    monkeypatch.setattr(keras.utils, "get_file", refuse)
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ConnectionError, match=r"mobilenet_1_0_224_tf_no_top\.h5 into a folder .* IMAGENET_WEIGHTS_DIR"):
         mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
 
 
-def test_a_truncated_download_is_named(monkeypatch):
+def test_a_truncated_download_in_the_user_s_keras_folder_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("IMAGENET_WEIGHTS_DIR", raising=False)
-
-    def load(*_: object, **__: object) -> None:
-        raise OSError("Unable to synchronously open file (truncated file: eof = 96)")
-
-    monkeypatch.setattr(keras.applications, "MobileNet", load)
+    monkeypatch.setenv(environment.KERAS_DOWNLOADS, str(tmp_path))
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mobilenet_1_0_224_tf_no_top.h5").write_bytes(b"half a file")
     candidate = SEED.model_copy(update={"weights": "imagenet"})
-    with pytest.raises(ValueError, match=r"models/mobilenet_1_0_224_tf_no_top\.h5 does not hold .* delete"):
+    with pytest.raises(ValueError, match=rf"{tmp_path}/models/mobilenet_1_0_224_tf_no_top\.h5 does not hold .* delete"):
         mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
 
 

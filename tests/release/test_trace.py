@@ -39,7 +39,7 @@ def test_a_commit_with_uncommitted_changes_cannot_be_checked() -> None:
     if done.returncode:
         pytest.skip("this is no Git repository, so it has no commit")
     commit = done.stdout.strip()
-    assert [trace._commit(commit, dirty, ROOT).holds for dirty in (False, True)] == [True, None]
+    assert [trace._commit(commit, {"git_dirty": dirty}, ROOT).holds for dirty in ("false", "true")] == [True, None]
 
 
 def test_an_answer_names_the_version_that_gave_it(recipe: Recipe) -> None:
@@ -120,3 +120,15 @@ def test_a_number_that_another_registry_had_shows_no_foreign_events(
     client.delete_registered_model(recipe.registered_model)
     run()
     assert links_of(recipe, "2")["history"].sentence.count("promoted") == 1
+
+
+def test_a_missing_commit_has_the_reason_that_the_training_recorded(tmp_path):
+    link = trace._commit(None, {"git_problem": "git is not installed"}, tmp_path)
+    assert (link.sentence, link.holds) == ("not recorded by the training: git is not installed", None)
+
+
+def test_a_commit_that_git_cannot_look_up_has_git_s_reason(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    link = trace._commit("c" * 40, {}, tmp_path)
+    assert link.holds is None
+    assert link.sentence.startswith(f"{'c' * 12} cannot be looked up: git is not installed")

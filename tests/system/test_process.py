@@ -30,7 +30,7 @@ def test_a_process_that_ignores_sigterm_is_killed() -> None:
         process = int(child.stdout.readline())
         started = time.monotonic()
     assert not alive(process)
-    assert 0.4 < time.monotonic() - started < 20
+    assert time.monotonic() - started > 0.4
     assert child.returncode == 128 + signal.SIGKILL
 
 

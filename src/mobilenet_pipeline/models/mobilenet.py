@@ -11,7 +11,10 @@ import keras
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.models.anatomy import FILTERS, STRIDES
 from mobilenet_pipeline.models.fast_layers import FusedBatchNormalization, PointwiseConv2D
+from mobilenet_pipeline.system import environment
 
+IMAGENET_URL = "https://storage.googleapis.com/tensorflow/keras-applications/mobilenet/"
+"""Where Keras downloads MobileNet's weights from."""
 PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
 """(scale, offset) that map a pixel byte to 0 … 1, or to −1 … 1 as the ImageNet weights expect."""
 
@@ -159,8 +162,11 @@ def backbone(alpha: float, strides: tuple[int, ...]) -> keras.Model:
 
 def _imagenet(candidate: Candidate) -> tuple[keras.Model, str]:
     folder = os.environ.get("IMAGENET_WEIGHTS_DIR")
-    weights = _weights_file(Path(folder), candidate.alpha) if folder else "imagenet"
+    name, downloads = _weights_names(candidate.alpha)[0], environment.keras_downloads()
+    weights = _weights_file(Path(folder), candidate.alpha) if folder else str(downloads / "models" / name)
     try:
+        if not folder:  # Keras's own place; KERAS_HOME is ours, see system/environment
+            weights = keras.utils.get_file(name, IMAGENET_URL + name, cache_subdir="models", cache_dir=str(downloads))
         model = keras.applications.MobileNet(
             input_shape=(224, 224, 3), alpha=candidate.alpha, include_top=False, weights=weights
         )
@@ -168,9 +174,9 @@ def _imagenet(candidate: Candidate) -> tuple[keras.Model, str]:
         if "URL fetch failure" in str(error):
             raise ConnectionError(
                 f"Keras could not download the ImageNet weights for alpha {candidate.alpha} ({error}); without a "
-                f"network, put {_weights_names(candidate.alpha)[0]} into a folder and set IMAGENET_WEIGHTS_DIR to it"
+                f"network, put {name} into a folder and set IMAGENET_WEIGHTS_DIR to it"
             ) from error
-        file = weights if folder else f"Keras's download ~/.keras/models/{_weights_names(candidate.alpha)[0]}"
+        file = weights if folder else f"Keras's download {weights}"
         raise ValueError(
             f"{file} does not hold MobileNet's ImageNet weights ({error}); delete or replace the file"
         ) from error
