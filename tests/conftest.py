@@ -46,7 +46,10 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-LONGEST = ("test_whole_pipeline.py", "test_distribution.py", "test_interruption.py", "test_deployments.py")
+LONGEST = (
+    *("test_whole_pipeline.py", "test_distribution.py", "test_interruption.py", "test_deployments.py"),
+    *("test_train.py", "test_review.py", "test_promotion.py", "test_bento.py"),
+)
 """The files that take minutes."""
 
 

@@ -247,14 +247,6 @@ def test_an_artefact_of_another_model_is_refused(
         bento.package(served_recipe, other, None)
 
 
-def test_a_name_that_bentoml_does_not_take_is_refused(
-    empty_store: Path, served_recipe: Recipe, served_versions: list[Path]
-) -> None:
-    named = served_recipe.model_copy(update={"registered_model": "CIFAR10 MobileNet"})
-    with pytest.raises(PackagingError, match=r"recipes.cifar10.registered_model is 'CIFAR10 MobileNet'"):
-        bento.package(named, served_versions[0], None)
-
-
 def test_a_check_does_not_touch_the_running_service(service: Service, bento_store: Path) -> None:
     before = service.ask("GET", "/metrics").text.count("requests_total{")
     bento.check(service.tag, 1000)

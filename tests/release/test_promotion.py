@@ -371,8 +371,11 @@ def break_read_counts(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe
     return recipe
 
 
-def break_name(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
-    return recipe.model_copy(update={"registered_model": "Digits MobileNet"})
+def break_comparisons(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
+    path = paths.comparison_path(recipe)
+    path.parent.mkdir(parents=True)
+    path.write_text('{"at": "2026')
+    return recipe
 
 
 def remove_uv(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
@@ -385,7 +388,7 @@ def remove_uv(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     [
         (break_history, history.HistoryError, r"history\.jsonl, line 1 is damaged"),
         (break_read_counts, ValueError, r"test_reads\.jsonl, line 1 is damaged"),
-        (break_name, PackagingError, "'Digits MobileNet'"),
+        (break_comparisons, ValueError, r"comparisons\.jsonl, line 1 is damaged"),
         (remove_uv, PackagingError, "uv is not in"),
     ],
 )

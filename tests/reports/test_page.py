@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted_predictions import verdict_on
+from planted_predictions import usage, verdict_on
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation.predictions import predictions_of, read_predictions, save_predictions
@@ -55,7 +55,7 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
         for name in config.CANDIDATES
     }
     limits = recipe.gate.model_copy(update={"accuracy_floor": 0.7, "calibration_error": 1.0})
-    judged = verdict_on(verdict.decide(candidates, None, limits, "p1", 2), limits=limits)
+    judged = verdict_on(verdict.decide(candidates, None, limits, "p1", usage()), limits=limits)
     (tmp_path / "reports/digits/verdict.json").write_text(judged.to_json(), encoding="utf-8")
     return tmp_path
 

@@ -136,6 +136,20 @@ def test_a_stage_whose_output_is_nowhere_whole_says_why_it_runs(damaged: Path) -
     assert (damaged / "models/digits/scratch/history.csv").read_text() == (damaged / "expected.csv").read_text()
 
 
+def test_a_damaged_listing_of_a_folder_is_the_folder_s_damage(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (workspace / "dvc.lock").write_text(
+        "stages: {ingest@digits: {outs: [{path: data/digits, md5: 99914b932bd37a50b983c5e7c90ae93b.dir}]}}"
+    )
+    listing = workspace / "files/md5/99/914b932bd37a50b983c5e7c90ae93b.dir"
+    listing.parent.mkdir(parents=True)
+    monkeypatch.setattr(runner, "_cache", lambda: workspace)
+    damage = []
+    for content in ("{}", "[]"):  # the MD5 is that of {}
+        listing.write_text(content)
+        damage.append([str(path) for path in runner._damaged("ingest@digits")])
+    assert damage == [[], ["data/digits"]]
+
+
 def test_a_stage_that_did_not_run_has_dvc_s_reason() -> None:
     line = "ERROR: failed to reproduce 'ingest@digits': output 'data' is outside"
     failure = runner.StageFailed("ingest@digits", 255, ["Stage 'a' didn't change, skipping", line])

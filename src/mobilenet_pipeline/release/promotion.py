@@ -120,7 +120,7 @@ def keep_serving(recipe: Recipe, state: State, workspace: Path = HERE) -> None:
 
 
 def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
-    """Check at the start of a run what it needs at its end: build tools, names, registry, history, read counts.
+    """Check at the start of a run what it needs at its end: build tools, registry, history, records of the test images.
 
     Raises ValueError or OSError with what is missing or damaged, and the remedy.
     """
@@ -128,6 +128,7 @@ def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
     runs.check_store(recipe)
     check_history(recipe, workspace)
     ledger.count_reads(recipe.data.digest, workspace)
+    ledger.last_comparison(recipe.data.digest, workspace)
 
 
 def reconcile(recipe: Recipe, workspace: Path = HERE) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ _NOISE = re.compile(
     r"|INFO: Created TensorFlow Lite"
 )
 _NOT_REPRODUCED = re.compile(r"ERROR: failed to reproduce '[^']*': ")
+_FOLDER = ".dir"  # the end of the MD5 of a folder, which is that of the list of its files
 _LOCKED = ("Unable to acquire lock", "is busy, it is being blocked by")
 
 
@@ -174,25 +176,30 @@ def _reproduce(
 def _damaged(name: str) -> dict[Path, str]:
     """Return the files of the stage's outputs that differ from dvc.lock, with the MD5 that they should have.
 
-    DVC copies from its cache without a look at the content.
+    DVC copies from its cache without a look at the content. Of a folder whose listing is damaged, the folder itself is
+    returned.
     """
     lock = YAML(typ="safe").load(dvc_file(_recipe_of(name)).with_suffix(".lock").read_text(encoding="utf-8"))
+    cache = _cache()
     files: dict[Path, str] = {}
+    folders: dict[Path, str] = {}
     for out in lock["stages"][name]["outs"]:
         path, md5 = Path(out["path"]), str(out["md5"])
-        if path.is_dir():
-            listing = json.loads(_object(_cache(), md5).read_bytes())
-            files |= {path / entry["relpath"]: entry["md5"] for entry in listing}
-        else:
+        listing = _object(cache, md5)
+        if not md5.endswith(_FOLDER):
             files[path] = md5
-    return {path: md5 for path, md5 in files.items() if not path.is_file() or _md5(path) != md5}
+        elif not listing.is_file() or _md5(listing) != md5.removesuffix(_FOLDER):
+            folders[path] = md5
+        else:
+            files |= {path / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_bytes())}
+    return folders | {path: md5 for path, md5 in files.items() if not path.is_file() or _md5(path) != md5}
 
 
 def _drop(damaged: Mapping[Path, str]) -> None:
-    """Delete the files from the workspace and from DVC's cache, so that DVC restores them from nowhere."""
+    """Delete the outputs from the workspace and from DVC's cache, so that DVC restores them from nowhere."""
     cache = _cache()
     for path, md5 in damaged.items():
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         _object(cache, md5).unlink(missing_ok=True)
 
 
