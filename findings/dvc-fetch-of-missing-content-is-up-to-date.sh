@@ -19,7 +19,7 @@ mkdir project remote
 cd project
 git init --quiet .
 dvc init --quiet
-dvc remote add --quiet --default store ../remote
+dvc remote add --quiet --default store "$folder/remote"
 cat > dvc.yaml <<'YAML'
 stages:
   collect:
@@ -29,12 +29,12 @@ YAML
 dvc repro --quiet
 rm -rf .dvc/cache raw.txt
 code=0
-last=$(dvc fetch 2> ../log | tail -n 1) || code=$?
+last=$(dvc fetch 2> "$folder/log" | tail -n 1) || code=$?
 pulled=0
-dvc pull > /dev/null 2>> ../log || pulled=$?
+dvc pull > /dev/null 2>> "$folder/log" || pulled=$?
 output="fetch: exit code $code, $last
 pull: exit code $pulled"
 printf '%s\n' "$output"
 expected='fetch: exit code 0, Everything is up to date.
 pull: exit code 1'
-[[ $output == "$expected" ]] && grep -q "neither locally nor on remote" ../log || { echo "the behaviour has changed"; exit 1; }
+[[ $output == "$expected" ]] && grep -q "neither locally nor on remote" "$folder/log" || { echo "the behaviour has changed"; exit 1; }

@@ -32,10 +32,10 @@ stages:
 YAML
 show() {
   local code=0
-  dvc "$@" > ../out 2> ../log || code=$?
-  echo "$*: exit code $code, stages shown: $(sed -n "s/^Running stage '\(.*\)':/\1/p" ../out | paste -sd' ')"
+  dvc "$@" > "$folder/out" 2> "$folder/log" || code=$?
+  echo "$*: exit code $code, stages shown: $(sed -n "s/^Running stage '\(.*\)':/\1/p" "$folder/out" | paste -sd' ')"
 }
-output=$(show repro --dry; grep -c 'Errno 2' ../log; show repro --dry --force)
+output=$(show repro --dry; grep -c 'Errno 2' "$folder/log"; show repro --dry --force)
 printf '%s\n' "$output"
 expected='repro --dry: exit code 255, stages shown: collect
 1

@@ -8,8 +8,8 @@
 #
 # Output: where the copy's client says that artifacts are, and the folder that gets the file, in the same process and
 # in a new one:
-#   same process: artifact_uri .../copy/artifacts, file in original
-#   new process: artifact_uri .../copy/artifacts, file in copy
+#   same process: artifact_uri in copy, file in original
+#   new process: artifact_uri in copy, file in copy
 #
 # Exits 0 while this is so, 1 when the behaviour has changed.
 set -euo pipefail
@@ -53,10 +53,10 @@ copy = MlflowClient(store("copy"))
 run = copy.search_runs([copy.get_experiment_by_name("photos").experiment_id])[0]
 copy.log_text(run.info.run_id, "2", f"{sys.argv[1]}.txt")
 place = "copy" if "/copy/artifacts" in run.info.artifact_uri else "original"
-print(f"{sys.argv[1]} process: artifact_uri .../{place}/artifacts, file in {' and '.join(found(sys.argv[1] + '.txt'))}")
+print(f"{sys.argv[1]} process: artifact_uri in {place}, file in {' and '.join(found(sys.argv[1] + '.txt'))}")
 PY
 output=$(env/bin/python copied.py same 2> log; env/bin/python copied.py new 2>> log) || { cat log; exit 1; }
 printf '%s\n' "$output"
-expected='same process: artifact_uri .../copy/artifacts, file in original
-new process: artifact_uri .../copy/artifacts, file in copy'
+expected='same process: artifact_uri in copy, file in original
+new process: artifact_uri in copy, file in copy'
 [[ $output == "$expected" ]] || { echo "the behaviour has changed"; exit 1; }
