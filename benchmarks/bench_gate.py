@@ -35,7 +35,7 @@ def main() -> None:
     """Simulate the nights, print the results, and write them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--years", type=int, default=400, help="simulated years (default: %(default)s)")
-    parser.add_argument("--draws", type=int, default=1000, help="nights with a better model (default: %(default)s)")
+    parser.add_argument("--draws", type=int, default=2500, help="nights with a better model (default: %(default)s)")
     options = parser.parse_args()
     limits = config.load_recipe("cifar10", Path("params.yaml")).gate.model_copy(update=LIMITS)
     rng = np.random.default_rng(0)

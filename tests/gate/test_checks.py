@@ -82,14 +82,14 @@ def test_a_gain_that_chance_explains_is_not_promoted() -> None:
 
 
 def test_eleven_images_gained_and_none_lost_are_just_enough_in_the_second_comparison() -> None:
-    # 0.05 × (0.1 / (2 × 3) + 0.75 / 730) = 0.00088 lies between 1 / 2^11 and 1 / 2^10.
+    # 0.05 × (0.08 / (2 × 3) + 0.82 / 730) = 0.00072 lies between 1 / 2^11 and 1 / 2^10.
     assert not decide(accurate(100), accurate(160), accurate(150)).promote
     decision = decide(accurate(100), accurate(161), accurate(150))
     assert decision.promote
     assert decision.comparison is not None
     assert (decision.comparison.only_candidate_right, decision.comparison.only_champion_right) == (11, 0)
     assert decision.comparison.p_value == pytest.approx(0.5**11)
-    assert (decision.comparison.number, decision.comparison.level) == (2, pytest.approx(0.000885, abs=1e-6))
+    assert (decision.comparison.number, decision.comparison.level) == (2, pytest.approx(0.000723, abs=1e-6))
 
 
 def test_the_same_gain_is_not_enough_after_ten_comparisons() -> None:
@@ -98,7 +98,7 @@ def test_the_same_gain_is_not_enough_after_ten_comparisons() -> None:
 
 def test_the_sentence_has_level_and_number_of_the_comparison() -> None:
     sentence = check_of(decide(accurate(100), accurate(161), accurate(150)), "pretrained", checks.BETTER).sentence
-    assert "must be below 0.00088 in comparison 2 on these test images" in sentence
+    assert "must be below 0.00072 in comparison 2 on these test images" in sentence
 
 
 def test_a_p_value_equal_to_the_level_is_not_enough() -> None:

@@ -3,7 +3,7 @@
 YEAR = 730
 """The comparisons in a year of nights with two candidates each; so many have the same part of the budget."""
 
-FIRST, YEARLY, LATER = 0.10, 0.75, 0.15
+FIRST, YEARLY, LATER = 0.08, 0.82, 0.10
 """Shares of the budget: for the first few comparisons, for the first `YEAR`, and for all later ones."""
 
 
