@@ -11,7 +11,7 @@ from registry_fixtures import DIGEST, Make, Run, Runs
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import versions
-from mobilenet_pipeline.release import judging, trace
+from mobilenet_pipeline.release import judging, review, trace
 from mobilenet_pipeline.workspace import files, paths
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -132,3 +132,9 @@ def test_a_commit_that_git_cannot_look_up_has_git_s_reason(tmp_path, monkeypatch
     link = trace._commit("c" * 40, {}, tmp_path)
     assert link.holds is None
     assert link.sentence.startswith(f"{'c' * 12} cannot be looked up: git is not installed")
+
+
+def test_the_history_of_a_version_has_the_rollback_that_withdrew_it(recipe: Recipe, champions: None) -> None:
+    review.rollback(recipe, None, "cats look odd", "ann")
+    words = [event.partition(" ")[0] for event in links_of(recipe, "4")["history"].sentence.split("; ")]
+    assert words == ["promoted", "withdrawn"]

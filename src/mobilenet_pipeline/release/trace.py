@@ -66,7 +66,11 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     tags = run_tags | registry.tags_of_version(version)
     try:
         # The record outlives the registry, in which numbers start again; runs are never the same.
-        events = [event for event in history.read(recipe, workspace) if event.run == version.run_id]
+        events = [
+            event
+            for event in history.read(recipe, workspace)
+            if event.run == version.run_id or event.withdraws == version.sha256
+        ]
         damage = None
     except HistoryError as error:
         events, damage = [], str(error)
@@ -81,7 +85,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
         Link("verdict", f"lost: {lost}", False)
         if lost
         else _verdict(registry.read_artefact(version, "verdict.json"), version, events),
-        _history(events, damage),
+        _history(events, damage, version),
     ]
 
 
@@ -163,8 +167,9 @@ def _verdict(text: str | None, version: Version, events: list[Event]) -> Link:
     return Link("verdict", verdict.reason, verdict.artefacts.get(version.candidate) == version.sha256)
 
 
-def _history(events: list[Event], damage: str | None) -> Link:
+def _history(events: list[Event], damage: str | None, version: Version) -> Link:
     if damage:
         return Link("history", damage, False)
-    sentence = "; ".join(f"{event.what} {event.at} by {event.who}" for event in events)
+    words = ["withdrawn" if event.withdraws == version.sha256 else event.what for event in events]
+    sentence = "; ".join(f"{word} {event.at} by {event.who}" for word, event in zip(words, events, strict=True))
     return Link("history", sentence or "no events", True)
