@@ -112,3 +112,12 @@ def test_no_client_asks_a_proxy_for_this_machine(monkeypatch: pytest.MonkeyPatch
         proxy.shutdown()
         thread.join()
     assert Proxy.asked == ["http://elsewhere.invalid/"]
+
+
+def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nameless(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    monkeypatch.setattr(environment.pwd, "getpwuid", nameless)
+    assert environment.prepared({})["USER"] == f"uid-{os.getuid()}"
+    assert environment.prepared({"USER": "ann"})["USER"] == "ann"

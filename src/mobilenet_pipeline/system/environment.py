@@ -5,6 +5,7 @@ Here, and only here, is decided what of a user's settings for other projects rea
 
 import io
 import os
+import pwd
 import re
 import sys
 from collections.abc import Mapping
@@ -88,7 +89,7 @@ def prepared(variables: Mapping[str, str]) -> dict[str, str]:
     home = kept.get("KERAS_HOME")
     if home and home != FIXED["KERAS_HOME"]:
         kept[KERAS_DOWNLOADS] = home
-    return {**TELEMETRY_OFF, **QUIET, **SPEED, **kept, **FIXED, **_no_proxy(kept)}
+    return {**TELEMETRY_OFF, **QUIET, **SPEED, **kept, **FIXED, **_no_proxy(kept), **_user(kept)}
 
 
 def keras_downloads() -> Path:
@@ -111,6 +112,17 @@ def check_network(variables: Mapping[str, str]) -> None:
     certificates = variables.get("SSL_CERT_FILE", "")
     if certificates and not Path(certificates).is_file():
         raise ValueError(f"SSL_CERT_FILE: there is no file {certificates}; correct the path or unset the variable")
+
+
+def _user(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return USER for a user without a name, as in a container: DVC fails without a name."""
+    if any(variables.get(name) for name in ("LOGNAME", "USER", "LNAME", "USERNAME")):
+        return {}
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return {"USER": f"uid-{os.getuid()}"}
+    return {}
 
 
 def _no_proxy(variables: Mapping[str, str]) -> dict[str, str]:
