@@ -167,7 +167,8 @@ class Lighter(Section):
     """When a candidate that is not better may replace the champion."""
 
     margin: Share
-    """Non-inferiority margin: the one-sided 95 % confidence bound of the accuracy lost must stay below it."""
+    """Non-inferiority margin: the one-sided confidence bound of the accuracy lost, at the level of the comparison, must
+    stay below it."""
     saving: Share
     """Least share of size or time per image that the candidate must save."""
 
