@@ -21,10 +21,10 @@ from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import runs
 from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.registry.versions import find_run, tags_of_run
-from mobilenet_pipeline.release import judging, promotion
+from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import page, results
-from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace import locks, paths
 from mobilenet_pipeline.workspace.files import read_json
@@ -121,15 +121,17 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     """Bring the stages up to date, release the winner, and return a summary."""
     promotion.check_ready(recipe)
     names = runner.stage_names(recipe)
-    stale = set(names) if force else runner.stale(names)
+    stale = dict.fromkeys(names, "all stages were asked for") if force else runner.stale(names)
     # Stages before the first stale stage cannot become stale.
     fresh = next((index for index, name in enumerate(names) if name in stale), len(names))
     done = [runner.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = runner.data_stages(recipe), runner.train_stages(recipe)
-    done += [stage(name, {}, force) for name in names[fresh:] if name in data]
-    trains = force or bool((runner.stale(trainings) if len(done) > fresh else stale) & {*trainings})
+    done += [stage(name, {}, force, stale.get(name)) for name in names[fresh:] if name in data]
+    if len(done) > fresh and not force:
+        stale |= runner.stale(trainings)
+    trains = any(name in stale for name in trainings)
     with mlflow_run(recipe, needed=trains) as variables:
-        done += [stage(name, variables, force) for name in names[len(done) :]]
+        done += [stage(name, variables, force, stale.get(name)) for name in names[len(done) :]]
         return release(recipe, done, variables.get(PARENT_RUN))
 
 
@@ -139,10 +141,11 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
     The MLflow run of this flow gets the verdict and the champion's metrics.
     """
     with locks.deciding(recipe):
-        restored = "".join(f" {sentence}" for sentence in promotion.reconcile(recipe))
+        restored = "".join(f" {it}" for it in [*offline.replay(recipe), *promotion.reconcile(recipe)])
         known = judging.recall(recipe)
         applied = known is not None and promotion.is_applied(recipe, known)
         if known and applied and reported(recipe) and not any(result.changed for result in stages):
+            share(recipe, known)
             return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}{restored}"
         judgement: Judgement = known or judge(recipe)
         if not applied:
@@ -151,6 +154,7 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
         report(recipe, verdict, [{**asdict(result), "changed": result.changed} for result in stages])
         conclude(recipe, judgement, mlflow_run_id)
+    share(recipe, judgement)
     opening = "The candidates and the verdict have not changed: " if known else ""
     request = (
         f" It waits for approval: mobilenet-pipeline approve {waiting.version} --recipe {recipe.name}, or reject."
@@ -158,6 +162,16 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
         else ""
     )
     return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}"
+
+
+def share(recipe: Recipe, judgement: Judgement) -> None:
+    """Give the team the outputs of a candidate that is champion, if the settings name where, and log where they are."""
+    champion = judgement.state.champion if promotion.waiting(recipe, judgement) else judgement.champion
+    if champion is None or champion.sha256 not in judgement.verdict.artefacts.values():
+        return  # a champion of an earlier training; its outputs are not in this workspace any more
+    addresses = [runner.address(name) for name in runner.stage_names(recipe)]
+    for sentence in team.share(recipe, addresses, champion.version, champion.run_id):
+        get_run_logger().info(sentence)
 
 
 def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:
@@ -224,8 +238,8 @@ def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
     retry_delay_seconds=RETRY_SECONDS,
     retry_condition_fn=may_pass_again,
 )
-def stage(name: str, variables: Mapping[str, str], force: bool) -> runner.StageResult:
-    """Run one DVC stage in its own process, and return its result."""
+def stage(name: str, variables: Mapping[str, str], force: bool, reason: str | None = None) -> runner.StageResult:
+    """Run one DVC stage in its own process, and return its result; `reason` says why its outputs are outdated."""
     log, watcher, follow = get_run_logger(), listener.get(), artifacts.follow_epochs(name)
 
     def on_line(line: str) -> None:
@@ -237,6 +251,7 @@ def stage(name: str, variables: Mapping[str, str], force: bool) -> runner.StageR
             watcher.hear(name, line)
 
     with shown(name) as tell:
+        on_line(f"because of: {reason}" if reason else "because of the stages before it, if they changed anything")
         result = runner.run_stage(name, on_line, variables, force)
         tell(result.outcome)
     return result

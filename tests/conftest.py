@@ -30,6 +30,8 @@ HOSTILE = {
 
 os.environ.update(HOSTILE)
 environment.prepare()
+for name in environment.team_settings(ROOT / environment.SERVERS):
+    del os.environ[name]  # no test touches a team's servers
 # Prefect sets logging up anew and so closes all handlers. That of absl, which Keras brings, would close what pytest has
 # put in place of stderr, and every later test of the process would fail.
 absl_logging.get_absl_handler().python_handler.stream = sys.__stderr__
@@ -41,7 +43,11 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder with the project's params.yaml, and the current directory."""
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     monkeypatch.chdir(tmp_path)
-    for name in [name for name in os.environ if name.startswith(("MLFLOW_TRACKING", "BENTOML_HOME", "CIFAR10_"))]:
+    for name in [
+        name
+        for name in os.environ
+        if name.startswith(("MLFLOW_TRACKING", "BENTOML_HOME", "CIFAR10_", "MOBILENET_PIPELINE_RECORDS"))
+    ]:
         monkeypatch.delenv(name)
     return tmp_path
 

@@ -83,6 +83,20 @@ class Packaging:
     def live(self, recipe: Recipe) -> Bento | None:
         return next((built for built in self.bentos if built.tag == self.pointer), None)
 
+    def must_be_live(self, recipe: Recipe) -> Bento:
+        live = self.live(recipe)
+        assert live is not None
+        return live
+
+    def stored_model(self, recipe: Recipe, sha256: str) -> Path | None:
+        for built in self.bentos:
+            for role, stored in built.hashes.items():
+                if stored == sha256:
+                    folder = Path(".bentoml/models") / sha256
+                    put(folder / "metadata.json", {"version": built.versions[role], "sha256": sha256})
+                    return folder
+        return None
+
     def discard(self, tag: str) -> None:
         self.bentos = [built for built in self.bentos if built.tag != tag]
 
@@ -280,7 +294,7 @@ def predictions(right: int, digest: str) -> dict[str, np.ndarray]:
 def packaging(monkeypatch: pytest.MonkeyPatch) -> Packaging:
     """A recorder in place of the functions of `release.bento`: a real Bento takes long to build."""
     recorder = Packaging()
-    for name in ("package", "check", "put_live", "live", "discard"):
+    for name in ("package", "check", "put_live", "live", "must_be_live", "stored_model", "discard"):
         # By name, so that a test can replace the recorder's own functions.
         monkeypatch.setattr(bento, name, lambda *words, _name=name: getattr(recorder, _name)(*words))
     return recorder

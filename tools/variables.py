@@ -20,6 +20,18 @@ DATA: Variables = {
 }
 STORES: Variables = {
     "MLFLOW_TRACKING_URI": ("`mlflow.db` in the workspace", "MLflow's store: a server, or another database."),
+    "MOBILENET_PIPELINE_RECORDS": (
+        "`records` in the workspace",
+        "SQLAlchemy URL of the database with the records of all workspaces: PostgreSQL, or SQLite on a shared disk.",
+    ),
+    "MOBILENET_PIPELINE_DVC_REMOTE": (
+        "the remote of `.dvc/config`",
+        "URL of the team's DVC remote. Promotions are pushed to it, and stages are restored from it.",
+    ),
+    "MOBILENET_PIPELINE_GIT_REMOTE": (
+        "the tag stays in the workspace",
+        "Git remote that gets the tag with the `dvc.lock` of each promotion.",
+    ),
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": ("`false`", "MLflow's progress bars."),
     "PREFECT_API_URL": (
         "the workspace's server if it runs, else a temporary server",

@@ -8,7 +8,8 @@ import select
 import shutil
 import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
@@ -25,6 +26,12 @@ if TYPE_CHECKING:
     from mobilenet_pipeline.registry.versions import Version
 
 DEFAULT_RECIPE = "digits"
+ATTENTION = 3
+"""The exit code of a command that works, and shows something that needs attention."""
+LOOK_SECONDS = 10.0
+"""Between two looks of `serve --follow` at the registry."""
+STOP_SECONDS = 70.0
+"""The longest time that `serve --follow` gives its service to answer the requests that have begun."""
 TAKEN_OVER = "A service that `serve` has started takes it over within a second."
 
 
@@ -48,7 +55,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         environment.prepare()
-        options.command(options)
+        return options.command(options) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -57,7 +64,6 @@ def _run_command(arguments: Sequence[str] | None) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 def _reader_is_gone() -> bool:
@@ -98,7 +104,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="copy the results to FOLDER/RECIPE.json")
-    add_json(add("status", status, "Show the champion, what is served, and the last verdict."))
+    sub.add_argument(
+        "--new-registry", action="store_true", help="go on with MLflow's present store, not the former one"
+    )
+    text = "Show the champion, what is served, and the last verdict. Exit code 3: what is served differs."
+    add_json(add("status", status, text))
     sub = add("review", review, "Show the card of a version and the gate's verdict on it.")
     sub.add_argument("version", nargs="?", help="its number (default: what waits for approval, else the champion)")
     sub.add_argument("--json", action="store_true", help="print the verdict as one JSON document")
@@ -126,6 +136,7 @@ def parser() -> argparse.ArgumentParser:
     sub = add("serve", serve, "Serve the promoted models as an HTTP API, until Ctrl-C.")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sub.add_argument("--port", type=int, default=3000, help="port to listen on (default: %(default)s)")
+    sub.add_argument("--follow", action="store_true", help="serve what other machines promote or roll back, too")
     sub = add("predict", predict, "Show what the promoted models answer for a photo, side by side.")
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -147,6 +158,10 @@ def run(options: argparse.Namespace) -> None:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
     if options.tensorboard:
         os.environ["MOBILENET_PIPELINE_TENSORBOARD"] = str(Path("logs").resolve())
+    if options.new_registry:
+        from mobilenet_pipeline.registry import identity
+
+        identity.start_new(recipe)
     server.prepare(quiet=True)
     console = Console()
     if server.connect() is None:
@@ -168,12 +183,16 @@ def run(options: argparse.Namespace) -> None:
         console.print(f"  {'results':<16} {copy}", highlight=False)
 
 
-def status(options: argparse.Namespace) -> None:
-    """Print `promotion.status`."""
-    from mobilenet_pipeline.release import bento, promotion
+def status(options: argparse.Namespace) -> int:
+    """Print `promotion.status`; the exit code is 3 if something needs attention."""
+    from mobilenet_pipeline.release import bento, offline, promotion
 
     recipe = load_recipe(options.recipe)
     found = promotion.status(recipe)
+    waiting = [decision.version for decision in offline.pending(recipe)]
+    attention = found.drift
+    if waiting:
+        attention = f"The decision on version {waiting[0]} waits for MLflow; the next run or decision applies it."
     if options.json:
         _print_json(
             {
@@ -184,13 +203,13 @@ def status(options: argparse.Namespace) -> None:
                 "waiting": _version(found.waiting),
                 "bento": found.bento,
                 "verdict": found.verdict and found.verdict.model_dump(mode="json"),
-                "attention": found.drift,
+                "attention": attention,
             }
         )
-        return
+        return ATTENTION if attention else 0
     if not any(vars(found).values()):
         print(f"{recipe.name} has not been run yet: mobilenet-pipeline run --recipe {recipe.name}")
-        return
+        return 0
     for role, version in (("champion", found.champion), ("challenger", found.challenger)):
         facts = version and f"version {version.version}, {version.candidate}, test accuracy {version.accuracy:.2%}"
         print(f"{role:<12}{facts or '–'}")
@@ -201,8 +220,9 @@ def status(options: argparse.Namespace) -> None:
     if found.waiting:
         number = found.waiting.version
         print(f"{'waiting':<12}version {number}: mobilenet-pipeline approve {number} --recipe {recipe.name}, or reject")
-    if found.drift:
-        print(f"{'attention':<12}{found.drift}")
+    if attention:
+        print(f"{'attention':<12}{attention}")
+    return ATTENTION if attention else 0
 
 
 def _version(version: "Version | None") -> dict[str, Any] | None:
@@ -240,34 +260,51 @@ def review(options: argparse.Namespace) -> None:
 def approve(options: argparse.Namespace) -> None:
     """Promote the version that waits."""
     from mobilenet_pipeline.release import review
-    from mobilenet_pipeline.workspace import history, locks
+    from mobilenet_pipeline.workspace import history
 
     recipe = load_recipe(options.recipe)
-    with locks.deciding(recipe):
-        print(review.approve(recipe, options.version, history.person()), TAKEN_OVER, flush=True)
-        _publish(recipe)
+    _decide(recipe, lambda: f"{review.approve(recipe, options.version, history.person())} {TAKEN_OVER}")
 
 
 def reject(options: argparse.Namespace) -> None:
     """Withdraw a version."""
-    from mobilenet_pipeline.release import review
-    from mobilenet_pipeline.workspace import history, locks
+    from mobilenet_pipeline.release import offline, review
+    from mobilenet_pipeline.workspace import history
 
     recipe = load_recipe(options.recipe)
-    with locks.deciding(recipe):
-        print(review.reject(recipe, options.version, options.reason, history.person()), flush=True)
-        _publish(recipe)
+    decision = (recipe, options.version, options.reason, history.person())
+    _decide(recipe, lambda: review.reject(*decision), lambda: offline.reject(*decision))
 
 
 def rollback(options: argparse.Namespace) -> None:
     """Return to an earlier champion."""
-    from mobilenet_pipeline.release import review
-    from mobilenet_pipeline.workspace import history, locks
+    from mobilenet_pipeline.release import offline, review
+    from mobilenet_pipeline.workspace import history
 
     recipe = load_recipe(options.recipe)
-    with locks.deciding(recipe):
-        print(review.rollback(recipe, options.to, options.reason, history.person()), TAKEN_OVER, flush=True)
-        _publish(recipe)
+    decision = (recipe, options.to, options.reason, history.person())
+    _decide(recipe, lambda: f"{review.rollback(*decision)} {TAKEN_OVER}", lambda: offline.rollback(*decision))
+
+
+def _decide(recipe: Recipe, decision: Callable[[], str], away: Callable[[], str] | None = None) -> None:
+    """Print the sentence of a decision; `away` decides for this machine while MLflow or the records do not answer."""
+    from mobilenet_pipeline.registry.store import StoreAwayError
+    from mobilenet_pipeline.release import offline
+    from mobilenet_pipeline.workspace import locks
+    from mobilenet_pipeline.workspace.records import RecordsAway
+
+    try:
+        with locks.deciding(recipe):
+            for sentence in offline.replay(recipe):
+                print(sentence)
+            print(decision(), flush=True)
+            _publish(recipe)
+    except (StoreAwayError, RecordsAway) as error:
+        if away is None:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        with locks.deciding(recipe, everywhere=False):
+            print(away(), flush=True)
 
 
 def _publish(recipe: Recipe) -> None:
@@ -346,10 +383,45 @@ def serve(options: argparse.Namespace) -> None:
     from mobilenet_pipeline.release import bento
 
     recipe = load_recipe(options.recipe)
-    live = bento.must_be_live(recipe)
     address = ports.check_port(options.port, "the API", "--port", options.host)
+    if options.follow:
+        _serve_and_follow(recipe, address, options.port)
+    live = bento.must_be_live(recipe)
     command = bento.serve_command(live.tag, address, options.port, bento.record_of(live.tag))
     os.execv(command[0], command)
+
+
+def _serve_and_follow(recipe: Recipe, address: str, port: int) -> NoReturn:
+    """Serve the registry's champion, and the next ones as they are promoted; ends with the server."""
+    from mobilenet_pipeline.registry.store import StoreError
+    from mobilenet_pipeline.release import bento, follow
+    from mobilenet_pipeline.system.process import leashed
+    from mobilenet_pipeline.workspace.records import RecordsAway
+
+    said = ""
+    try:
+        sentences = follow.look(recipe)
+    except (StoreError, RecordsAway) as away:  # this machine's Bento serves until they answer
+        bento.must_be_live(recipe)
+        sentences, said = [str(away)], str(away)
+    while True:
+        print(*sentences, sep="\n", flush=True)
+        live = bento.must_be_live(recipe).tag
+        command = bento.serve_command(live, address, port, bento.record_of(live))
+        with leashed(command, grace=STOP_SECONDS) as server:
+            while not server.ended:
+                time.sleep(LOOK_SECONDS)
+                try:
+                    sentences, said = follow.look(recipe), ""
+                except (ValueError, OSError) as error:  # it is said once, and the service goes on
+                    sentences = [f"warning: {error}"] if str(error) != said else []
+                    said = str(error)
+                print(*sentences, sep="\n", end="\n" if sentences else "", flush=True)
+                if not bento.has_code_of(live, bento.must_be_live(recipe).tag):
+                    sentences = ["The service's code has changed: it starts again."]
+                    break
+            else:
+                raise ChildProcessError(f"the service has ended with exit code {server.returncode}; its log is above")
 
 
 def predict(options: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ import pytest
 from registry_fixtures import Make, Packaging, Run, Runs
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry import aliases, identity
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.registry.versions import number_of
@@ -283,6 +283,7 @@ def test_after_a_deleted_store_the_candidates_are_promoted_again(
 ) -> None:
     runs((185, 195))
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    identity.start_new(recipe)
     run()
     assert served(recipe, packaging) == ("2", "1", "2")
 
@@ -292,6 +293,7 @@ def test_the_same_numbers_in_another_store_get_their_own_bento(
 ) -> None:
     runs((185, 195))
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    identity.start_new(recipe)
     make("scratch", right=186)
     make("pretrained", right=196)
     run()
@@ -359,21 +361,21 @@ def test_status_before_the_first_run_is_empty(recipe: Recipe, packaging: Packagi
 
 def break_history(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     path = paths.history_path(recipe)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"what": "prom')
     return recipe
 
 
 def break_read_counts(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     path = paths.ledger_path(recipe)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"at": "2026')
     return recipe
 
 
 def break_comparisons(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     path = paths.comparison_path(recipe)
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text('{"at": "2026')
     return recipe
 

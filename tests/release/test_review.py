@@ -12,7 +12,7 @@ from registry_fixtures import Make, Packaging, Run, Runs
 from flows import training
 from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import CANDIDATES, Recipe
-from mobilenet_pipeline.registry import aliases, versions
+from mobilenet_pipeline.registry import aliases, identity, versions
 from mobilenet_pipeline.registry.versions import number_of
 from mobilenet_pipeline.release import judging, promotion, review
 from mobilenet_pipeline.reports import results
@@ -279,6 +279,7 @@ def test_a_lost_registry_has_no_previous_champion(
     store: Path, migrated: Path, recipe: Recipe, champions: None, run: Run
 ) -> None:
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    identity.start_new(recipe)
     run()
     assert events(recipe)[-1] == ("promoted", "2", None, "2")
     with pytest.raises(review.ReviewError, match="had no champion before version 2"):
@@ -290,6 +291,7 @@ def test_a_version_of_another_registry_is_not_the_recorded_champion(
 ) -> None:
     earlier = paths.history_path(recipe).read_text().splitlines(keepends=True)[0]
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
+    identity.start_new(recipe)
     run()
     paths.history_path(recipe).write_text(earlier)
     with pytest.raises(review.ReviewError, match=r"version 2 is not the recorded champion; name a version with --to"):
@@ -445,6 +447,7 @@ def test_a_withdrawal_outlives_the_registry(
 ) -> None:
     review.rollback(recipe, None, "cats look odd", "ann")
     client.delete_registered_model(recipe.registered_model)
+    identity.start_new(recipe)
     assert run().startswith("scratch is promoted")
     assert withdrawn(recipe, "2") == "rolled back by ann: cats look odd"  # pretrained, registered again
 
@@ -454,6 +457,7 @@ def test_a_rejection_outlives_the_registry(
 ) -> None:
     review.reject(recipe, "3", "too slow", "ann")
     client.delete_registered_model(recipe.registered_model)
+    identity.start_new(recipe)
     assert "scratch is withdrawn: rejected by ann: too slow" in run()
 
 

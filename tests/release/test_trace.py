@@ -10,7 +10,7 @@ import pytest
 from registry_fixtures import DIGEST, Make, Run, Runs
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.registry import versions
+from mobilenet_pipeline.registry import identity, versions
 from mobilenet_pipeline.release import judging, review, trace
 from mobilenet_pipeline.workspace import files, paths
 
@@ -118,6 +118,7 @@ def test_a_number_that_another_registry_had_shows_no_foreign_events(
     recipe: Recipe, champions: None, run: Run, client: mlflow.MlflowClient
 ) -> None:
     client.delete_registered_model(recipe.registered_model)
+    identity.start_new(recipe)
     run()
     assert links_of(recipe, "2")["history"].sentence.count("promoted") == 1
 

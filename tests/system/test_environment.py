@@ -121,3 +121,16 @@ def test_a_user_without_a_name_gets_one(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(environment.pwd, "getpwuid", nameless)
     assert environment.prepared({})["USER"] == f"uid-{os.getuid()}"
     assert environment.prepared({"USER": "ann"})["USER"] == "ann"
+
+
+def test_the_team_s_settings_come_after_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "servers.env"
+    file.write_text("# MLflow\nMLFLOW_TRACKING_URI=http://mlflow:5000\n#PREFECT_API_URL=http://prefect\nEMPTY=\n")
+    with pytest.raises(ValueError, match=r"servers\.env, line 4: 'EMPTY=' is no setting; write NAME=value"):
+        environment.team_settings(file)
+    file.write_text(file.read_text().replace("EMPTY=\n", ""))
+    assert environment.team_settings(file) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
+
+
+def test_the_committed_settings_leave_everything_in_the_workspace() -> None:
+    assert environment.team_settings(Path(__file__).resolve().parents[2] / "servers.env") == {}

@@ -32,16 +32,16 @@ from mlflow.utils.mlflow_tags import (
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import INPUT
+from mobilenet_pipeline.registry import identity
 from mobilenet_pipeline.registry.store import (
     StoreAwayError,
-    StoreError,
-    artefact_location,
     check_artefacts,
     check_registry,
-    shown,
+    experiment,
     use_store,
 )
 from mobilenet_pipeline.workspace import provenance
+from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import data_folder
 
 if TYPE_CHECKING:
@@ -259,29 +259,14 @@ def dataset_of(recipe: Recipe, document: Mapping[str, Any]) -> Dataset:
 
 
 def check_store(recipe: Recipe) -> None:
-    """Check that MLflow's runs and registry answer, and that the recipe's experiment can store artefacts.
+    """Check that MLflow's runs and registry answer and are the recipe's, and that artefacts can be stored.
 
-    Raises StoreError with the cause and the remedy, within seconds.
+    Raises StoreError with the cause and the remedy, within seconds, and what `identity.join` raises.
     """
     use_store()
     check_registry()
+    identity.join(recipe)
     check_artefacts(MlflowClient().get_experiment(experiment(recipe)).artifact_location)
-
-
-def experiment(recipe: Recipe) -> str:
-    """Return the id of the recipe's experiment; create or restore it if necessary."""
-    client = MlflowClient()
-    if client.get_experiment_by_name(recipe.name) is None:
-        with suppress(MlflowException):  # another training may create it at the same time
-            return str(client.create_experiment(recipe.name, artefact_location(recipe.name)))
-    entry = client.get_experiment_by_name(recipe.name)
-    if entry is None:
-        raise StoreError(
-            f"MLflow at {mlflow.get_tracking_uri()} cannot create the experiment {recipe.name!r}; read its log"
-        )
-    if entry.lifecycle_stage == "deleted":
-        client.restore_experiment(entry.experiment_id)
-    return str(entry.experiment_id)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator
@@ -13,13 +14,17 @@ from urllib.parse import quote, urlsplit
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import home
 
 _PROBE_SECONDS = 5
 _PROBE = "probe"
 """The file that a check of the artefact store writes and deletes."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _CLIENTS = {
     "s3": "boto3",
     "gs": "google-cloud-storage",
@@ -50,7 +55,7 @@ def use_store() -> str:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     setting = os.environ.get("MLFLOW_TRACKING_URI")
-    path = home(Path.cwd()) / "mlflow.db"
+    path = default_database()
     uri = setting or database_uri(path)
     mlflow.set_tracking_uri(uri)
     if not setting:
@@ -62,7 +67,14 @@ def use_store() -> str:
         _open_database(uri, path)
     elif uri.startswith("sqlite:///") and "?" not in uri:
         _open_database(uri, Path(uri.removeprefix("sqlite:///")))
+    else:
+        _reach(uri)
     return uri
+
+
+def default_database() -> Path:
+    """Return the SQLite file that is MLflow's store without a setting."""
+    return home(Path.cwd()) / "mlflow.db"
 
 
 def database_uri(path: Path) -> str:
@@ -83,6 +95,22 @@ def artefact_location(name: str) -> str | None:
     """
     databases = ("sqlite:", "postgresql", "mysql", "mssql")
     return (home(Path.cwd()) / "mlruns" / name).as_uri() if mlflow.get_tracking_uri().startswith(databases) else None
+
+
+def experiment(recipe: Recipe) -> str:
+    """Return the id of the recipe's experiment; create or restore it if necessary."""
+    client = MlflowClient()
+    if client.get_experiment_by_name(recipe.name) is None:
+        with suppress(MlflowException):  # another training may create it at the same time
+            return str(client.create_experiment(recipe.name, artefact_location(recipe.name)))
+    entry = client.get_experiment_by_name(recipe.name)
+    if entry is None:
+        raise StoreError(
+            f"MLflow at {mlflow.get_tracking_uri()} cannot create the experiment {recipe.name!r}; read its log"
+        )
+    if entry.lifecycle_stage == "deleted":
+        client.restore_experiment(entry.experiment_id)
+    return str(entry.experiment_id)
 
 
 def check_registry() -> None:
@@ -173,6 +201,21 @@ def _probe(uri: str) -> None:
         )
 
 
+def _reach(uri: str) -> None:
+    """Raise StoreAwayError unless a database server listens at its address; SQLAlchemy would retry for minutes."""
+    place = urlsplit(uri)
+    port = place.port or _PORTS.get(place.scheme.partition("+")[0])
+    if not place.hostname or not port:
+        return
+    try:
+        socket.create_connection((place.hostname, port), _PROBE_SECONDS).close()
+    except OSError as error:
+        raise StoreAwayError(
+            f"MLflow's database does not answer at {shown(uri)} (MLFLOW_TRACKING_URI): {error}; start it, or correct "
+            "MLFLOW_TRACKING_URI"
+        ) from None
+
+
 def _open_database(uri: str, path: Path) -> None:
     """Create or migrate the database, unless it is ready.
 
@@ -240,8 +283,3 @@ def _migrate(uri: str, path: Path) -> None:
     with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(f"{path}.before-migration")) as new:
         old.backup(new)
     _upgrade_db(create_sqlalchemy_engine(uri))
-
-
-def shown(uri: str) -> str:
-    """Return the address without user name and password."""
-    return urlsplit(uri)._replace(netloc=urlsplit(uri).netloc.rpartition("@")[2]).geturl()

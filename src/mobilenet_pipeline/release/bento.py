@@ -128,6 +128,23 @@ def served_models(recipe: Recipe) -> dict[str, Path | None]:
     return _folders(must_be_live(recipe).tag)
 
 
+def stored_model(recipe: Recipe, sha256: str) -> Path | None:
+    """Return the folder in the model store that has this artefact and its metadata, None if there is none."""
+    folders = sorted((home() / "models" / recipe.registered_model).glob("*/"))
+    complete = (folder for folder in folders if (folder / MODEL).is_file() and (folder / METADATA).is_file())
+    return next((folder for folder in complete if artefact.sha256_of(folder / MODEL) == sha256), None)
+
+
+def has_code_of(tag: str, other: str) -> bool:
+    """Return whether two Bentos have the same code; a running service loads only the models of such a Bento."""
+    sources = [_bento_folder(each) / "src" for each in (tag, other)]
+    first, second = (
+        {path.relative_to(source): path.read_bytes() for path in source.rglob("*") if path.suffix in (".py", ".html")}
+        for source in sources
+    )
+    return first == second
+
+
 def discard(tag: str) -> None:
     """Delete the Bento, complete or not, from the store. Its models stay."""
     shutil.rmtree(_bento_folder(tag), ignore_errors=True)

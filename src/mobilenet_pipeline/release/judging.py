@@ -10,7 +10,7 @@ from mobilenet_pipeline.config import CANDIDATES, Recipe
 from mobilenet_pipeline.gate.card import write_card
 from mobilenet_pipeline.gate.verdict import Aliases, Decision, GateError, Verdict, decide
 from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry import aliases, identity
 from mobilenet_pipeline.registry.aliases import State
 from mobilenet_pipeline.registry.register import record_verdict, register
 from mobilenet_pipeline.registry.versions import Version, announce, is_stored, number_of, set_tag
@@ -122,6 +122,7 @@ def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
         artefacts,
     ):
         return None
+    identity.check(recipe, workspace)
     state = aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
     known = {version.version: version for version in state.versions}
     judged = {name: known.get(number) for name, number in verdict.versions.items()}

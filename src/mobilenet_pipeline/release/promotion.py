@@ -10,7 +10,7 @@ from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Aliases, Verdict
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.inference.artefact import ArtefactError
-from mobilenet_pipeline.registry import aliases, runs
+from mobilenet_pipeline.registry import aliases, identity, runs
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged, State
 from mobilenet_pipeline.registry.versions import ArtefactsLost, Version, number_of
@@ -75,20 +75,40 @@ def _adopt(recipe: Recipe, state: State, champion: Version, workspace: Path) -> 
 
 
 def read_state(recipe: Recipe, workspace: Path = HERE) -> State:
-    """Return the registered model now; what is withdrawn on record counts as withdrawn."""
+    """Return the registered model now; what is withdrawn on record counts as withdrawn.
+
+    Raises OtherRegistry if MLflow's store is not the recipe's.
+    """
+    identity.check(recipe, workspace)
     return aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
 
 
 def install(recipe: Recipe, state: State, champion: Version, challenger: Version | None, workspace: Path = HERE) -> str:
     """Serve these versions: build a Bento and try it, then move the aliases, the champion's last, and go live.
 
-    Returns the Bento's tag. Nothing is built if they are served already. A challenger whose artefact is lost is left
-    out. Raises ArtefactsLost if the champion's is lost, PackagingError if the Bento does not answer, and
+    Returns the Bento's tag. Nothing is built if they are served already. Raises what `build` raises, and
     ChampionChanged if the alias was moved meanwhile; the service keeps its models then.
     """
     live = bento.live(recipe)
     if live and _settled(state, live, champion, challenger):
         return live.tag
+    tag = build(recipe, state, champion, challenger, workspace)
+    try:
+        # The check took seconds, in which another workspace may have promoted, or a person moved the alias.
+        aliases.move_aliases(state, champion, challenger)
+    except BaseException:  # an interrupt too
+        _discard(recipe, tag)
+        raise
+    bento.put_live(tag)
+    return tag
+
+
+def build(recipe: Recipe, state: State, champion: Version, challenger: Version | None, workspace: Path = HERE) -> str:
+    """Build a Bento of these versions and try it; return its tag. It is not live yet.
+
+    A challenger whose artefact is lost is left out. Raises ArtefactsLost if the champion's is lost, and PackagingError
+    if the Bento does not answer.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         best = restore.fetch(recipe, champion, Path(scratch) / champion.version, workspace)
         try:
@@ -97,19 +117,21 @@ def install(recipe: Recipe, state: State, champion: Version, challenger: Version
             )
         except (ArtefactsLost, ArtefactError) as lost:
             _log.warning("%s\nThe Bento has no challenger.", lost)
-            challenger = second = None
+            second = None
         tag = bento.package(recipe, best, second)
     try:
         bento.check(tag, recipe.gate.milliseconds)
-        # The check took seconds, in which another workspace may have promoted, or a person moved the alias.
-        aliases.move_aliases(state, champion, challenger)
     except BaseException:  # an interrupt too
-        live = bento.live(recipe)
-        if live is None or live.tag != tag:
-            bento.discard(tag)
+        _discard(recipe, tag)
         raise
-    bento.put_live(tag)
     return tag
+
+
+def _discard(recipe: Recipe, tag: str) -> None:
+    """Delete a Bento that does not go live, unless it is live already."""
+    live = bento.live(recipe)
+    if live is None or live.tag != tag:
+        bento.discard(tag)
 
 
 def keep_serving(recipe: Recipe, state: State, workspace: Path = HERE) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
-from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry import aliases, identity
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged, State
 from mobilenet_pipeline.registry.versions import Version, number_of
@@ -25,6 +25,7 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
     Raises ReviewError if the gate has not passed it, or has judged other candidates since.
     """
     promotion.check_history(recipe, workspace)
+    identity.check(recipe, workspace)
     version = registry.find(recipe.registered_model, number)
     judgement = judging.recall(recipe, workspace)
     winner = judgement and judgement.verdict.promote and judgement.champion
@@ -45,8 +46,8 @@ def approve(recipe: Recipe, number: str, who: str, workspace: Path = HERE) -> st
 def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HERE) -> str:
     """Withdraw a version, so that no run promotes it; returns a sentence. Raises ReviewError for the champion."""
     promotion.check_history(recipe, workspace)
-    version = registry.find(recipe.registered_model, number)
     state = promotion.read_state(recipe, workspace)
+    version = registry.find(recipe.registered_model, number)
     if number_of(state.champion) == number:
         raise ReviewError(
             f"version {number} of {state.name} is champion: `mobilenet-pipeline rollback --recipe {recipe.name} "
@@ -124,8 +125,10 @@ def publish(recipe: Recipe, workspace: Path = HERE) -> str | None:
 def show(recipe: Recipe, number: str | None, workspace: Path = HERE) -> tuple[str, Verdict]:
     """Return card and verdict of a version: the number's, or the one that waits for approval, else the champion.
 
-    Raises ReviewError if there is no such version, or the gate has not judged it.
+    Raises ReviewError if there is no such version, or the gate has not judged it, and OtherRegistry if MLflow's store
+    is not the recipe's.
     """
+    identity.check(recipe, workspace)
     version = registry.find(recipe.registered_model, number) if number else _of_interest(recipe, workspace)
     card, verdict = (registry.read_artefact(version, name) for name in ("card.md", "verdict.json"))
     if card is None or verdict is None:

@@ -4,19 +4,22 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import DatasetError, changed_rows, open_dataset
 from mobilenet_pipeline.gate.verdict import GateError, Verdict
+from mobilenet_pipeline.registry import identity
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.versions import Version
 from mobilenet_pipeline.release import bento
-from mobilenet_pipeline.workspace import history, paths, provenance
+from mobilenet_pipeline.workspace import history, ledger, paths, provenance, records
 from mobilenet_pipeline.workspace.files import read_json
 from mobilenet_pipeline.workspace.history import Event, HistoryError
 from mobilenet_pipeline.workspace.paths import HERE
+from mobilenet_pipeline.workspace.records import RecordError, RecordsAway
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def version_in(answer: str, recipe: Recipe, source: str) -> str:
 def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
     """Walk from the registered version to its run, commit, data, validation, verdict and history.
 
-    Raises RegistryError if there is no such version.
+    Raises RegistryError if there is no such version, and OtherRegistry if MLflow's store is not the recipe's.
     """
+    with suppress(HistoryError):  # the link of the history names the damage
+        identity.check(recipe, workspace)
     version = registry.find(recipe.registered_model, number)
     lost = registry.lost_run(version)
     run_tags = registry.tags_of_run(version.run_id)
@@ -68,11 +73,11 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
         # The record outlives the registry, in which numbers start again; runs are never the same.
         events = [
             event
-            for event in history.read(recipe, workspace)
+            for event in history.read(recipe, workspace, copy=True)
             if event.run == version.run_id or event.withdraws == version.sha256
         ]
         damage = None
-    except HistoryError as error:
+    except RecordError as error:
         events, damage = [], str(error)
     return [
         Link("version", f"{number} of {version.name}, {version.candidate} of recipe {version.recipe}", True),
@@ -85,7 +90,7 @@ def trace(recipe: Recipe, number: str, workspace: Path = HERE) -> list[Link]:
         Link("verdict", f"lost: {lost}", False)
         if lost
         else _verdict(registry.read_artefact(version, "verdict.json"), version, events),
-        _history(events, damage, version),
+        _history(recipe, events, damage, version, workspace),
     ]
 
 
@@ -167,9 +172,27 @@ def _verdict(text: str | None, version: Version, events: list[Event]) -> Link:
     return Link("verdict", verdict.reason, verdict.artefacts.get(version.candidate) == version.sha256)
 
 
-def _history(events: list[Event], damage: str | None, version: Version) -> Link:
+def _history(recipe: Recipe, events: list[Event], damage: str | None, version: Version, workspace: Path) -> Link:
     if damage:
         return Link("history", damage, False)
     words = ["withdrawn" if event.withdraws == version.sha256 else event.what for event in events]
     sentence = "; ".join(f"{word} {event.at} by {event.who}" for word, event in zip(words, events, strict=True))
-    return Link("history", sentence or "no events", True)
+    partial = _partial(recipe, events, version, workspace)
+    return Link("history", "; ".join(filter(None, (sentence or "no events", partial))), None if partial else True)
+
+
+def _partial(recipe: Recipe, events: list[Event], version: Version, workspace: Path) -> str | None:
+    """Return why this workspace may not have the whole record, None if nothing says so."""
+    try:
+        history.read(recipe, workspace)
+        reads = ledger.count_reads(version.data_digest, workspace)
+    except (RecordsAway, ValueError) as error:
+        return str(error)
+    document = registry.read_artefact(version, "verdict.json")
+    judged_after = json.loads(document).get("test_reads", 0) if document else 0
+    remedy = f"other workspaces have more; share the records ({records.SETTING})"
+    if version.verdict == "promoted" and not any(event.makes_champion for event in events):
+        return f"the registry has a promotion that is not recorded here: {remedy}"
+    if reads < judged_after:
+        return f"the verdict counted {judged_after} reads of the test images, here are {reads}: {remedy}"
+    return None

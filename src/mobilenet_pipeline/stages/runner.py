@@ -11,17 +11,20 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from ruamel.yaml import YAML
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
+from mobilenet_pipeline.stages import team
 from mobilenet_pipeline.system.process import leashed
 from mobilenet_pipeline.workspace.files import write_text
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
 
 _REDRAW_SECONDS = 5.0  # between two states of a progress bar, which redraws its line ten times a second
 _LAST_LINES = 40
+_NAMED = 4
+"""How many of the changed files and settings a reason names."""
 # TensorFlow's libraries write this before their log level is set.
 _NOISE = re.compile(
     r"[IWE]0000 \S+ +\d+ \S+\.cc:|WARNING: All log messages before absl|To enable the following instr"
@@ -120,14 +123,36 @@ def choose(recipe_name: str, workspace: Path = HERE) -> None:
         write_text(pipeline.with_name(".dvcignore"), "!dvc.yaml\n")
 
 
-def stale(names: Iterable[str]) -> set[str]:
-    """Return the stages with outdated outputs. Raises StageFailed if DVC fails."""
+def stale(names: Iterable[str]) -> dict[str, str]:
+    """Return the stages with outdated outputs, each with the reason in words. Raises StageFailed if DVC fails."""
     addresses = {_prepare(name): name for name in names}
     process = _dvc("status", "--json", *addresses)
     if process.returncode:
         lines = [line.rstrip() for line in process.stderr.splitlines() if line.strip()]
         raise StageFailed("dvc status", process.returncode, ["error: " + "\n".join(lines)])
-    return {addresses[address] for address in json.loads(process.stdout)}
+    return {addresses[address]: _reason(changes) for address, changes in json.loads(process.stdout).items()}
+
+
+def _reason(changes: list[Mapping[str, Mapping[str, Any]] | str]) -> str:
+    """Return what `dvc status` says of a stage in words, such as "modified params.yaml: split.seed"."""
+    words: dict[str, list[str]] = {}
+    for change in changes:
+        if isinstance(change, str):  # "changed command"
+            words.setdefault(change.removeprefix("changed "), [])
+            continue
+        for entries in change.values():
+            for path, state in entries.items():
+                if isinstance(state, dict):  # settings in a file
+                    for key, change_of_key in state.items():
+                        words.setdefault(change_of_key, []).append(f"{path}: {key}")
+                else:
+                    words.setdefault(state, []).append(path)
+    return "; ".join(f"{state} {', '.join(_shortened(paths))}".strip() for state, paths in words.items())
+
+
+def _shortened(names: list[str]) -> list[str]:
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return names[:_NAMED] + more
 
 
 def run_stage(
@@ -160,8 +185,10 @@ def _reproduce(
     """Bring the stage up to date, and return its outcome and CPU seconds."""
     address = _prepare(name)
     command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+    # What another workspace of the team has trained is restored from the remote.
+    options = ["--force"] if force else ["--pull"] if team.follow_setting() else []
     lines: list[str] = []
-    with leashed([*command, *["--force"] * force], _environment(env), stdout=subprocess.PIPE) as child:
+    with leashed([*command, *options], _environment(env), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in _lines(child.stdout):
             if _NOISE.match(line):

@@ -13,6 +13,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from dotenv.parser import parse_stream
+
 TELEMETRY_OFF = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
@@ -58,6 +60,8 @@ REMOVED = {
 }
 """By owner, variables that would change what the pipeline computes or where it writes."""
 
+SERVERS = "servers.env"
+"""The committed file with the settings of a team's servers, in the current folder."""
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 
@@ -65,15 +69,33 @@ _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 def prepare() -> None:
     """Replace this process's environment by `prepared`. Call this before importing a framework.
 
+    What the environment lacks comes from `servers.env` in the current folder, the settings of a team's servers.
+
     A character that the terminal cannot show is printed as its number, as `\\u2026`; it would raise an error.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    variables = prepared(os.environ)
+    variables = prepared({**team_settings(), **os.environ})
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)
+
+
+def team_settings(path: Path = Path(SERVERS)) -> dict[str, str]:
+    """Return the variables of a file in dotenv form; none if there is no file.
+
+    Raises ValueError, naming the line, for a line that is no setting.
+    """
+    if not path.is_file():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        bindings = list(parse_stream(file))
+    for binding in bindings:
+        if binding.error or (binding.key and not binding.value):
+            line = binding.original.string.strip()
+            raise ValueError(f"{path}, line {binding.original.line}: {line[:80]!r} is no setting; write NAME=value")
+    return {binding.key: binding.value for binding in bindings if binding.key and binding.value}
 
 
 def prepared(variables: Mapping[str, str]) -> dict[str, str]:

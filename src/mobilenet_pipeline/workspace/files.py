@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +84,8 @@ def existing(path: Path) -> Path:
     if not path.is_file():
         raise WorkspaceError(f"{path} does not exist; create it with `mobilenet-pipeline run --recipe …`")
     return path
+
+
+def shown(url: str) -> str:
+    """Return the address without user name and password."""
+    return re.sub(r"//[^/]*@", "//", url, count=1)

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Literal
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import paths
-from mobilenet_pipeline.workspace.files import append_line
+from mobilenet_pipeline.workspace import paths, records
 from mobilenet_pipeline.workspace.paths import HERE
+from mobilenet_pipeline.workspace.records import RecordError
 
 What = Literal["promoted", "rolled back", "found", "approved", "rejected"]
 START = "0" * 64
 
 
-class HistoryError(ValueError):
+class HistoryError(RecordError):
     """The history file is damaged or was changed."""
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -43,7 +44,7 @@ class Event:
     after: str | None
     run: str
     accuracy: float
-    at: str = field(default_factory=_now)
+    at: str = field(default_factory=now)
     verdict: str | None = None
     artefact: str | None = None
     withdraws: str | None = None
@@ -59,19 +60,23 @@ def append(recipe: Recipe, event: Event, workspace: Path = HERE) -> None:
 
     Raises OSError if it cannot be written; the history is then as it was.
     """
-    path = paths.history_path(recipe, workspace)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    chain = _hash(lines[-1]) if lines else START
-    append_line(path, json.dumps({**asdict(event), "previous": chain}, ensure_ascii=False))
+
+    def next_line(lines: list[str]) -> str:
+        chain = _hash(lines[-1]) if lines else START
+        return json.dumps({**asdict(event), "previous": chain}, ensure_ascii=False)
+
+    records.append(paths.history_path(recipe, workspace), next_line)
 
 
-def read(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
-    """Return all events, the oldest first. Raises HistoryError, naming the line that is damaged or was changed."""
+def read(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> list[Event]:
+    """Return all events, the oldest first.
+
+    With `copy`, this workspace's copy counts while the shared records do not answer. Raises HistoryError, naming the
+    line that is damaged or was changed, and what `records.lines` raises.
+    """
     path = paths.history_path(recipe, workspace)
-    if not path.exists():
-        return []
     events, chain = [], START
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(records.lines(path, copy), start=1):
         try:
             document = json.loads(line)
             previous = document.pop("previous")
@@ -89,18 +94,18 @@ def read(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
     return events
 
 
-def champions(recipe: Recipe, workspace: Path = HERE) -> list[Event]:
+def champions(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> list[Event]:
     """Return the events that made a version champion, the oldest first."""
-    return [event for event in read(recipe, workspace) if event.makes_champion]
+    return [event for event in read(recipe, workspace, copy) if event.makes_champion]
 
 
-def withdrawn(recipe: Recipe, workspace: Path = HERE) -> dict[str, str]:
+def withdrawn(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> dict[str, str]:
     """Return the reason for each artefact (SHA-256) that people have withdrawn, whatever a registry remembers of it.
 
     An artefact that became champion again by a person's decision is not withdrawn any more.
     """
     reasons: dict[str, str] = {}
-    for event in read(recipe, workspace):
+    for event in read(recipe, workspace, copy):
         if event.withdraws:
             reasons[event.withdraws] = f"{event.what} by {event.who}: {event.why}"
         if event.what in ("rolled back", "found") and event.artefact:

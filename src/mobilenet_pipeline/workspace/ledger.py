@@ -1,25 +1,24 @@
 """The record of how the test images were used: every scored model, and every comparison with a champion.
 
-Both files are append-only. What one recipe does counts for all recipes with the same test images.
+Both records are append-only. What one recipe does counts for all recipes with the same test images, in all workspaces
+that share their records.
 """
 
-import fcntl
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import files, paths
+from mobilenet_pipeline.workspace import paths, records
 from mobilenet_pipeline.workspace.paths import HERE
 
 
 def record_read(recipe: Recipe, candidate: str, data_digest: str, sha256: str, workspace: Path = HERE) -> None:
     """Record that this artefact is about to be scored on the data's test images."""
     row = {"at": _now(), "candidate": candidate, "data_digest": data_digest, "artefact": sha256}
-    files.append_line(paths.ledger_path(recipe, workspace), json.dumps(row))
+    records.append(paths.ledger_path(recipe, workspace), lambda _: json.dumps(row))
 
 
 def count_reads(data_digest: str, workspace: Path = HERE) -> int:
@@ -27,7 +26,7 @@ def count_reads(data_digest: str, workspace: Path = HERE) -> int:
 
     Raises ValueError, naming the line, if a record is damaged.
     """
-    return len(_rows(paths.ledger_paths(workspace), data_digest))
+    return len(_rows("test_reads", data_digest, workspace))
 
 
 def last_comparison(data_digest: str, workspace: Path = HERE) -> int:
@@ -35,7 +34,7 @@ def last_comparison(data_digest: str, workspace: Path = HERE) -> int:
 
     Raises ValueError, naming the line, if a record is damaged.
     """
-    return max((row["number"] for row in _rows(paths.comparison_paths(workspace), data_digest)), default=0)
+    return max((row["number"] for row in _rows("comparisons", data_digest, workspace)), default=0)
 
 
 def number_comparisons(
@@ -49,8 +48,8 @@ def number_comparisons(
 
     Raises ValueError, naming the line, if a record is damaged, and OSError if it cannot be written.
     """
-    with _numbering(workspace):
-        rows = _rows(paths.comparison_paths(workspace), data_digest)
+    with records.exclusively("numbering", workspace):  # recipes with the same test images may be judged at once
+        rows = _rows("comparisons", data_digest, workspace)
         scored = _order_of_reads(data_digest, workspace)
         known = {(row["artefact"], row["champion"]): row["number"] for row in rows}
         last, numbers = max(known.values(), default=0), {}
@@ -61,31 +60,21 @@ def number_comparisons(
                 known[artefact, champion] = number
                 row = {"at": _now(), "candidate": name, "data_digest": data_digest, "artefact": artefact}
                 line = json.dumps({**row, "champion": champion, "number": number})
-                files.append_line(paths.comparison_path(recipe, workspace), line)
+                records.append(paths.comparison_path(recipe, workspace), lambda _, line=line: line)  # type: ignore[misc]
             numbers[name] = number
     return numbers
 
 
 def _order_of_reads(data_digest: str, workspace: Path) -> dict[str, int]:
     """Return the place of each artefact among all that were scored, counted from 1."""
-    rows = sorted(_rows(paths.ledger_paths(workspace), data_digest), key=lambda row: str(row["at"]))
+    rows = sorted(_rows("test_reads", data_digest, workspace), key=lambda row: str(row["at"]))
     return {artefact: place for place, artefact in enumerate(dict.fromkeys(row["artefact"] for row in rows), start=1)}
 
 
-@contextmanager
-def _numbering(workspace: Path) -> Iterator[None]:
-    """Let one process at a time give numbers: recipes with the same test images may be judged at once."""
-    folder = paths.records_folder(workspace)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".numbering").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _rows(places: list[Path], data_digest: str) -> list[dict[str, Any]]:
+def _rows(kind: str, data_digest: str, workspace: Path) -> list[dict[str, Any]]:
     rows = []
-    for path in places:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for path in records.of_kind(kind, workspace):
+        for number, line in enumerate(records.lines(path), start=1):
             try:
                 row = json.loads(line)
                 if row["data_digest"] == data_digest:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import paths
+from mobilenet_pipeline.workspace import paths, records
 
 
 @contextmanager
@@ -34,14 +34,12 @@ def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None
 
 
 @contextmanager
-def deciding(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[None]:
-    """Lock the decision on the recipe's champion during the `with` body.
+def deciding(recipe: Recipe, workspace: Path = Path("."), everywhere: bool = True) -> Iterator[None]:
+    """Lock the decision on the recipe's champion during the `with` body, among all workspaces that share records.
 
     A decision judges, promotes or rolls back, and takes seconds; a second process waits for the lock. Trainings do not
-    hold it, so that a rollback is possible during a training.
+    hold it, so that a rollback is possible during a training. Without `everywhere`, the lock is this workspace's only.
+    Raises RecordsAway if the shared records do not answer.
     """
-    path = paths.report_folder(recipe, workspace) / ".deciding"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with records.exclusively(f"deciding-{recipe.name}", workspace, everywhere):
         yield

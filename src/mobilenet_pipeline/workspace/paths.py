@@ -71,21 +71,21 @@ def ledger_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     return records_folder(workspace) / recipe.name / "test_reads.jsonl"
 
 
-def ledger_paths(workspace: Path = HERE) -> list[Path]:
-    """Return the paths of all recipes' records of reads; recipes may share test images."""
-    return sorted(records_folder(workspace).glob("*/test_reads.jsonl"))
-
-
 def comparison_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """Return the path of the record of comparisons on the test images."""
     return records_folder(workspace) / recipe.name / "comparisons.jsonl"
 
 
-def comparison_paths(workspace: Path = HERE) -> list[Path]:
-    """Return the paths of all recipes' records of comparisons."""
-    return sorted(records_folder(workspace).glob("*/comparisons.jsonl"))
-
-
 def history_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """Return the path of the history of promotions, rollbacks and reviews."""
     return records_folder(workspace) / recipe.name / "history.jsonl"
+
+
+def registry_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """Return the path of the record of the MLflow registries that the recipe's versions are in."""
+    return records_folder(workspace) / recipe.name / "registry.jsonl"
+
+
+def journal_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """Return the path of the decisions that MLflow has not got yet."""
+    return records_folder(workspace) / recipe.name / "journal.jsonl"

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from ruamel.yaml import YAML
@@ -25,16 +26,16 @@ def git_commit(workspace: Path = Path(".")) -> tuple[str | None, bool]:
     has the reason. Changes of `dvc.lock` and the pipeline's own outputs do not count; if git cannot tell, files differ.
     """
     try:
-        _git(workspace, "rev-parse", "--git-dir")
+        git(workspace, "rev-parse", "--git-dir")
     except GitFailed:
         return None, False
     try:
-        commit = _git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
+        commit = git(workspace, "rev-parse", "--verify", "--quiet", "HEAD")
     except GitFailed:
         return None, True
     status = ["status", "--porcelain", "--untracked-files=normal"]  # whatever status.showUntrackedFiles says
     try:
-        return commit, bool(_git(workspace, *status, "--", ".", *(f":!{path}" for path in _OUTPUTS)))
+        return commit, bool(git(workspace, *status, "--", ".", *(f":!{path}" for path in _OUTPUTS)))
     except GitFailed:
         return commit, True
 
@@ -42,7 +43,7 @@ def git_commit(workspace: Path = Path(".")) -> tuple[str | None, bool]:
 def why_no_commit(workspace: Path = Path(".")) -> str | None:
     """Return why `git_commit` has no commit and what to do, None if it has one."""
     try:
-        _git(workspace, "rev-parse", "--git-dir")
+        git(workspace, "rev-parse", "--git-dir")
     except GitFailed as error:
         return str(error)
     if git_commit(workspace)[0] is None:
@@ -52,9 +53,9 @@ def why_no_commit(workspace: Path = Path(".")) -> str | None:
 
 def has_commit(commit: str, workspace: Path = Path(".")) -> bool:
     """Return whether the repository has the commit. Raises GitFailed if git does not answer."""
-    _git(workspace, "rev-parse", "--git-dir")
+    git(workspace, "rev-parse", "--git-dir")
     try:
-        _git(workspace, "cat-file", "-e", f"{commit}^{{commit}}")
+        git(workspace, "cat-file", "-e", f"{commit}^{{commit}}")
     except GitFailed:
         return False
     return True
@@ -106,8 +107,11 @@ def origin(recipe_name: str, flow_run: str | None = None, workspace: Path = Path
     return {key: value for key, value in facts.items() if value}
 
 
-def _git(workspace: Path, *arguments: str) -> str:
-    """Return git's output. Raises GitFailed if git fails, hangs or is not installed."""
+def git(workspace: Path, *arguments: str, variables: Mapping[str, str] | None = None) -> str:
+    """Return git's output; `variables` are added to its environment.
+
+    Raises GitFailed if git fails, hangs or is not installed.
+    """
     try:
         process = subprocess.run(
             ["git", *arguments],
@@ -116,7 +120,7 @@ def _git(workspace: Path, *arguments: str) -> str:
             text=True,
             timeout=30,
             check=False,
-            env={**os.environ, "LC_ALL": "C"},
+            env={**os.environ, "LC_ALL": "C", **(variables or {})},
         )
     except FileNotFoundError:
         raise GitFailed("git is not installed or not on PATH; install it") from None

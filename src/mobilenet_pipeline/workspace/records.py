@@ -1,0 +1,248 @@
+"""Append-only records: files of this workspace, or one table for all workspaces, of which the files are copies.
+
+MOBILENET_PIPELINE_RECORDS names the database as an SQLAlchemy URL: PostgreSQL, or an SQLite file on a shared disk. A
+record is called by its file, `records/RECIPE/KIND.jsonl`; it has one row of the table for every line. Two workspaces
+that append at once cannot both write the same number: the slower one reads again.
+"""
+
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mobilenet_pipeline.workspace import files, paths
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine, Table
+
+SETTING = "MOBILENET_PIPELINE_RECORDS"
+TABLE = "mobilenet_pipeline_records"
+MERGED = ("test_reads", "comparisons")
+"""Kinds of which the lines of a workspace that was on its own are added to the shared record."""
+_ANSWER_SECONDS = 5
+_WAIT_SECONDS = 0.2
+_log = logging.getLogger(__name__)
+
+
+class RecordError(ValueError):
+    """A record is damaged, was changed, or differs from the shared one."""
+
+
+class RecordsAway(ConnectionError):
+    """The database of the shared records does not answer. A later try may succeed."""
+
+
+def shared() -> str | None:
+    """Return the address of the shared records without user name and password, None if this workspace has its own."""
+    url = os.environ.get(SETTING)
+    return files.shown(url) if url else None
+
+
+def lines(path: Path, copy: bool = False) -> list[str]:
+    """Return all lines of the record at `path`, the oldest first, and bring its file up to date.
+
+    With `copy`, the file counts if the database does not answer. Raises RecordsAway otherwise, and RecordError if the
+    file has lines that the shared record lacks.
+    """
+    own = _own(path)
+    if not shared():
+        return own
+    try:
+        everything = _shared_lines(path)
+    except RecordsAway:
+        if copy:
+            return own
+        raise
+    if own != everything[: len(own)]:
+        everything = _join(path, own, everything)
+    elif not everything[len(own) :]:
+        return own
+    files.write_text(path, "".join(f"{line}\n" for line in everything))
+    return everything
+
+
+def append(path: Path, next_line: Callable[[list[str]], str]) -> None:
+    """Append `next_line(lines so far)` to the record, in the database first if the records are shared.
+
+    Raises OSError if the line cannot be written; the record is then as it was.
+    """
+    if not shared():
+        files.append_line(path, next_line(_own(path)))
+        return
+    while True:
+        before = lines(path)
+        line = next_line(before)
+        if _insert(path, [line], len(before)):
+            files.append_line(path, line)
+            return
+
+
+def of_kind(kind: str, workspace: Path = paths.HERE) -> list[Path]:
+    """Return the paths of all recipes' records of this kind, also of those that only other workspaces have written."""
+    folder = paths.records_folder(workspace)
+    found = {path.parent.name for path in folder.glob(f"*/{kind}.jsonl")} | (_recipes(kind) if shared() else set())
+    return [folder / recipe / f"{kind}.jsonl" for recipe in sorted(found)]
+
+
+@contextmanager
+def exclusively(name: str, workspace: Path = paths.HERE, everywhere: bool = True) -> Iterator[None]:
+    """Hold the lock `name` during the `with` body: among all workspaces if the records are shared, else in this one.
+
+    Without `everywhere`, it is this workspace's in any case. It is freed when its process or its machine ends. Raises
+    RecordsAway if the database does not answer.
+    """
+    folder = paths.records_folder(workspace)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f".{name}").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with _lock_of_all(name) if everywhere and shared() else nullcontext():
+            yield
+
+
+def _own(path: Path) -> list[str]:
+    # Not splitlines(): a person's text may have characters that Unicode calls line ends.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+
+
+def _join(path: Path, own: list[str], everything: list[str]) -> list[str]:
+    """Add the lines that only this workspace has to the shared record, and return all lines.
+
+    That is possible if the order does not matter, or if the shared record is the beginning of the workspace's.
+    """
+    more = [line for line in own if line not in everything] if path.stem in MERGED else own[len(everything) :]
+    if path.stem not in MERGED and own[: len(everything)] != everything:
+        raise RecordError(
+            f"{path} differs from the shared record of {path.parent.name} at {shared()} ({SETTING}); move the file "
+            "away to follow the shared record, which stays as it is"
+        )
+    if not _insert(path, more, len(everything)):
+        return lines(path)
+    return everything + more
+
+
+@cache
+def _engine(url: str) -> "tuple[Engine, Table]":
+    """Return a connection pool and the table, which is created if necessary."""
+    import sqlalchemy
+    from sqlalchemy import Column, Integer, MetaData, String, Table, Text
+
+    try:
+        kind = sqlalchemy.make_url(url).get_backend_name()
+        if kind not in ("postgresql", "sqlite"):
+            raise ValueError(f"{kind} is not supported")
+        limit = {"connect_timeout": _ANSWER_SECONDS} if kind == "postgresql" else {"timeout": _ANSWER_SECONDS}
+        engine = sqlalchemy.create_engine(url, connect_args=limit, pool_pre_ping=True)
+    except (sqlalchemy.exc.ArgumentError, sqlalchemy.exc.NoSuchModuleError, ValueError, ImportError) as error:
+        raise ValueError(
+            f"{SETTING}={files.shown(url)}: {error}; give an address such as postgresql://USER@HOST/DATABASE, or "
+            "sqlite:////PATH/records.db on a disk that all workspaces share"
+        ) from None
+    table = Table(
+        TABLE,
+        MetaData(),
+        Column("recipe", String(200), primary_key=True),
+        Column("kind", String(50), primary_key=True),
+        Column("number", Integer, primary_key=True, autoincrement=False),
+        Column("line", Text, nullable=False),
+    )
+    with _answering():
+        try:
+            table.create(engine, checkfirst=True)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+            table.create(engine, checkfirst=True)  # another workspace has just created it
+    return engine, table
+
+
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turn the database's errors in the `with` body into RecordsAway with the remedy."""
+    from sqlalchemy.exc import DBAPIError, IntegrityError, ProgrammingError
+
+    try:
+        yield
+    except (IntegrityError, ProgrammingError):
+        raise
+    except DBAPIError as error:
+        cause = " ".join(str(error.orig).split())[:200]
+        raise RecordsAway(
+            f"the shared records at {shared()} ({SETTING}) do not answer ({cause}); start that database, or correct "
+            "the setting"
+        ) from None
+
+
+def _shared_lines(path: Path) -> list[str]:
+    from sqlalchemy import select
+
+    engine, table = _engine(os.environ[SETTING])
+    query = select(table.c.number, table.c.line).where(_is(table, path)).order_by(table.c.number)
+    with _answering(), engine.connect() as connection:
+        rows = connection.execute(query).all()
+    if [row.number for row in rows] != list(range(len(rows))):
+        raise RecordError(
+            f"the shared record {path.parent.name}/{path.stem} at {shared()} lacks a line; restore the database"
+        )
+    return [row.line for row in rows]
+
+
+def _insert(path: Path, new: list[str], number: int) -> bool:
+    """Add the lines from `number` on, all or none; return False if another workspace has written that number."""
+    from sqlalchemy.exc import IntegrityError
+
+    engine, table = _engine(os.environ[SETTING])
+    rows = [
+        {"recipe": path.parent.name, "kind": path.stem, "number": number + index, "line": line}
+        for index, line in enumerate(new)
+    ]
+    try:
+        with _answering(), engine.begin() as connection:
+            if rows:
+                connection.execute(table.insert(), rows)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _recipes(kind: str) -> set[str]:
+    from sqlalchemy import select
+
+    engine, table = _engine(os.environ[SETTING])
+    with _answering(), engine.connect() as connection:
+        return set(connection.execute(select(table.c.recipe).where(table.c.kind == kind).distinct()).scalars())
+
+
+def _is(table: "Table", path: Path) -> Any:
+    return (table.c.recipe == path.parent.name) & (table.c.kind == path.stem)
+
+
+@contextmanager
+def _lock_of_all(name: str) -> Iterator[None]:
+    """Lock among all workspaces: an advisory lock of PostgreSQL, a file beside the database of SQLite."""
+    engine, _ = _engine(os.environ[SETTING])
+    if engine.dialect.name == "sqlite":
+        with Path(f"{engine.url.database}.{name}").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+        return
+    from sqlalchemy import text
+
+    key, waits_since = {"name": f"{TABLE} {name}"}, time.monotonic()
+    with _answering():
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+    try:
+        while True:
+            with _answering():
+                if connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:name))"), key).scalar():
+                    break
+            if waits_since and time.monotonic() - waits_since > _ANSWER_SECONDS:
+                _log.warning("another workspace decides on %s; waiting until it ends", name)
+                waits_since = 0
+            time.sleep(_WAIT_SECONDS)
+        yield
+    finally:
+        connection.invalidate()  # closing the connection frees the lock, even if the server has gone
+        connection.close()
