@@ -121,7 +121,7 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     """Bring the stages up to date, release the winner, and return a summary."""
     promotion.check_ready(recipe)
     names = runner.stage_names(recipe)
-    stale = dict.fromkeys(names, "all stages were asked for") if force else runner.stale(names)
+    stale = dict.fromkeys(names, "") if force else runner.stale(names)
     # Stages before the first stale stage cannot become stale.
     fresh = next((index for index, name in enumerate(names) if name in stale), len(names))
     done = [runner.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
@@ -136,17 +136,23 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
 
 
 def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None = None) -> str:
-    """Judge the candidates, apply the verdict, report it, and return a summary.
+    """Judge the candidates, apply the verdict, report it, share the outputs, and return a summary.
 
     The MLflow run of this flow gets the verdict and the champion's metrics.
     """
+    summary, judgement = decide(recipe, stages, mlflow_run_id)
+    share(recipe, judgement)  # it may take minutes, in which others may decide
+    return summary
+
+
+def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None) -> tuple[str, Judgement]:
+    """Judge the candidates, apply the verdict and report it; return a summary and the judgement."""
     with locks.deciding(recipe):
         restored = "".join(f" {it}" for it in [*offline.replay(recipe), *promotion.reconcile(recipe)])
         known = judging.recall(recipe)
         applied = known is not None and promotion.is_applied(recipe, known)
         if known and applied and reported(recipe) and not any(result.changed for result in stages):
-            share(recipe, known)
-            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}{restored}"
+            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}{restored}", known
         judgement: Judgement = known or judge(recipe)
         if not applied:
             judgement = apply(recipe, judgement)
@@ -154,14 +160,13 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
         report(recipe, verdict, [{**asdict(result), "changed": result.changed} for result in stages])
         conclude(recipe, judgement, mlflow_run_id)
-    share(recipe, judgement)
     opening = "The candidates and the verdict have not changed: " if known else ""
     request = (
         f" It waits for approval: mobilenet-pipeline approve {waiting.version} --recipe {recipe.name}, or reject."
         if waiting
         else ""
     )
-    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}"
+    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}", judgement
 
 
 def share(recipe: Recipe, judgement: Judgement) -> None:
@@ -239,7 +244,10 @@ def may_pass_again(task: Any, run: TaskRun, state: State) -> bool:
     retry_condition_fn=may_pass_again,
 )
 def stage(name: str, variables: Mapping[str, str], force: bool, reason: str | None = None) -> runner.StageResult:
-    """Run one DVC stage in its own process, and return its result; `reason` says why its outputs are outdated."""
+    """Run one DVC stage in its own process, and return its result.
+
+    `reason` says why its outputs were outdated at the start of the run.
+    """
     log, watcher, follow = get_run_logger(), listener.get(), artifacts.follow_epochs(name)
 
     def on_line(line: str) -> None:
@@ -251,7 +259,8 @@ def stage(name: str, variables: Mapping[str, str], force: bool, reason: str | No
             watcher.hear(name, line)
 
     with shown(name) as tell:
-        on_line(f"because of: {reason}" if reason else "because of the stages before it, if they changed anything")
+        if reason:
+            on_line(f"{name} is outdated: {reason}")
         result = runner.run_stage(name, on_line, variables, force)
         tell(result.outcome)
     return result

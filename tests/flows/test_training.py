@@ -17,7 +17,7 @@ from flows import training
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.registry import runs, store
 from mobilenet_pipeline.registry.aliases import ChampionChanged
-from mobilenet_pipeline.release import bento, promotion
+from mobilenet_pipeline.release import bento, offline, promotion
 from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.workspace import locks, paths
 
@@ -248,3 +248,12 @@ def test_the_process_of_the_flow_never_loads_tensorflow() -> None:
     command = [sys.executable, "-c", f"import sys, {', '.join(modules)}; sys.exit({loaded})"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
+def test_a_run_applies_decisions_of_an_outage_before_it_judges(after_run: Toy, prefect: Any) -> None:
+    after_run()
+    recipe = load_recipe("digits")
+    offline.reject(recipe, "1", "too slow", "ann")
+    state = training.train_and_promote("digits", return_state=True)
+    assert "Version 1 of digits-mobilenet is rejected; no run will promote it." in state.message
+    assert offline.pending(recipe) == []

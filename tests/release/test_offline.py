@@ -1,9 +1,7 @@
 """Decisions while MLflow is away: this machine's service follows at once, the registry when MLflow answers again."""
 
-from pathlib import Path
-
 import pytest
-from registry_fixtures import Packaging, Run, Runs
+from registry_fixtures import Packaging, Runs
 
 from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import Recipe
@@ -125,10 +123,4 @@ def test_the_command_decides_without_mlflow_and_the_next_with_it(
     assert cli.main(["status"]) == 3
     assert "attention   The decision on version 4 waits for MLflow" in capsys.readouterr().out
     assert cli.main(["reject", "3", "--reason", "slow"]) == 0
-    assert champion(recipe) == "2"
-
-
-def test_a_run_applies_the_journal_first(recipe: Recipe, rolled_back: str, run: Run, store: Path) -> None:
-    offline.replay(recipe)
-    run()
     assert champion(recipe) == "2"

@@ -68,7 +68,7 @@ def test_a_folder_without_a_repository_needs_no_git(workspace: Path, monkeypatch
 
 def test_a_stage_runs_once_and_is_then_unchanged(toy: Toy) -> None:
     workspace, lines = toy(), []
-    assert [*runner.stale(["ingest@digits"])] == ["ingest@digits"]
+    assert runner.stale(["ingest@digits"]) == {"ingest@digits": "missing data/digits"}
     first, second = (runner.run_stage("ingest@digits", lines.append) for _ in range(2))
     assert (first.outcome, first.changed, second.outcome, second.changed) == ("ran", True, "unchanged", False)
     assert runner.stale(["ingest@digits"]) == {}

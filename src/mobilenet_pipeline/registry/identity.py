@@ -117,8 +117,10 @@ def _experiment_of(recipe: Recipe) -> Experiment:
 
 def _has_versions(recipe: Recipe, events: list[Event] | None = None) -> bool:
     """Return whether the registry has versions of the recipe; if `events` are given, one that they are about."""
-    entries = MlflowClient().search_model_versions(f"name = '{recipe.registered_model}'", max_results=100)
-    return any(events is None or entry.run_id in {event.run for event in events} for entry in entries)
+    query = f"name = '{recipe.registered_model}'"
+    if events is not None:
+        query += f" and run_id IN ({', '.join(sorted({repr(event.run) for event in events}))})"
+    return bool(events != [] and MlflowClient().search_model_versions(query, max_results=1))
 
 
 def _refusal(recipe: Recipe, former: Registry | None, entry: Experiment | None) -> str:
@@ -133,6 +135,6 @@ def _refusal(recipe: Recipe, former: Registry | None, entry: Experiment | None) 
     home = f"the registry that was at {former.address}" if former else "a registry with the versions of its history"
     return (
         f"{recipe.registered_model} belongs to {home}, but {present} {state}. Set MLFLOW_TRACKING_URI to the former "
-        "one, bring a lost one back with `mobilenet-pipeline restore FILE`, or leave it for good with "
+        "one, put the database of a lost one back from your backup, or leave it for good with "
         f"`mobilenet-pipeline run --recipe {recipe.name} --new-registry`"
     )

@@ -28,7 +28,7 @@ class Decision:
     instead: str | None
     why: str
     who: str
-    at: str = field(default_factory=history.now)
+    at: str = field(default_factory=files.now)
 
 
 def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path = HERE) -> str:

@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import IO, Any, Literal
 from ruamel.yaml import YAML
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
-from mobilenet_pipeline.stages import team
+from mobilenet_pipeline.stages import dvc, team
 from mobilenet_pipeline.system.process import leashed
 from mobilenet_pipeline.workspace.files import write_text
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
@@ -126,7 +125,7 @@ def choose(recipe_name: str, workspace: Path = HERE) -> None:
 def stale(names: Iterable[str]) -> dict[str, str]:
     """Return the stages with outdated outputs, each with the reason in words. Raises StageFailed if DVC fails."""
     addresses = {_prepare(name): name for name in names}
-    process = _dvc("status", "--json", *addresses)
+    process = dvc.run("status", "--json", *addresses)
     if process.returncode:
         lines = [line.rstrip() for line in process.stderr.splitlines() if line.strip()]
         raise StageFailed("dvc status", process.returncode, ["error: " + "\n".join(lines)])
@@ -138,16 +137,18 @@ def _reason(changes: list[Mapping[str, Mapping[str, Any]] | str]) -> str:
     words: dict[str, list[str]] = {}
     for change in changes:
         if isinstance(change, str):  # "changed command"
-            words.setdefault(change.removeprefix("changed "), [])
+            words.setdefault(change, [])
             continue
+        missing = [path for path, state in change.get("changed outs", {}).items() if state == "deleted"]
+        if missing:  # before its first run, DVC calls everything else modified
+            return f"missing {', '.join(_shortened(missing))}"
         for entries in change.values():
             for path, state in entries.items():
-                if isinstance(state, dict):  # settings in a file
-                    for key, change_of_key in state.items():
-                        words.setdefault(change_of_key, []).append(f"{path}: {key}")
-                else:
-                    words.setdefault(state, []).append(path)
-    return "; ".join(f"{state} {', '.join(_shortened(paths))}".strip() for state, paths in words.items())
+                # The state of a file of settings is a dictionary of its keys.
+                keys = {f"{path}: {key}": of_key for key, of_key in state.items()} if isinstance(state, dict) else None
+                for name, word in (keys or {path: state}).items():
+                    words.setdefault(word, []).append(name)
+    return "; ".join(f"{state} {', '.join(_shortened(names))}".strip() for state, names in words.items())
 
 
 def _shortened(names: list[str]) -> list[str]:
@@ -184,11 +185,11 @@ def _reproduce(
 ) -> tuple[Outcome, float]:
     """Bring the stage up to date, and return its outcome and CPU seconds."""
     address = _prepare(name)
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--single-item", address]
+    command = [*dvc.COMMAND, "repro", "--single-item", address]
     # What another workspace of the team has trained is restored from the remote.
     options = ["--force"] if force else ["--pull"] if team.follow_setting() else []
     lines: list[str] = []
-    with leashed([*command, *options], _environment(env), stdout=subprocess.PIPE) as child:
+    with leashed([*command, *options], dvc.environment(env), stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         for line in _lines(child.stdout):
             if _NOISE.match(line):
@@ -232,13 +233,13 @@ def _drop(damaged: Mapping[Path, str]) -> None:
 
 def _fetch(name: str, damaged: Mapping[Path, str]) -> bool:
     """Fetch the stage's outputs, and return whether DVC's cache has them now; `dvc fetch` says 0 in any case."""
-    _dvc("fetch", address(name))
+    dvc.run("fetch", address(name))
     cache = _cache()
     return all(_object(cache, md5).exists() for md5 in damaged.values())
 
 
 def _cache() -> Path:
-    return Path(_dvc("cache", "dir").stdout.strip())
+    return Path(dvc.run("cache", "dir").stdout.strip())
 
 
 def _object(cache: Path, md5: str) -> Path:
@@ -287,14 +288,9 @@ def _follow_git() -> None:
         for path in (Path(".dvc/config"), Path(".dvc/config.local"))
     )
     if not Path(".git").exists() and Path(".dvc").exists() and not (project or local):
-        _dvc("config", "--local", "core.no_scm", "true")
+        dvc.run("config", "--local", "core.no_scm", "true")
     elif Path(".git").exists() and local:
-        _dvc("config", "--local", "--unset", "core.no_scm")
-
-
-def _dvc(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", *words]
-    return subprocess.run(command, env=_environment(None), capture_output=True, text=True, check=False)
+        dvc.run("config", "--local", "--unset", "core.no_scm")
 
 
 def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
@@ -311,15 +307,6 @@ def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
         except ValueError:
             time.sleep(wait)  # another process may be writing the list now
     path.unlink(missing_ok=True)
-
-
-def _environment(extra: Mapping[str, str] | None) -> dict[str, str]:
-    """Return this process's environment and `extra`, for DVC.
-
-    DVC runs the stages' commands in a shell, where `python` must be this Python.
-    """
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return {**os.environ, "PATH": path, "SHELL": "/bin/sh", "PYTHONUNBUFFERED": "1", **(extra or {})}
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:

@@ -7,11 +7,11 @@ anybody's branch.
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.stages import dvc
 from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
 from mobilenet_pipeline.workspace.provenance import GitFailed, git
@@ -31,9 +31,9 @@ def follow_setting() -> bool:
     known = local.read_text(encoding="utf-8") if local.exists() else ""
     present = re.search(rf"\['remote \"{NAME}\"'\]\s+url = (.*)", known)
     if url and (not present or present[1].strip() != url):
-        _dvc("remote", "add", "--local", "--default", "--force", NAME, url)
+        dvc.run("remote", "add", "--local", "--default", "--force", NAME, url)
     elif present and not url:
-        _dvc("remote", "remove", "--local", NAME)
+        dvc.run("remote", "remove", "--local", NAME)
     return bool(url)
 
 
@@ -48,7 +48,7 @@ def share(recipe: Recipe, addresses: list[str], version: str, run_id: str, works
     if not (shares_outputs or remote) or _has_tag(tag, workspace):
         return []
     if shares_outputs:
-        failure = _dvc("push", "--run-cache", "--quiet", *addresses)
+        failure = _failure(dvc.run("push", "--run-cache", "--quiet", *addresses))
         place = shown(os.environ[DVC_REMOTE])
         if failure:
             return [f"DVC cannot push to {place} ({DVC_REMOTE}): {failure}; the next run tries again."]
@@ -91,9 +91,7 @@ def _has_tag(tag: str, workspace: Path) -> bool:
         return False
 
 
-def _dvc(*words: str) -> str | None:
-    """Run DVC, and return the last line of its message if it fails."""
-    command = [sys.executable, "-P", "-m", "dvc", *words]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
+def _failure(process: subprocess.CompletedProcess[str]) -> str | None:
+    """Return the last line of DVC's message if it failed."""
     lines = [line for line in (process.stdout + process.stderr).splitlines() if line.strip()]
     return (lines[-1] if lines else f"exit code {process.returncode}") if process.returncode else None

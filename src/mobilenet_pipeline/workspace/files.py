@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,11 @@ def append_line(path: Path, line: str) -> None:
         except OSError:
             file.truncate(before)
             raise
+
+
+def now() -> str:
+    """Return the time as ISO 8601 in UTC, to the second, as records have it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class WorkspaceError(ValueError):

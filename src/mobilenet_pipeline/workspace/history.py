@@ -4,12 +4,11 @@ import getpass
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import paths, records
+from mobilenet_pipeline.workspace import files, paths, records
 from mobilenet_pipeline.workspace.paths import HERE
 from mobilenet_pipeline.workspace.records import RecordError
 
@@ -19,11 +18,6 @@ START = "0" * 64
 
 class HistoryError(RecordError):
     """The history file is damaged or was changed."""
-
-
-def now() -> str:
-    """Return the time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True)
@@ -44,7 +38,7 @@ class Event:
     after: str | None
     run: str
     accuracy: float
-    at: str = field(default_factory=now)
+    at: str = field(default_factory=files.now)
     verdict: str | None = None
     artefact: str | None = None
     withdraws: str | None = None

@@ -6,18 +6,17 @@ that share their records.
 
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import paths, records
+from mobilenet_pipeline.workspace import files, paths, records
 from mobilenet_pipeline.workspace.paths import HERE
 
 
 def record_read(recipe: Recipe, candidate: str, data_digest: str, sha256: str, workspace: Path = HERE) -> None:
     """Record that this artefact is about to be scored on the data's test images."""
-    row = {"at": _now(), "candidate": candidate, "data_digest": data_digest, "artefact": sha256}
+    row = {"at": files.now(), "candidate": candidate, "data_digest": data_digest, "artefact": sha256}
     records.append(paths.ledger_path(recipe, workspace), lambda _: json.dumps(row))
 
 
@@ -58,7 +57,7 @@ def number_comparisons(
             if number is None:
                 number = last = max(last + 1, scored.get(artefact, len(scored) + 1))
                 known[artefact, champion] = number
-                row = {"at": _now(), "candidate": name, "data_digest": data_digest, "artefact": artefact}
+                row = {"at": files.now(), "candidate": name, "data_digest": data_digest, "artefact": artefact}
                 line = json.dumps({**row, "champion": champion, "number": number})
                 records.append(paths.comparison_path(recipe, workspace), lambda _, line=line: line)  # type: ignore[misc]
             numbers[name] = number
@@ -84,7 +83,3 @@ def _rows(kind: str, data_digest: str, workspace: Path) -> list[dict[str, Any]]:
                     f"{path}, line {number} is damaged: {line[:80]!r}; restore the file, or correct that line"
                 ) from None
     return rows
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -230,7 +230,7 @@ def _lock_of_all(name: str) -> Iterator[None]:
         return
     from sqlalchemy import text
 
-    key, waits_since = {"name": f"{TABLE} {name}"}, time.monotonic()
+    key, began, warned = {"name": f"{TABLE} {name}"}, time.monotonic(), False
     with _answering():
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
@@ -238,9 +238,9 @@ def _lock_of_all(name: str) -> Iterator[None]:
             with _answering():
                 if connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:name))"), key).scalar():
                     break
-            if waits_since and time.monotonic() - waits_since > _ANSWER_SECONDS:
+            if not warned and time.monotonic() - began > _ANSWER_SECONDS:
                 _log.warning("another workspace decides on %s; waiting until it ends", name)
-                waits_since = 0
+                warned = True
             time.sleep(_WAIT_SECONDS)
         yield
     finally:
