@@ -141,8 +141,8 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
     The MLflow run of this flow gets the verdict and the champion's metrics.
     """
     summary, judgement = decide(recipe, stages, mlflow_run_id)
-    share(recipe, judgement)  # it may take minutes, in which others may decide
-    return summary
+    # Outside the lock of decisions: a push may take minutes.
+    return " ".join([summary, *share(recipe, judgement)])
 
 
 def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None) -> tuple[str, Judgement]:
@@ -169,14 +169,13 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
     return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}", judgement
 
 
-def share(recipe: Recipe, judgement: Judgement) -> None:
-    """Give the team the outputs of a candidate that is champion, if the settings name where, and log where they are."""
+def share(recipe: Recipe, judgement: Judgement) -> list[str]:
+    """Give the team the outputs of a candidate that is champion, if the settings name where; return what was done."""
     champion = judgement.state.champion if promotion.waiting(recipe, judgement) else judgement.champion
     if champion is None or champion.sha256 not in judgement.verdict.artefacts.values():
-        return  # a champion of an earlier training; its outputs are not in this workspace any more
+        return []  # a champion of an earlier training; its outputs are not in this workspace any more
     addresses = [runner.address(name) for name in runner.stage_names(recipe)]
-    for sentence in team.share(recipe, addresses, champion.version, champion.run_id):
-        get_run_logger().info(sentence)
+    return team.share(recipe, addresses, champion.version, champion.run_id)
 
 
 def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:

@@ -319,9 +319,14 @@ def _publish(recipe: Recipe) -> None:
 def show_history(options: argparse.Namespace) -> None:
     """Print the history, the newest event first."""
     from mobilenet_pipeline.workspace import history
+    from mobilenet_pipeline.workspace.records import RecordsAway
 
     recipe = load_recipe(options.recipe)
-    events = history.read(recipe)
+    try:
+        events = history.read(recipe)
+    except RecordsAway as away:
+        print(f"warning: {away}; this is the copy of this workspace", file=sys.stderr)
+        events = history.read(recipe, copy=True)
     if options.json:
         _print_json([asdict(event) for event in reversed(events)])
         return

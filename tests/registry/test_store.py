@@ -84,10 +84,20 @@ def test_a_server_that_never_answers_is_named_without_its_password(
     assert "secret" not in str(raised.value)
 
 
-def test_a_server_that_refuses_this_host_is_not_tried_again(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("status", "message", "passes"),
+    [
+        (403, r"answers 403.*--allowed-hosts", False),
+        (404, r"answers 404, unlike an MLflow server", False),
+        (503, r"answers 503; start its database", True),
+    ],
+)
+def test_a_server_without_an_answer_may_be_tried_again_if_its_fault_can_pass(
+    status: int, message: str, passes: bool, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Refuse(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_error(403)
+            self.send_error(status)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -95,10 +105,10 @@ def test_a_server_that_refuses_this_host_is_not_tried_again(workspace: Path, mon
     with http.server.HTTPServer(("127.0.0.1", 0), Refuse) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
-        with pytest.raises(StoreError, match=r"answers 403.*--allowed-hosts") as raised:
+        with pytest.raises(StoreError, match=message) as raised:
             use_store()
         server.shutdown()
-    assert not isinstance(raised.value, ConnectionError)
+    assert isinstance(raised.value, StoreAwayError) == passes
 
 
 def test_a_path_is_never_read_as_a_uri(odd_workspace: Path, recipe: Recipe) -> None:

@@ -180,7 +180,7 @@ def _probe(uri: str) -> None:
     from mlflow.utils.rest_utils import http_request
 
     address = shown(uri)
-    remedy = "start that server, correct MLFLOW_TRACKING_URI, or unset it to use mlflow.db in this directory"
+    remedy = "start that server, or correct MLFLOW_TRACKING_URI"
     try:
         answer = http_request(
             get_default_host_creds(uri),
@@ -193,6 +193,11 @@ def _probe(uri: str) -> None:
         )
     except Exception:  # MLflow raises different errors for refused connections, unknown hosts, timeouts and TLS
         raise StoreAwayError(f"no MLflow server answers at {address} (MLFLOW_TRACKING_URI); {remedy}") from None
+    if answer.status_code >= 500:
+        raise StoreAwayError(
+            f"the MLflow server at {address} (MLFLOW_TRACKING_URI) answers {answer.status_code}; start its database, "
+            "or read its log"
+        )
     if answer.status_code == 403:
         remedy = "name this host in the server's --allowed-hosts, with and without its port, or check your permissions"
     if answer.status_code != 200:
