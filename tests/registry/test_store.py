@@ -67,7 +67,7 @@ def test_a_dead_server_is_named_with_the_remedy(workspace: Path, monkeypatch: py
         free.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{free.getsockname()[1]}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    with pytest.raises(StoreAwayError, match=f"{uri}.*unset"):
+    with pytest.raises(StoreAwayError, match=f"{uri}.*start that server, or correct"):
         use_store()
 
 

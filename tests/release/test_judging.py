@@ -12,6 +12,7 @@ from registry_fixtures import Make, Run, Runs
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import GateError
 from mobilenet_pipeline.registry import versions as registry
+from mobilenet_pipeline.registry.identity import OtherRegistry
 from mobilenet_pipeline.release import judging
 from mobilenet_pipeline.reports import candidate_figures
 from mobilenet_pipeline.workspace import paths
@@ -127,10 +128,19 @@ def test_a_verdict_is_recalled_until_a_limit_changes(recipe: Recipe, runs: Runs)
     assert judging.recall(stricter) is None
 
 
-def test_a_verdict_of_a_deleted_store_is_not_recalled(store: Path, migrated: Path, recipe: Recipe, runs: Runs) -> None:
+def test_a_verdict_of_a_deleted_version_is_not_recalled(
+    recipe: Recipe, runs: Runs, client: mlflow.MlflowClient
+) -> None:
+    runs((185, 195))
+    client.delete_model_version(recipe.registered_model, "1")
+    assert judging.recall(recipe) is None
+
+
+def test_a_verdict_of_a_deleted_store_is_refused(store: Path, migrated: Path, recipe: Recipe, runs: Runs) -> None:
     runs((185, 195))
     (store / "mlflow.db").write_bytes(migrated.read_bytes())
-    assert judging.recall(recipe) is None
+    with pytest.raises(OtherRegistry):
+        judging.recall(recipe)
 
 
 def test_a_damaged_verdict_is_not_recalled(recipe: Recipe, runs: Runs) -> None:
