@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -41,6 +41,9 @@ ui: $(READY)  ## show the MLflow and Prefect pages
 
 test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+integration: $(READY)  ## run the tests with PostgreSQL, S3, MLflow, Prefect, a worker and several workspaces, all on this machine
+	$(BIN)/python -m pytest tests/integration
 
 lint: $(READY)  ## check with ruff and mypy, and every link of the documentation
 	$(BIN)/ruff check .
