@@ -43,7 +43,7 @@ test: $(READY)  ## run all tests
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 integration: $(READY)  ## run the tests with PostgreSQL, S3, MLflow, Prefect, a worker and several workspaces, all on this machine
-	$(BIN)/python -m pytest tests/integration
+	$(BIN)/python -m pytest -o timeout=1800 tests/integration
 
 lint: $(READY)  ## check with ruff and mypy, and every link of the documentation
 	$(BIN)/ruff check .

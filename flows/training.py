@@ -1,7 +1,8 @@
 """The pipeline as a Prefect flow: the order of steps, retries, and one run per recipe at a time."""
 
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +16,7 @@ from prefect.states import Completed
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from flows import artifacts
+from flows import alerts, artifacts, logs
 from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import runs
@@ -23,7 +24,7 @@ from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.registry.versions import find_run, tags_of_run
 from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
-from mobilenet_pipeline.reports import page, results
+from mobilenet_pipeline.reports import gauges, page, results
 from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace import locks, paths
@@ -89,9 +90,10 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
         force: Run the stages even if nothing changed.
     """
     environment.prepare()
+    logs.set_up(recipe)
     loaded = load_recipe(recipe)
     with locks.only_run(loaded) as other_run:
-        message = f"Skipped: {other_run}" if other_run else run_pipeline(loaded, force)
+        message = f"Skipped: {other_run}" if other_run else run_and_note(loaded, force)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
         return Completed(message=message, data=outcome_of(loaded, message, skipped=other_run is not None))
 
@@ -115,6 +117,19 @@ def outcome_of(recipe: Recipe, message: str, skipped: bool) -> dict[str, Any]:
         "champion": document.get("champion"),
         "report": None if skipped else str((paths.report_folder(recipe) / "index.html").resolve()),
     }
+
+
+def run_and_note(recipe: Recipe, force: bool) -> str:
+    """Run the pipeline, and note in the gauges whether it succeeded; return its summary."""
+    began = time.monotonic()
+    outcome: gauges.Outcome = "failed"
+    try:
+        message = run_pipeline(recipe, force)
+        outcome = "succeeded"
+        return message
+    finally:
+        with suppress(OSError):  # a run is not lost with its gauges
+            gauges.note_run(recipe, outcome, time.monotonic() - began)
 
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
@@ -159,6 +174,8 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
         waiting = promotion.waiting(recipe, judgement)
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
         report(recipe, verdict, [{**asdict(result), "changed": result.changed} for result in stages])
+        if waiting:
+            alerts.tell_approval(recipe.name, waiting.version, waiting.run_id, verdict.reason)
         conclude(recipe, judgement, mlflow_run_id)
     opening = "The candidates and the verdict have not changed: " if known else ""
     request = (

@@ -169,6 +169,8 @@ def environment_page() -> str:
         _variables(read, variables.DATA),
         "## Stores and servers",
         _variables(read, variables.STORES),
+        "## Telling people",
+        _variables(read, variables.PEOPLE),
         "## Training",
         _variables(read, variables.TRAINING),
         "## Service",

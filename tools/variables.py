@@ -45,6 +45,14 @@ STORES: Variables = {
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": ("`120`", "Time that a temporary Prefect server has to start."),
     "BENTOML_HOME": ("`.bentoml`", "BentoML's store: models, Bentos, and the pointer to the live Bento."),
 }
+PEOPLE: Variables = {
+    "MOBILENET_PIPELINE_LOG": ("`text`", "Form of log lines: `text`, or `json` with an object a line."),
+    "MOBILENET_PIPELINE_TEXTFILES": (
+        "the recipe's reports",
+        "Folder that Prometheus's node exporter collects; it gets the pipeline's gauges.",
+    ),
+    "SENDGRID_API_KEY": ("no e-mail", "SendGrid's API key, for `alerts --email`."),
+}
 TRAINING: Variables = {
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
     "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),

@@ -133,6 +133,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--prefect-port", type=int, default=4200, help="port of the server that is started (default: 4200)"
     )
+    sub = add("alerts", alerts, "Let Prefect notify people of failed, crashed and late runs, approvals and drift.")
+    sub.add_argument("--webhook", metavar="URL", help="post subject and text as JSON to this address")
+    sub.add_argument("--slack", metavar="URL", help="an incoming webhook of Slack")
+    sub.add_argument("--email", metavar="ADDRESS", help="by SendGrid, from and to this address; needs SENDGRID_API_KEY")
+    text = "a notification block of the Prefect server; may be given again"
+    sub.add_argument("--block", action="append", default=[], metavar="TYPE/NAME", help=text)
+    sub.add_argument("--test", action="store_true", help="send a message, too")
     sub = add("serve", serve, "Serve the promoted models as an HTTP API, until Ctrl-C.")
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sub.add_argument("--port", type=int, default=3000, help="port to listen on (default: %(default)s)")
@@ -162,8 +169,9 @@ def run(options: argparse.Namespace) -> None:
         from mobilenet_pipeline.registry import identity
 
         identity.start_new(recipe)
-    server.prepare(quiet=True)
-    console = Console()
+    as_json = flow_module("logs").as_json()
+    server.prepare(quiet=not as_json)
+    console = Console(quiet=as_json)
     if server.connect() is None:
         console.print("starting Prefect …", style="dim")
     display = flow_module("display")
@@ -381,6 +389,29 @@ def schedule(options: argparse.Namespace) -> None:
         when = f"{options.cron!r} ({options.timezone})"
         print(f"{recipe.name} runs at {when}; its page is {page}, Ctrl-C ends the schedule", flush=True)
         deployments.keep_schedule(recipe.name, options.cron, options.timezone)
+
+
+def alerts(options: argparse.Namespace) -> None:
+    """Make the automations that notify people, on the running Prefect server."""
+    server = flow_module("server")
+    server.prepare(quiet=True)
+    address = server.connect()
+    if address is None:
+        raise ValueError("no Prefect server runs that could notify people: set PREFECT_API_URL, or start `make ui`")
+    notify = flow_module("alerts")
+    key = os.environ.get("SENDGRID_API_KEY")
+    if options.email and not key:
+        raise ValueError("SENDGRID_API_KEY is not set, and --email needs SendGrid's API key; set it, or use --webhook")
+    blocks = [notify.load(name) for name in options.block]
+    blocks += [notify.webhook(options.webhook)] if options.webhook else []
+    blocks += [notify.slack(options.slack)] if options.slack else []
+    blocks += [notify.email(options.email, key)] if options.email else []
+    if not blocks:
+        raise ValueError("nobody to notify: give --webhook, --slack, --email or --block")
+    if options.test:
+        notify.test(blocks)
+    for name in notify.set_up(blocks):
+        print(name)
 
 
 def serve(options: argparse.Namespace) -> None:

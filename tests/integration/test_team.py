@@ -81,7 +81,7 @@ def test_both_workspaces_have_one_history(team: Team) -> None:
 
 
 def test_the_second_workspace_traces_the_champion_without_a_doubt(team: Team) -> None:
-    done = team.b.run("trace")
+    done = team.b.run("trace", team.champion)
     assert (done.returncode, "✗" in done.stdout, "?" in done.stdout) == (0, False, False), done.stdout
 
 

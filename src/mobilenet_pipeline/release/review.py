@@ -9,7 +9,7 @@ from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged, State
 from mobilenet_pipeline.registry.versions import Version, number_of
 from mobilenet_pipeline.release import bento, judging, promotion
-from mobilenet_pipeline.reports import page, results
+from mobilenet_pipeline.reports import gauges, page, results
 from mobilenet_pipeline.workspace import history, paths
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
@@ -110,6 +110,7 @@ def publish(recipe: Recipe, workspace: Path = HERE) -> str | None:
     Returns a sentence if they cannot be written; the decision stands all the same.
     """
     try:
+        gauges.write(recipe, workspace)
         missing = page.gather(recipe, workspace).missing
         if missing:
             raise FileNotFoundError(f"not in this workspace: {', '.join(missing)}")

@@ -1,0 +1,133 @@
+"""Tell people: automations of Prefect that send a notification when a run fails or a person has to decide."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+from uuid import NAMESPACE_URL, uuid5
+
+from prefect import get_client
+from prefect.automations import Automation
+from prefect.blocks.core import Block
+from prefect.blocks.notifications import CustomWebhookNotificationBlock, SendgridEmail, SlackWebhook
+from prefect.events import emit_event
+from prefect.events.actions import SendNotification
+from prefect.events.schemas.automations import EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from pydantic import SecretStr
+
+PREFIX = "mobilenet-pipeline: "
+NAME = "mobilenet-pipeline"
+"""The name of the blocks that this module makes."""
+FLOWS = ["train-and-promote", "monitor"]
+APPROVAL = "mobilenet-pipeline.approval.requested"
+DRIFT = "mobilenet-pipeline.drift.raised"
+RUNBOOK = "docs/runbook"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """What people are told of: the event, the page of the runbook, and the sentence as a template of Prefect."""
+
+    event: str
+    page: str
+    sentence: str
+
+
+_OF_RUN = "{{ flow.name }} of {{ flow_run.parameters.recipe }}, run {{ flow_run.name }}"
+CAUSES = {
+    "a run has failed": Cause(
+        "prefect.flow-run.Failed", "run-failed", f"{_OF_RUN}, has failed: {{{{ flow_run.state.message }}}}"
+    ),
+    "a run has crashed": Cause(
+        "prefect.flow-run.Crashed", "run-crashed", f"{_OF_RUN}, has crashed: {{{{ flow_run.state.message }}}}"
+    ),
+    "a run is late": Cause("prefect.flow-run.Late", "run-late", f"{_OF_RUN}, is late: no worker has started it."),
+    "a version waits for approval": Cause(APPROVAL, "waiting-for-approval", "{{ event.payload.sentence }}"),
+    "pictures have drifted": Cause(
+        DRIFT, "drift", "Drift of {{ event.payload.cause }} in {{ event.payload.recipe }}: {{ event.payload.sentence }}"
+    ),
+}
+"""By name of the automation."""
+
+
+def webhook(url: str) -> Block:
+    """Save a block that posts subject and body as JSON to an address, and return it."""
+    content = {"subject": "{{subject}}", "text": "{{body}}"}
+    return _saved(CustomWebhookNotificationBlock.model_validate({"name": NAME, "url": url, "json_data": content}))
+
+
+def slack(url: str) -> Block:
+    """Save a block for an incoming webhook of Slack, and return it."""
+    return _saved(SlackWebhook(url=SecretStr(url)))
+
+
+def email(address: str, key: str) -> Block:
+    """Save a block that sends e-mail from and to an address by SendGrid, with SendGrid's API key; return it."""
+    return _saved(SendgridEmail(api_key=SecretStr(key), sender_email=address, to_emails=[address]))
+
+
+def load(name: str) -> Block:
+    """Return the block TYPE/NAME of the server. Raises ValueError if it cannot send notifications or does not exist."""
+    try:
+        block: Any = Block.load(name)
+    except ValueError as error:
+        raise ValueError(f"block {name!r}: {' '.join(str(error).split())}; `prefect block ls` has the names") from None
+    if "notify" not in block.get_block_capabilities():
+        raise ValueError(f"block {name!r} sends no notifications; give one of a type such as slack-webhook")
+    return block
+
+
+def set_up(blocks: Iterable[Block]) -> list[str]:
+    """Make or replace the automations of all `CAUSES`, which notify by these blocks; return their names."""
+    ids = [block._block_document_id for block in blocks if block._block_document_id]
+    with get_client(sync_client=True) as client:
+        for name, cause in CAUSES.items():
+            for former in client.read_automations_by_name(PREFIX + name):
+                client.delete_automation(former.id)
+            subject, body = f"{NAME}: {name}", f"{cause.sentence}\n\nWhat to do: {RUNBOOK}/{cause.page}.md"
+            Automation(
+                name=PREFIX + name,
+                trigger=_trigger(cause.event),
+                actions=[SendNotification(block_document_id=id_, subject=subject, body=body) for id_ in ids],
+            ).create()
+    return [PREFIX + name for name in CAUSES]
+
+
+def test(blocks: Iterable[Block]) -> None:
+    """Send a message by each block. Raises ConnectionError, naming the block, if one cannot be sent."""
+    for block in blocks:
+        slug = f"{block.get_block_type_slug()}/{block._block_document_name}"
+        try:
+            with block.raise_on_failure():  # type: ignore[attr-defined]
+                block.notify(subject=f"{NAME}: a test", body="Notifications arrive here.")  # type: ignore[attr-defined]
+        except Exception as error:  # each kind of block raises its own
+            raise ConnectionError(f"{slug} cannot send: {error}; correct the block on Prefect's page") from None
+
+
+def tell_approval(recipe: str, version: str, run_id: str, sentence: str) -> None:
+    """Emit the event that a version waits for approval. The same version gives the same event again."""
+    emit_event(
+        event=APPROVAL,
+        resource={"prefect.resource.id": f"mobilenet-pipeline.recipe.{recipe}", "prefect.resource.name": recipe},
+        payload={"recipe": recipe, "version": version, "sentence": sentence},
+        id=uuid5(NAMESPACE_URL, f"{APPROVAL}/{run_id}"),
+    )
+
+
+def _trigger(event: str) -> EventTrigger:
+    if not event.startswith("prefect."):
+        return EventTrigger(expect={event}, posture=Posture.Reactive, threshold=1, within=timedelta(0))
+    return EventTrigger(
+        expect={event},
+        match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+        match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
+        posture=Posture.Reactive,
+        threshold=1,
+        within=timedelta(0),
+    )
+
+
+def _saved(block: Block) -> Block:
+    block.save(NAME, overwrite=True)
+    return block

@@ -1,0 +1,89 @@
+"""Notifications of a real Prefect server, to a webhook that listens here."""
+
+import json
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+from prefect import flow
+from prefect.blocks.system import Secret
+from waiting import wait_until
+
+from flows import alerts
+
+Sent = list[dict[str, str]]
+
+
+@pytest.fixture(scope="module")
+def hook() -> Iterator[tuple[str, Sent]]:
+    """The address of a webhook, and what was posted to it."""
+    sent: Sent = []
+
+    class Hook(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Hook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}", sent
+        server.shutdown()
+
+
+def arrived(sent: Sent, subject: str) -> dict[str, str]:
+    """Return the message with this subject."""
+    return dict(wait_until(lambda: next((one for one in sent if subject in one["subject"]), None), lambda: str(sent)))
+
+
+def test_a_failed_run_is_told_with_its_reason_and_the_runbook_s_page(prefect: Any, hook: tuple[str, Sent]) -> None:
+    address, sent = hook
+
+    @flow(name="train-and-promote")
+    def fails(recipe: str) -> None:
+        raise OSError("the disk of Monday is full")
+
+    alerts.set_up([alerts.webhook(address)])
+    fails("digits", return_state=True)
+    text = arrived(sent, "a run has failed")["text"]
+    assert "train-and-promote of digits" in text
+    assert "the disk of Monday is full" in text
+    assert "docs/runbook/run-failed.md" in text
+
+
+def test_a_version_that_waits_is_told_once(prefect: Any, hook: tuple[str, Sent]) -> None:
+    address, sent = hook
+    alerts.set_up([alerts.webhook(address)])
+    for version in ("7", "7", "8"):
+        alerts.tell_approval("digits", version, f"run of {version}", f"Version {version} has passed.")
+    wait_until(lambda: any("Version 8" in one["text"] for one in sent), lambda: str(sent))
+    assert [one["text"][:19] for one in sent if "waits" in one["subject"]] == [
+        "Version 7 has passed"[:19],
+        "Version 8 has passed"[:19],
+    ]
+
+
+def test_set_up_again_replaces_the_automations(prefect: Any, hook: tuple[str, Sent]) -> None:
+    for _ in range(2):
+        names = alerts.set_up([alerts.webhook(hook[0])])
+    assert [len(prefect.read_automations_by_name(name)) for name in names] == [1] * len(alerts.CAUSES)
+
+
+def test_a_webhook_that_does_not_answer_is_named(prefect: Any) -> None:
+    with pytest.raises(ConnectionError, match="custom-webhook/mobilenet-pipeline cannot send"):
+        alerts.test([alerts.webhook("http://127.0.0.1:9")])
+
+
+def test_a_block_that_sends_nothing_is_refused(prefect: Any) -> None:
+    Secret(value="x").save("not-a-hook", overwrite=True)
+    with pytest.raises(ValueError, match="'secret/not-a-hook' sends no notifications"):
+        alerts.load("secret/not-a-hook")
+
+
+def test_an_unknown_block_is_named(prefect: Any) -> None:
+    with pytest.raises(ValueError, match=r"'slack-webhook/nobody'.*`prefect block ls`"):
+        alerts.load("slack-webhook/nobody")
