@@ -10,6 +10,12 @@ def test_a_pair_counts_images_that_only_one_model_gets_right():
     assert paired.pair(candidate, champion).difference == pytest.approx(0.2)
 
 
+def test_the_pairs_of_groups_are_those_of_their_images():
+    candidate, champion = np.array([1, 1, 0, 0, 1], bool), np.array([1, 0, 1, 0, 0], bool)
+    pairs = paired.pairs_by_group(candidate, champion, np.array([7, 3, 3, 7, 3]))
+    assert pairs == {3: paired.Pair(2, 1, 3), 7: paired.Pair(0, 0, 2)}
+
+
 def test_the_p_value_is_that_of_fair_coin_tosses():
     assert paired.p_better(paired.Pair(3, 1, 100)) == pytest.approx(5 / 16)
     assert paired.p_worse(paired.Pair(3, 1, 100)) == pytest.approx(15 / 16)

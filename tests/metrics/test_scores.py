@@ -58,6 +58,20 @@ def test_between_equal_probabilities_the_first_class_is_predicted() -> None:
     assert (found["accuracy"], found["top3_accuracy"]) == (0.5, 0.5)
 
 
+def test_few_classes_are_all_shown() -> None:
+    assert scores.shown_classes([np.diag([3, 1, 2])]) == [0, 1, 2]
+
+
+def test_of_many_classes_the_least_accurate_are_shown() -> None:
+    rows = np.full(40, 20)
+    rows[3] = 0  # a class without images comes last
+    right = np.where(rows, np.arange(40)[::-1] % 20, 0)
+    matrix = np.diag(right)
+    matrix[:, 0] += rows - right
+    shown = scores.shown_classes([matrix])
+    assert (len(shown), shown[:2], 3 in shown) == (scores.SHOWN, [19, 39], False)
+
+
 @pytest.mark.parametrize(
     ("probabilities", "labels", "names", "message"),
     [

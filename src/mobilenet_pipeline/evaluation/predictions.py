@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ class Predictions:
     facts: Facts
     version: str | None = None
 
-    @property
+    @cached_property
     def right(self) -> np.ndarray:
         """Bool (n,): whether the model classified each image correctly."""
         return np.argmax(self.probabilities, axis=1) == self.labels

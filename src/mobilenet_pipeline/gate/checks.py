@@ -215,18 +215,14 @@ def _improvement(
 
 
 def _classes(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:
-    present = np.unique(candidate.labels)
-    pairs = [
-        paired.pair(candidate.right[candidate.labels == label], champion.right[candidate.labels == label])
-        for label in present
-    ]
-    p_values = paired.holm([paired.p_worse(found) for found in pairs])
+    pairs = paired.pairs_by_group(candidate.right, champion.right, candidate.labels)
+    p_values = paired.holm([paired.p_worse(pair) for pair in pairs.values()])
     worse = [
-        (found.difference, int(label), p)
-        for found, label, p in zip(pairs, present, p_values, strict=True)
-        if found.difference < -limits.recall_drop and p < FALSE_BLOCKS / 2
+        (pair.difference, label, p)
+        for (label, pair), p in zip(pairs.items(), p_values, strict=True)
+        if pair.difference < -limits.recall_drop and p < FALSE_BLOCKS / 2
     ]
-    lowest = min(found.difference for found in pairs)
+    lowest = min(pair.difference for pair in pairs.values())
     if worse:
         drop, label, p = min(worse)
         text = (
@@ -282,8 +278,8 @@ def _called(champion: Predictions) -> str:
 
 def accuracy_and_loss(predictions: Predictions) -> tuple[float, float]:
     """Return accuracy, a share, and cross-entropy per image."""
-    found = scores.evaluate(predictions.probabilities, predictions.labels, class_names(predictions))
-    return found["accuracy"], found["loss"]
+    loss = scores.cross_entropy(predictions.probabilities, predictions.labels)
+    return float(predictions.right.mean()), loss
 
 
 def class_names(predictions: Predictions) -> list[str]:

@@ -30,6 +30,19 @@ def pair(candidate: np.ndarray, champion: np.ndarray) -> Pair:
     return Pair(int((candidate & ~champion).sum()), int((champion & ~candidate).sum()), len(candidate))
 
 
+def pairs_by_group(candidate: np.ndarray, champion: np.ndarray, groups: np.ndarray) -> dict[int, Pair]:
+    """Return the counts of each group of images, the lowest group first.
+
+    `candidate` and `champion` are bool (n,), True for a correct answer; `groups` (n,) are integers, such as classes.
+    """
+    present, index, rows = np.unique(groups, return_inverse=True, return_counts=True)
+    gained, lost = (
+        np.bincount(index[only], minlength=len(present)) for only in (candidate & ~champion, champion & ~candidate)
+    )
+    columns = (present.tolist(), gained.tolist(), lost.tolist(), rows.tolist())
+    return {group: Pair(*counts) for group, *counts in zip(*columns, strict=True)}
+
+
 def p_better(counts: Pair) -> float:
     """Return the p-value of the exact one-sided McNemar test (McNemar 1947).
 
@@ -69,11 +82,11 @@ def mean_lower_bound(differences: np.ndarray, level: float) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return the Holm-adjusted p-values, in the given order (Holm 1979)."""
-    adjusted, largest = [0.0] * len(p_values), 0.0
-    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
+    values, adjusted = np.asarray(p_values, np.float64), np.empty(len(p_values))
+    order = np.argsort(values, kind="stable")
+    factors = np.arange(len(values), 0, -1)
+    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, factors * values[order]))
+    return adjusted.tolist()
 
 
 def _upper_tail(successes: int, trials: int) -> float:
