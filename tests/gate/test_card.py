@@ -1,6 +1,7 @@
 """The model card, from made-up documents."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +44,11 @@ def recipe() -> config.Recipe:
     return config.load_recipe("digits", Path(__file__).parents[2] / "params.yaml")
 
 
-def made(recipe: config.Recipe, **changes: Any) -> str:
+def made(recipe: config.Recipe, files: CandidateFiles = FILES, **changes: Any) -> str:
     """Return the card of scratch after a verdict that promotes it, but for the `changes`."""
     decision = decide(accurate(190), accurate(150), None)
     verdict = verdict_on(decision, **({"reason": "scratch is promoted.", "checks": CHECKS} | changes))
-    return card.write_card(recipe, FILES, "7", verdict, {"run": "r1", "flow_run": None})
+    return card.write_card(recipe, files, "7", verdict, {"run": "r1", "flow_run": None})
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,16 @@ def test_a_class_without_mistakes_has_no_confusion(recipe: config.Recipe):
 
 def test_a_class_without_test_images_has_no_accuracy(recipe: config.Recipe):
     assert "- eel: no test images\n" in made(recipe)
+
+
+def test_a_card_lists_the_least_accurate_of_many_classes(recipe: config.Recipe):
+    names = [f"class {number}" for number in range(40)]
+    matrix = [[9 * (row == column) + (column == 0) for column in range(40)] for row in range(40)]
+    matrix[35] = [10 * (column == 1) for column in range(40)]
+    text = made(recipe, files=replace(FILES, metrics=METRICS | {"class_names": names, "confusion_matrix": matrix}))
+    assert "The 30 classes with the lowest accuracy of 40. Ranges are 95 % intervals.\n\n- class 35: **0.0%**" in text
+    assert "The model has 40 classes" in text
+    assert "class 29 and 10 more." in text
 
 
 def test_a_card_has_no_tables(recipe: config.Recipe):

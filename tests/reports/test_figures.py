@@ -58,6 +58,32 @@ def test_mistakes_have_another_colour_than_correct_answers() -> None:
     assert right[..., 2].mean() > wrong[..., 2].mean()
 
 
+def many(answer: int) -> np.ndarray:
+    """Return the confusion matrix of a model that is right about 1,000 classes, and calls class 500 `answer`."""
+    answers = np.arange(1000)
+    answers[500] = answer
+    return np.eye(1000, dtype=int)[answers] * 9
+
+
+def test_a_thousand_classes_are_a_heat_map_of_one_size() -> None:
+    names = [f"class {number} of a $thousand$" for number in range(1000)]
+    first, second = (figures.confusion_matrices({"scratch": many(answer)}, names) for answer in (500, 800))
+    assert pixels_of(first).shape[1] < 1400
+    assert shows(second, "#bb5532")  # one orange cell among a million
+    assert not shows(first, "#bb5532")
+
+
+def test_accuracy_per_class_draws_the_least_accurate_of_a_thousand() -> None:
+    assert pixels_of(figures.accuracy_per_class({"scratch": many(800)}, list(map(str, range(1000))))).shape[0] < 2600
+
+
+def test_the_sample_sheet_of_a_thousand_classes_has_the_first_and_the_last() -> None:
+    images = np.zeros((1000, 8, 8, 3), np.uint8)
+    images[0], images[-1], images[1] = (0, 255, 0), (255, 0, 255), (255, 255, 0)
+    png = figures.sample_sheet(images, np.arange(1000), list(map(str, range(1000))))
+    assert (shows(png, "#00ff00"), shows(png, "#ff00ff"), shows(png, "#ffff00")) == (True, True, False)
+
+
 def test_accuracy_per_class_draws_a_class_without_images() -> None:
     pixels = pixels_of(figures.accuracy_per_class({"scratch": MATRIX, "pretrained": MATRIX}, NAMES))
     assert pixels.shape[0] > 300

@@ -36,6 +36,15 @@ def test_a_difference_is_blue_for_better_and_orange_for_worse():
     assert orange[0] > orange[2]
 
 
+def test_a_difference_of_many_classes_is_a_heat_map():
+    first = np.eye(400, dtype=int) * 9
+    second = first.copy()
+    second[100] = np.roll(second[100], 50)
+    drawn = verdict_figures.confusion_difference(first, second, "b less a", [f"class {n}" for n in range(400)])
+    assert pixels_of(drawn).shape[1] < 1400
+    assert shows(drawn, "#bb5532")
+
+
 def test_the_difference_of_equal_matrices_can_be_drawn():
     same = [[8, 2, 0], [1, 9, 0], [0, 0, 5]]
     pixels_of(verdict_figures.confusion_difference(same, same, "b less a", NAMES))

@@ -5,7 +5,7 @@ from typing import Any
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
-from mobilenet_pipeline.metrics.scores import wilson_interval
+from mobilenet_pipeline.metrics.scores import SHOWN, shown_classes, wilson_interval
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 
 
@@ -73,8 +73,10 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
 
 
 def _classes(metrics: Mapping[str, Any]) -> str:
-    lines, names = [], metrics["class_names"]
-    for index, (name, row) in enumerate(zip(names, metrics["confusion_matrix"], strict=True)):
+    lines, names, matrix = [], metrics["class_names"], metrics["confusion_matrix"]
+    shown = shown_classes([matrix])
+    for index in shown:
+        name, row = names[index], matrix[index]
         total, correct = sum(row), row[index]
         if not total:
             lines.append(f"- {name}: no test images")
@@ -83,7 +85,10 @@ def _classes(metrics: Mapping[str, Any]) -> str:
         wrong, other = max((count, other) for other, count in enumerate(row) if other != index)
         confused = f"; most often confused with {names[other]} ({wrong})" if wrong else ""
         lines.append(f"- {name}: **{correct / total:.1%}** of {total:,} ({low:.1%} to {high:.1%}){confused}")
-    return "Ranges are 95 % intervals.\n\n" + "\n".join(lines)
+    selection = (
+        f"The {len(shown)} classes with the lowest accuracy of {len(names):,}. " if len(shown) < len(names) else ""
+    )
+    return f"{selection}Ranges are 95 % intervals.\n\n" + "\n".join(lines)
 
 
 def _model(recipe: Recipe, files: CandidateFiles) -> str:
@@ -120,9 +125,10 @@ def _data(recipe: Recipe, files: CandidateFiles) -> str:
 
 def _limits(recipe: Recipe, files: CandidateFiles) -> str:
     names, size = files.metrics["class_names"], recipe.data.image_size
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (
-        f"- The model has {len(names)} classes and gives every image one of them: {', '.join(names)}. Its answer for "
-        "an image of anything else means nothing.\n"
+        f"- The model has {len(names):,} classes and gives every image one of them: {', '.join(names[:SHOWN])}{more}. "
+        "Its answer for an image of anything else means nothing.\n"
         f"- It sees the central square of a photo at {size} by {size} pixels.\n"
         "- `model.keras` and the artefact take uint8 pixels, 0 to 255. An image scaled to 0 to 1 is black to them: the "
         "answer is wrong, without an error.\n"

@@ -2,15 +2,17 @@
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from mobilenet_pipeline.config import CANDIDATES
 from mobilenet_pipeline.metrics import scores
+
+# Importing Matplotlib takes half a second, and most commands that could draw, such as `status`, draw nothing.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # The palette of Okabe and Ito: distinct for colour-blind readers, and by lightness in print.
 PALETTE = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
@@ -19,6 +21,10 @@ OTHER_COLOUR = "#009E73"
 INK, FAINT, GOOD, BAD = "#1b1f24", "#d5dae0", "#0072B2", "#B3421B"
 DPI = 160
 GAP = 3  # pixels between the images of a contact sheet
+CELLS, TICKS, LISTED = 400, 20, 10
+"""A heat map has at most so many cells and class names a side, and lists so many classes below it."""
+NAME = 24
+"""The longest class name in a figure, in characters."""
 
 
 def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("loss", "accuracy")) -> bytes:
@@ -27,6 +33,8 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
     Training is dashed, validation is solid. `histories` maps a candidate to the columns of its history.csv: a dict of
     lists or a data frame.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure, panels = canvas(5.6, 3.9, len(quantities))
     for axes, quantity in zip(panels, quantities, strict=True):
         for name, columns in histories.items():
@@ -47,12 +55,12 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
 def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
     """Draw one confusion matrix per candidate, side by side.
 
-    A matrix has a row per actual class. Its cells have counts as text. Correct answers are blue and mistakes orange,
-    darker for a larger share of the row.
+    A matrix has a row per actual class. Correct answers are blue and mistakes orange, darker for a larger share of the
+    row. The cells have counts as text. With many classes, the figure lists the least accurate classes instead.
     """
-    figure, panels = canvas(6.2, 5.9, len(matrices))
+    figure, panels = canvas(*matrix_size(class_names), len(matrices))
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
-        _draw_confusion(axes, np.asarray(matrix), [plain(label) for label in class_names])
+        _draw_confusion(axes, np.asarray(matrix), class_names)
         axes.set_title(plain(name), loc="left", fontweight="bold", color=colour_of(name))
     return png(figure)
 
@@ -60,14 +68,16 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
     """Draw each class's accuracy with its 95 % Wilson interval.
 
-    `matrices` are the candidates' confusion matrices; a class has a bar per candidate.
+    `matrices` are the candidates' confusion matrices; a class has a bar per candidate. Of many classes, those with the
+    lowest accuracy are drawn.
     """
-    figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(class_names))
+    shown = scores.shown_classes(matrices.values())
+    figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(shown))
     thickness = 0.8 / max(1, len(matrices))
-    places = np.arange(len(class_names))
+    places = np.arange(len(shown))
     for position, (name, matrix) in enumerate(matrices.items()):
         counts = np.asarray(matrix)
-        right, rows = counts.diagonal(), counts.sum(axis=1)
+        right, rows = counts.diagonal()[shown], counts.sum(axis=1)[shown]
         share = right / np.maximum(rows, 1)
         bounds = np.array([scores.wilson_interval(int(r), int(n)) for r, n in zip(right, rows, strict=True)])
         offset = (position - (len(matrices) - 1) / 2) * thickness
@@ -77,7 +87,10 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
         for place, value, count in zip(places, share, rows, strict=True):
             text = f"{value:.1%}" if count else "no images"
             axes.text(1.02, place + offset, text, va="center", fontsize=9, color=colour_of(name))
-    axes.set_yticks(places, [plain(label) for label in class_names])
+    axes.set_yticks(places, [plain(class_names[label]) for label in shown])
+    if len(shown) < len(class_names):
+        axes.margins(y=0.01)
+        axes.set_xlabel(f"the {len(shown)} classes with the lowest accuracy of {len(class_names):,}")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.13)
     axes.set_xticks(np.linspace(0, 1, 6))
@@ -91,18 +104,21 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 def sample_sheet(images: np.ndarray, labels: np.ndarray, class_names: Sequence[str], per_class: int = 8) -> bytes:
     """Draw the first `per_class` images of each class, a row per class.
 
-    `images` (n, height, width, 3) uint8, memory-mapped or not; `labels` (n,).
+    `images` (n, height, width, 3) uint8, memory-mapped or not; `labels` (n,). Of many classes, some are drawn, at equal
+    distances in the order of the classes.
     """
     height, width = images.shape[1:3]
-    sheet = np.full(((height + GAP) * len(class_names), (width + GAP) * per_class, 3), 255, np.uint8)
-    for label in range(len(class_names)):
+    shown = np.unique(np.linspace(0, len(class_names) - 1, min(len(class_names), scores.SHOWN)).astype(int))
+    sheet = np.full(((height + GAP) * len(shown), (width + GAP) * per_class, 3), 255, np.uint8)
+    for position, label in enumerate(shown):
         for column, row in enumerate(np.flatnonzero(labels == label)[:per_class]):
-            top, left = label * (height + GAP), column * (width + GAP)
+            top, left = position * (height + GAP), column * (width + GAP)
             sheet[top : top + height, left : left + width] = images[row]
-    figure, (axes,) = canvas(6.4, 6.4 * len(class_names) / (per_class + 1.6))
+    figure, (axes,) = canvas(6.4, 6.4 * len(shown) / (per_class + 1.6))
     axes.imshow(sheet, interpolation="nearest")
     axes.set_xticks([])
-    axes.set_yticks(np.arange(len(class_names)) * (height + GAP) + height / 2, [plain(name) for name in class_names])
+    middles = np.arange(len(shown)) * (height + GAP) + height / 2
+    axes.set_yticks(middles, [plain(class_names[label]) for label in shown])
     axes.tick_params(length=0, labelsize=12)
     axes.spines[:].set_visible(False)
     return png(figure)
@@ -146,7 +162,7 @@ def worst_mistakes(
     return png(figure)
 
 
-def _draw_curve(axes: Axes, name: str, columns: Any, quantity: str) -> None:
+def _draw_curve(axes: "Axes", name: str, columns: Any, quantity: str) -> None:
     for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
         values = [float(value) for value in columns[f"{split}_{quantity}"]]
         epochs = range(1, len(values) + 1)
@@ -154,35 +170,83 @@ def _draw_curve(axes: Axes, name: str, columns: Any, quantity: str) -> None:
         axes.plot(epochs[-1:], values[-1:], "o", color=colour_of(name), markersize=4)
 
 
-def _draw_confusion(axes: Axes, counts: np.ndarray, class_names: list[str]) -> None:
+def _draw_confusion(axes: "Axes", counts: np.ndarray, class_names: Sequence[str]) -> None:
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    draw_matrix(axes, counts, share, np.eye(len(counts), dtype=bool), class_names)
+    if len(counts) > scores.SHOWN:
+        lowest = scores.shown_classes([counts])[:LISTED]
+        list_below(axes, "lowest accuracy", [_describe_class(counts[label], label, class_names) for label in lowest])
+
+
+def _describe_class(row: np.ndarray, label: int, class_names: Sequence[str]) -> str:
+    mistakes = np.where(np.arange(len(row)) == label, 0, row)
+    other = int(mistakes.argmax())
+    confused = f", {mistakes[other]:,} as {short(class_names[other])}" if mistakes[other] else ""
+    return f"{short(class_names[label])}: {row[label] / max(row.sum(), 1):.0%} of {row.sum():,}{confused}"
+
+
+def draw_matrix(
+    axes: "Axes", values: np.ndarray, share: np.ndarray, good: np.ndarray, class_names: Sequence[str], form: str = "d"
+) -> None:
+    """Draw a square matrix with a row per actual and a column per predicted class.
+
+    `values` (k, k) are integers, written into the cells in the format `form` unless there are many classes. `share`
+    (k, k), from 0 to 1, sets how dark a cell is. Cells in `good` (k, k) are blue, the others orange.
+    """
     # The square root makes the few mistakes of a good model visible.
     strength = np.sqrt(share)[..., None] * 0.9
-    hue = np.where(np.eye(len(counts), dtype=bool)[..., None], shares_of(GOOD), shares_of(BAD))
-    axes.imshow(1 - strength * (1 - hue))
-    for (row, column), count in np.ndenumerate(counts):
-        colour = "white" if strength[row, column, 0] > 0.68 else INK if count else "#9aa2ab"
-        axes.text(column, row, f"{count}", ha="center", va="center", fontsize=10, color=colour)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(class_names)), class_names)
+    cells = 1 - strength * (1 - np.where(good[..., None], shares_of(GOOD), shares_of(BAD)))
+    many = len(values) > scores.SHOWN
+    if not many:
+        axes.imshow(cells)
+        for (row, column), value in np.ndenumerate(values):
+            colour = "white" if strength[row, column, 0] > 0.68 else INK if value else "#9aa2ab"
+            text = format(value, form) if value else "0"
+            axes.text(column, row, text, ha="center", va="center", fontsize=10, color=colour)
+    else:
+        edge = len(values) - 0.5
+        axes.imshow(_darkest(cells), interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
+    ticks = range(0, len(values), -(-len(values) // TICKS) if many else 1)
+    names = [short(class_names[tick]) if many else plain(class_names[tick]) for tick in ticks]
+    axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(ticks, names)
     axes.set_xlabel("predicted")
     axes.set_ylabel("actual")
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, labelsize=8 if many else 10.5)
     axes.spines[:].set_visible(False)
 
 
-def canvas(width: float, height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
+def matrix_size(class_names: Sequence[str]) -> tuple[float, float]:
+    """Return width and height in inches of a matrix, with a list below it if there are many classes."""
+    return (6.2, 5.9) if len(class_names) <= scores.SHOWN else (7.6, 9.0)
+
+
+def list_below(axes: "Axes", title: str, lines: Sequence[str]) -> None:
+    """Write the lines below the panel of a matrix."""
+    axes.set_xlabel("\n".join(["predicted", "", f"{title}:", *lines]), loc="left", fontsize=9, linespacing=1.4)
+
+
+def _darkest(cells: np.ndarray) -> np.ndarray:
+    """Return the darkest of each block of `cells` (k, k, 3): a figure has fewer pixels than a matrix has cells."""
+    block = -(-len(cells) // CELLS)
+    starts = np.arange(0, len(cells), block)
+    return np.minimum.reduceat(np.minimum.reduceat(cells, starts, axis=0), starts, axis=1)
+
+
+def canvas(width: float, height: float, panels: int = 1) -> "tuple[Figure, list[Axes]]":
     """Return an empty figure with panels of `width` × `height` inches side by side."""
+    from matplotlib.figure import Figure
+
     # A layout draws everything twice. One panel does not need it, because `png` crops the figure.
     layout: Literal["constrained"] | None = "constrained" if panels > 1 else None
     figure = Figure(figsize=(width * panels, height), dpi=DPI, layout=layout, facecolor="white")
     axes = [figure.add_subplot(1, panels, position + 1) for position in range(panels)]
     for panel in axes:
-        _style(panel)
+        style(panel)
     return figure, axes
 
 
-def _style(axes: Axes) -> None:
+def style(axes: "Axes") -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[:].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=10.5)
@@ -202,12 +266,17 @@ def shares_of(colour: str) -> np.ndarray:
     return np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)]) / 255
 
 
+def short(name: str) -> str:
+    """Return a class name of at most `NAME` characters for a figure."""
+    return plain(name if len(name) <= NAME else f"{name[: NAME - 1]}…")
+
+
 def plain(text: str) -> str:
     """Return the text with `$` escaped, which matplotlib would parse as TeX."""
     return text.replace("$", r"\$")
 
 
-def png(figure: Figure) -> bytes:
+def png(figure: "Figure") -> bytes:
     """Return the figure as PNG, cropped to its content."""
     buffer = io.BytesIO()
     # Tight: long class names stay visible. No version in the metadata: the same numbers give the same bytes.

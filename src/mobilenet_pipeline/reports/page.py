@@ -92,10 +92,14 @@ def render(recipe: config.Recipe, contents: Contents) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"percent": _percent, "count": "{:,}".format, "interval": _interval}
     template = resources.files("mobilenet_pipeline").joinpath("reports", "page.html.j2").read_text(encoding="utf-8")
+    scored = {name: files["metrics"] for name, files in contents.candidates.items() if files["metrics"]}
     return environment.from_string(template).render(
         recipe=recipe,
         contents=contents,
-        scored={name: files["metrics"] for name, files in contents.candidates.items() if files["metrics"]},
+        scored=scored,
+        shown_classes=scores.shown_classes(metrics["confusion_matrix"] for metrics in scored.values())
+        if scored
+        else [],
         stale=_is_stale(contents),
         colours={name: figures.colour_of(name) for name in config.CANDIDATES},
         figures={name: base64.b64encode(png).decode("ascii") for name, png in draw(recipe, contents).items()},

@@ -5,7 +5,20 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mobilenet_pipeline.metrics import scores
-from mobilenet_pipeline.reports.figures import BAD, FAINT, GOOD, INK, canvas, colour_of, plain, png, shares_of
+from mobilenet_pipeline.reports.figures import (
+    FAINT,
+    GOOD,
+    INK,
+    LISTED,
+    canvas,
+    colour_of,
+    draw_matrix,
+    list_below,
+    matrix_size,
+    plain,
+    png,
+    short,
+)
 
 
 def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
@@ -66,23 +79,20 @@ def corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> bytes:
 def confusion_difference(first: Sequence, second: Sequence, title: str, class_names: Sequence[str]) -> bytes:
     """Draw the second confusion matrix minus the first.
 
-    Improvements are blue, deteriorations orange.
+    Improvements are blue, deteriorations orange. With many classes, the figure lists those that lose most.
     """
     difference = np.asarray(second) - np.asarray(first)
     better = np.where(np.eye(len(difference), dtype=bool), difference, -difference)
-    strength = np.sqrt(np.abs(better) / max(1, np.abs(better).max()))[..., None] * 0.9
-    figure, (axes,) = canvas(6.2, 5.9)
-    axes.imshow(1 - strength * (1 - np.where(better[..., None] > 0, shares_of(GOOD), shares_of(BAD))))
-    for (row, column), value in np.ndenumerate(difference):
-        ink = "white" if strength[row, column, 0] > 0.68 else INK if value else "#9aa2ab"
-        axes.text(column, row, f"{value:+d}" if value else "0", ha="center", va="center", fontsize=10, color=ink)
-    ticks = [plain(name) for name in class_names]
-    axes.set_xticks(range(len(ticks)), ticks, rotation=45, ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(len(ticks)), ticks)
-    axes.set(xlabel="predicted", ylabel="actual")
+    share = np.abs(better) / max(1, np.abs(better).max())
+    figure, (axes,) = canvas(*matrix_size(class_names))
+    draw_matrix(axes, difference, share, better > 0, class_names, "+d")
+    if len(difference) > scores.SHOWN:
+        right = difference.diagonal()
+        most = np.argsort(right, kind="stable")[:LISTED]
+        list_below(
+            axes, "change in right answers", [f"{short(class_names[label])}: {right[label]:+d}" for label in most]
+        )
     axes.set_title(plain(title), loc="left", fontweight="bold")
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
     return png(figure)
 
 
