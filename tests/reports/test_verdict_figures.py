@@ -36,11 +36,10 @@ def test_a_difference_is_blue_for_better_and_orange_for_worse():
     assert orange[0] > orange[2]
 
 
-def test_a_difference_of_many_classes_is_a_heat_map():
-    first = np.eye(400, dtype=int) * 9
-    second = first.copy()
-    second[100] = np.roll(second[100], 50)
-    drawn = verdict_figures.confusion_difference(first, second, "b less a", [f"class {n}" for n in range(400)])
+def test_a_difference_of_many_classes_does_not_mix_better_and_worse():
+    second = np.zeros((500, 500), int)
+    second[100, 100] = second[101, 100] = 9  # in one block of the heat map
+    drawn = verdict_figures.confusion_difference(0 * second, second, "b less a", [f"class {n}" for n in range(500)])
     assert pixels_of(drawn).shape[1] < 1400
     assert shows(drawn, "#bb5532")
 

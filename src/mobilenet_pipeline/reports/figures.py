@@ -204,8 +204,10 @@ def draw_matrix(
             text = format(value, form) if value else "0"
             axes.text(column, row, text, ha="center", va="center", fontsize=10, color=colour)
     else:
-        edge = len(values) - 0.5
-        axes.imshow(_darkest(cells), interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
+        block = -(-len(values) // CELLS)
+        drawn = _darkest(cells, block)
+        edge = len(drawn) * block - 0.5
+        axes.imshow(drawn, interpolation="nearest", extent=(-0.5, edge, edge, -0.5))
     ticks = range(0, len(values), -(-len(values) // TICKS) if many else 1)
     names = [short(class_names[tick]) if many else plain(class_names[tick]) for tick in ticks]
     axes.set_xticks(ticks, names, rotation=45, ha="right", rotation_mode="anchor")
@@ -226,11 +228,17 @@ def list_below(axes: "Axes", title: str, lines: Sequence[str]) -> None:
     axes.set_xlabel("\n".join(["predicted", "", f"{title}:", *lines]), loc="left", fontsize=9, linespacing=1.4)
 
 
-def _darkest(cells: np.ndarray) -> np.ndarray:
-    """Return the darkest of each block of `cells` (k, k, 3): a figure has fewer pixels than a matrix has cells."""
-    block = -(-len(cells) // CELLS)
-    starts = np.arange(0, len(cells), block)
-    return np.minimum.reduceat(np.minimum.reduceat(cells, starts, axis=0), starts, axis=1)
+def _darkest(cells: np.ndarray, block: int) -> np.ndarray:
+    """Return the darkest of each `block` × `block` of `cells` (k, k, 3): a figure has fewer pixels than cells.
+
+    The cells of the last blocks that `cells` lacks are white.
+    """
+    count = -(-len(cells) // block)
+    filled = np.ones((count * block, count * block, 3))
+    filled[: len(cells), : len(cells)] = cells
+    blocks = filled.reshape(count, block, count, block, 3).swapaxes(1, 2).reshape(count, count, -1, 3)
+    darkest = blocks.sum(axis=3).argmin(axis=2)
+    return np.take_along_axis(blocks, darkest[..., None, None], axis=2)[:, :, 0]
 
 
 def canvas(width: float, height: float, panels: int = 1) -> "tuple[Figure, list[Axes]]":
