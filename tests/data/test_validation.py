@@ -1,5 +1,6 @@
 """Validation: a faithful manifest passes every expectation, and every expectation notices the fault it is there for."""
 
+import inspect
 import json
 import re
 import time
@@ -27,6 +28,14 @@ RECIPE = recipe_for(IMAGES, config.load_recipe("cifar10", Path(__file__).resolve
 def faithful() -> pd.DataFrame:
     found = LabelledImages(IMAGES.rgb(), IMAGES.labels, np.arange(60) >= 50, "test images")
     return ingest.arrange(found, RECIPE.data.class_names)[2]
+
+
+def validate(manifest: pd.DataFrame, recipe: config.Recipe, digest: str, folder: Path, *suite: Path) -> dict[str, Any]:
+    """Validate a manifest that is still in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder.with_name(f"{folder.name}.parquet")
+    manifest.to_parquet(path)
+    return validation.validate(path, recipe, digest, folder, *suite)
 
 
 def put(row: int, column: str, value: object) -> Callable[[pd.DataFrame], None]:
@@ -122,7 +131,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, A
         for fault in FAULTS:
             if fault.manifest == name:
                 fault.plant(manifest)
-        made[name] = validation.validate(manifest, RECIPE, "the digest", folder / name)
+        made[name] = validate(manifest, RECIPE, "the digest", folder / name)
     return made
 
 
@@ -168,7 +177,7 @@ def test_a_failure_names_expectation_column_and_first_row(documents):
 def test_an_image_in_both_splits_is_one_failure_of_two_rows(tmp_path):
     manifest = faithful()
     copy_hash("train", "test")(manifest)
-    document = validation.validate(manifest, RECIPE, "", tmp_path)
+    document = validate(manifest, RECIPE, "", tmp_path)
     (failed,) = [expectation for expectation in document["expectations"] if not expectation["success"]]
     first, last = manifest.index[manifest["split"] == "train"][0], manifest.index[manifest["split"] == "test"][-1]
     assert failed["sentence"].startswith("expect_column_values_to_be_unique on column hash of distinct_images failed")
@@ -182,12 +191,12 @@ def test_a_wrong_row_count_is_reported_with_the_actual_one(documents):
 
 def test_the_expected_size_is_that_of_the_recipe(tmp_path):
     manifest = faithful().assign(height=28, width=28)
-    document = validation.validate(manifest, with_data(RECIPE, image_size=28), "", tmp_path)
+    document = validate(manifest, with_data(RECIPE, image_size=28), "", tmp_path)
     assert validation.failures(document) == []
 
 
 def test_a_manifest_without_a_column_fails_and_says_so(tmp_path):
-    document = validation.validate(faithful().drop(columns="hash"), RECIPE, "", tmp_path)
+    document = validate(faithful().drop(columns="hash"), RECIPE, "", tmp_path)
     (sentence,) = validation.failures(document)
     assert sentence.startswith("expect_table_columns_to_match_set of images failed")
 
@@ -206,17 +215,17 @@ def test_balance_is_a_share_of_the_split_within_the_tolerance(tmp_path):
     manifest = faithful()
     drop_class("test", 4)(manifest)  # the other nine classes are 11.1 % of the test split now
     data = {"test_rows": 9, "class_balance_tolerance": 0.05}
-    document = validation.validate(manifest, with_data(RECIPE, **data), "", tmp_path)
+    document = validate(manifest, with_data(RECIPE, **data), "", tmp_path)
     found = find(document, Fault(add_column, BETWEEN, "class_shares", "share"))
     assert found["examples"] == [{"split": "test", "class_name": "deer", "share": 0.0}]
 
 
 def failed_sentences(manifest: pd.DataFrame, folder) -> list[str]:
-    return validation.failures(validation.validate(manifest, RECIPE, "", folder))
+    return validation.failures(validate(manifest, RECIPE, "", folder))
 
 
 def test_the_document_is_json_and_the_same_each_time(documents, tmp_path):
-    again = validation.validate(faithful(), RECIPE, "the digest", tmp_path)
+    again = validate(faithful(), RECIPE, "the digest", tmp_path)
     assert again == documents["faithful"]
     assert all(json.loads(json.dumps(document, allow_nan=False)) == document for document in documents.values())
 
@@ -224,7 +233,7 @@ def test_the_document_is_json_and_the_same_each_time(documents, tmp_path):
 def test_an_infinite_statistic_is_still_json(tmp_path):
     manifest = faithful()
     manifest.loc[0, "mean_r"] = np.inf
-    document = validation.validate(manifest, RECIPE, "", tmp_path)
+    document = validate(manifest, RECIPE, "", tmp_path)
     assert '{"row": 0, "mean_r": "inf"}' in json.dumps(document, allow_nan=False)
 
 
@@ -235,7 +244,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     suite = folder / "cifar10.json"
     suite.write_text(json.dumps({"name": "cifar10", "expectations": [DARK]}))
     for _ in range(2):
-        document = validation.validate(faithful().assign(width=28), RECIPE, "", folder / "reports", suite)
+        document = validate(faithful().assign(width=28), RECIPE, "", folder / "reports", suite)
     (folder / "document.json").write_text(json.dumps(document))
     return folder
 
@@ -301,10 +310,23 @@ def test_a_file_that_is_no_suite_is_named(text: str, fault: str, tmp_path: Path)
         validation.read_additions(tmp_path / "digits.json")
 
 
+def test_pairs_are_found_as_great_expectations_own_loop_finds_them() -> None:
+    from great_expectations.expectations.metrics import ColumnPairValuesInSet
+
+    rng = np.random.default_rng(0)
+    labels = pd.Series(rng.choice([0, 1, 2, None], 300))
+    names = pd.Series(rng.choice(["cat", "dog", None], 300), dtype="str")
+    allowed = [[0, "cat"], [1, "dog"], [2, None], [None, None]]
+    loop = inspect.unwrap(ColumnPairValuesInSet._pandas)
+    for first in (labels, labels.astype(float)):
+        expected = loop(ColumnPairValuesInSet, first, names, value_pairs_set=allowed)
+        assert validation.pairs_in_set(first, names, allowed).tolist() == expected.tolist()
+
+
 def test_60_000_rows_take_less_than_30_seconds(tmp_path):
     manifest = pd.concat([faithful()] * 1000, ignore_index=True)
     manifest["hash"] = [f"{row:064x}" for row in range(len(manifest))]
     before = time.process_time()  # not the clock's: the machine may be busy with something else
-    document = validation.validate(manifest, with_data(RECIPE, train_rows=50_000, test_rows=10_000), "", tmp_path)
+    document = validate(manifest, with_data(RECIPE, train_rows=50_000, test_rows=10_000), "", tmp_path)
     assert validation.failures(document) == []
     assert time.process_time() - before < 30

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from mobilenet_pipeline.config import Recipe, did_you_mean, recipe_names
 from mobilenet_pipeline.data import validation
 from mobilenet_pipeline.workspace.files import read_json, write_json
@@ -19,9 +17,8 @@ def main(recipe: Recipe) -> None:
     Raises ValueError if an expectation failed; the files are written first.
     """
     folder, reports = data_folder(recipe), report_folder(recipe)
-    manifest = pd.read_parquet(folder / "manifest.parquet")
     digest = read_json(folder / "dataset.json")["digest"]
-    document = validation.validate(manifest, recipe, digest, reports, additions(recipe))
+    document = validation.validate(folder / "manifest.parquet", recipe, digest, reports, additions(recipe))
     write_json(reports / "validation.json", document)
     if not document["success"]:
         raise ValueError("\n".join(["the data did not pass validation:", *validation.failures(document)]))
