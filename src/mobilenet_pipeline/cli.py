@@ -147,6 +147,9 @@ def parser() -> argparse.ArgumentParser:
     sub = add("predict", predict, "Show what the promoted models answer for a photo, side by side.")
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
+    sub = add("gc", collect, "List what no longer counts in MLflow, BentoML, DVC and Prefect; with --yes, remove it.")
+    sub.add_argument("--keep", type=int, required=True, metavar="N", help="the newest versions and flow runs that stay")
+    sub.add_argument("--yes", action="store_true", help="remove what is listed; without it, nothing is removed")
     sub = add("anatomy", anatomy, "List parameters and multiply-adds per layer, beside standard convolutions.")
     sub.add_argument("--candidate", choices=CANDIDATES, help="only this one (default: all)")
     sub = add("ui", ui, "Show the pages of MLflow and Prefect, until Ctrl-C.")
@@ -472,6 +475,24 @@ def predict(options: argparse.Namespace) -> None:
     except OSError as error:
         raise ValueError(f"{options.image} cannot be read ({error.strerror}); give the path of an image file") from None
     print_answers(prediction.predict(data, bento.served_models(recipe)), f"{options.image}, {recipe.name}")
+
+
+def collect(options: argparse.Namespace) -> None:
+    """Print what may go and why the rest stays, and remove it if asked to."""
+    from contextlib import nullcontext
+
+    from mobilenet_pipeline.operations import gc
+
+    recipe = load_recipe(options.recipe)
+    with gc.alone(recipe) if options.yes else nullcontext():
+        plan = gc.plan(recipe, options.keep)
+        leftovers = [*plan.leftovers, *flow_module("upkeep").leftovers(recipe, options.keep)]
+        print("\n".join(gc.describe(leftovers, plan)), flush=True)
+        for leftover in leftovers if options.yes else []:
+            leftover.remove()
+            print(f"removed {leftover.store}: {leftover.name}", flush=True)
+    if leftovers and not options.yes:
+        print(f"nothing was removed: mobilenet-pipeline gc --recipe {recipe.name} --keep {options.keep} --yes")
 
 
 def anatomy(options: argparse.Namespace) -> None:

@@ -9,9 +9,14 @@ from pathlib import Path
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 
 
-def run(*words: str) -> subprocess.CompletedProcess[str]:
-    """Run a command of DVC, whatever comes of it, and return it with its output."""
-    return subprocess.run([*COMMAND, *words], env=environment(None), capture_output=True, text=True, check=False)
+def run(*words: str, seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run a command of DVC, whatever comes of it, and return it with its output.
+
+    Raises subprocess.TimeoutExpired if it takes longer than `seconds`.
+    """
+    return subprocess.run(
+        [*COMMAND, *words], env=environment(None), capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def environment(extra: Mapping[str, str] | None) -> dict[str, str]:

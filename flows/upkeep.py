@@ -1,0 +1,59 @@
+"""What the operations need of Prefect: its old flow runs for `gc`."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from flows import server
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.operations.gc import Leftover
+
+_PAGE = 200
+
+
+def leftovers(recipe: Recipe, keep: int) -> list[Leftover]:
+    """Return the recipe's finished flow runs except the `keep` newest of each flow.
+
+    Returns none if no Prefect server answers: a temporary one is not started for that.
+    """
+    server.prepare(quiet=True)
+    if server.connect() is None:
+        return []
+    from prefect import get_client
+
+    with get_client(sync_client=True) as client:
+        newest_first = [run for run in _finished(client) if run.parameters.get("recipe") == recipe.name]
+    of_flow: dict[Any, list[Any]] = {}
+    for run in newest_first:
+        of_flow.setdefault(run.flow_id, []).append(run)
+    surplus = [run for runs in of_flow.values() for run in runs[keep:]]
+    return [Leftover("Prefect", f"flow run {run.name}", None, partial(_delete, run.id)) for run in surplus]
+
+
+def _finished(client: Any) -> Iterator[Any]:
+    """Yield all flow runs that have ended, the newest first."""
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    ended = FlowRunFilter.model_validate({"state": {"type": {"any_": ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]}}})
+    offset = 0
+    while True:
+        page = client.read_flow_runs(
+            flow_run_filter=ended, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=_PAGE, offset=offset
+        )
+        yield from page
+        if len(page) < _PAGE:
+            return
+        offset += _PAGE
+
+
+def _delete(run_id: UUID) -> None:
+    from prefect import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            client.delete_flow_run(run_id)
+        except ObjectNotFound:  # somebody else was faster
+            return
