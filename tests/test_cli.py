@@ -20,7 +20,7 @@ from mobilenet_pipeline.workspace import history
 from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
-COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "gc", "anatomy", "ui"]
+COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "backup", "restore", "gc", "anatomy", "ui"]
 NEEDS_FLOWS = [["run"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
 DETERMINISTIC, TENSORBOARD = "TF_DETERMINISTIC_OPS", "MOBILENET_PIPELINE_TENSORBOARD"
 ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'

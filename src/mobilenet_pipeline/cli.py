@@ -147,6 +147,12 @@ def parser() -> argparse.ArgumentParser:
     sub = add("predict", predict, "Show what the promoted models answer for a photo, side by side.")
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
+    sub = add("backup", backup, "Save registry, artefacts, records, Bentos and live pointer in one file, and check it.")
+    sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="a new file, outside of what is saved")
+    sub = add("restore", restore, "Bring back what a backup holds, after a check of every hash.")
+    archive = sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="what `backup` wrote")
+    archive.complete = shtab.FILE  # type: ignore[attr-defined]
+    sub.add_argument("--force", action="store_true", help="replace what is here, and keep it under another name")
     sub = add("gc", collect, "List what no longer counts in MLflow, BentoML, DVC and Prefect; with --yes, remove it.")
     sub.add_argument("--keep", type=int, required=True, metavar="N", help="the newest versions and flow runs that stay")
     sub.add_argument("--yes", action="store_true", help="remove what is listed; without it, nothing is removed")
@@ -475,6 +481,24 @@ def predict(options: argparse.Namespace) -> None:
     except OSError as error:
         raise ValueError(f"{options.image} cannot be read ({error.strerror}); give the path of an image file") from None
     print_answers(prediction.predict(data, bento.served_models(recipe)), f"{options.image}, {recipe.name}")
+
+
+def backup(options: argparse.Namespace) -> None:
+    """Write a backup of all recipes of this workspace."""
+    from mobilenet_pipeline.operations import backup as saving
+
+    saving.backup(options.file, _progress)
+
+
+def restore(options: argparse.Namespace) -> None:
+    """Bring a backup of all recipes back."""
+    from mobilenet_pipeline.operations import backup as saving
+
+    saving.restore(options.file, options.force, _progress)
+
+
+def _progress(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def collect(options: argparse.Namespace) -> None:

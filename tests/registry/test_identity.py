@@ -66,7 +66,7 @@ def test_a_new_registry_is_accepted_once_it_is_wanted(
 
 def test_an_empty_registry_beside_a_history_is_refused(recipe: Recipe, store: Path) -> None:
     history.append(recipe, PROMOTED)
-    with pytest.raises(OtherRegistry, match=r"back from your backup.* run --recipe digits --new-registry"):
+    with pytest.raises(OtherRegistry, match=r"restore FILE`.* run --recipe digits --new-registry"):
         runs.check_store(recipe)
 
 

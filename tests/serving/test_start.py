@@ -1,5 +1,6 @@
 """The program that serves a Bento: what it starts, and what it leaves behind."""
 
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 from bento_fixtures import Service
 from waiting import LIMIT, wait_until
 
+from mobilenet_pipeline.operations import backup
 from mobilenet_pipeline.release import bento
 from serving.check import is_worker
 from serving.start import is_ready
@@ -105,6 +107,24 @@ def test_an_ipv6_address_is_served(
         assert service.ask("GET", "/model").status_code == 200
         wait_for_ready_line(tmp_path / "service.log")
         assert f"{service.tag} on {service.address}, Ctrl-C ends it" in (tmp_path / "service.log").read_text()
+
+
+def test_the_same_champion_answers_after_everything_was_deleted_and_restored(
+    filled_bento_store: Path,
+    service: Service,
+    start: Callable[..., AbstractContextManager[Service]],
+    encode: Callable[..., bytes],
+    workspace: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    store, file = workspace / ".bentoml", tmp_path_factory.mktemp("backups") / "backup.tar.gz"
+    shutil.copytree(filled_bento_store, store, ignore=shutil.ignore_patterns("metrics"))
+    backup.backup(file, lambda _: None)
+    shutil.rmtree(store)
+    backup.restore(file, say=lambda _: None)
+    with start(store) as restored:
+        answers = [each.ask("POST", "/predict", files={"image": encode()}).json() for each in (service, restored)]
+    assert [{**answer, "answer_id": ""} for answer in answers[:1]] == [{**answers[1], "answer_id": ""}]
 
 
 def wait_for_ready_line(log: Path) -> None:

@@ -135,6 +135,6 @@ def _refusal(recipe: Recipe, former: Registry | None, entry: Experiment | None) 
     home = f"the registry that was at {former.address}" if former else "a registry with the versions of its history"
     return (
         f"{recipe.registered_model} belongs to {home}, but {present} {state}. Set MLFLOW_TRACKING_URI to the former "
-        "one, put the database of a lost one back from your backup, or leave it for good with "
+        "one, bring a lost one back with `mobilenet-pipeline restore FILE`, or leave it for good with "
         f"`mobilenet-pipeline run --recipe {recipe.name} --new-registry`"
     )

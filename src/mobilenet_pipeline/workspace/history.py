@@ -69,8 +69,13 @@ def read(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> list[Eve
     line that is damaged or was changed, and what `records.lines` raises.
     """
     path = paths.history_path(recipe, workspace)
+    return parse(path, records.lines(path, copy))
+
+
+def parse(path: Path, lines: list[str]) -> list[Event]:
+    """Return the events in the `lines` of a history, which is at `path`. Raises HistoryError like `read`."""
     events, chain = [], START
-    for number, line in enumerate(records.lines(path, copy), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             document = json.loads(line)
             previous = document.pop("previous")

@@ -49,7 +49,7 @@ def lines(path: Path, copy: bool = False) -> list[str]:
     With `copy`, the file counts if the database does not answer. Raises RecordsAway otherwise, and RecordError if the
     file has lines that the shared record lacks.
     """
-    own = _own(path)
+    own = own_lines(path)
     if not shared():
         return own
     try:
@@ -66,13 +66,25 @@ def lines(path: Path, copy: bool = False) -> list[str]:
     return everything
 
 
+def own_lines(path: Path) -> list[str]:
+    """Return the lines of the file alone."""
+    # Not splitlines(): a person's text may have characters that Unicode calls line ends.
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+
+
+def agrees(path: Path) -> bool:
+    """Return whether the shared record can take in the file at `path`, or is further than the file; changes nothing."""
+    own, everything = own_lines(path), _shared_lines(path) if shared() else []
+    return path.stem in MERGED or own[: len(everything)] == everything[: len(own)]
+
+
 def append(path: Path, next_line: Callable[[list[str]], str]) -> None:
     """Append `next_line(lines so far)` to the record, in the database first if the records are shared.
 
     Raises OSError if the line cannot be written; the record is then as it was.
     """
     if not shared():
-        files.append_line(path, next_line(_own(path)))
+        files.append_line(path, next_line(own_lines(path)))
         return
     while True:
         before = lines(path)
@@ -102,11 +114,6 @@ def exclusively(name: str, workspace: Path = paths.HERE, everywhere: bool = True
         fcntl.flock(file, fcntl.LOCK_EX)
         with _lock_of_all(name) if everywhere and shared() else nullcontext():
             yield
-
-
-def _own(path: Path) -> list[str]:
-    # Not splitlines(): a person's text may have characters that Unicode calls line ends.
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
 
 
 def _join(path: Path, own: list[str], everything: list[str]) -> list[str]:
