@@ -20,8 +20,22 @@ from mobilenet_pipeline.workspace import history
 from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
-COMMANDS = ["run", "status", *REVIEWING, "schedule", "serve", "predict", "backup", "restore", "gc", "anatomy", "ui"]
-NEEDS_FLOWS = [["run"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
+COMMANDS = [
+    "run",
+    "status",
+    *REVIEWING,
+    "schedule",
+    "alerts",
+    "serve",
+    "fetch",
+    "predict",
+    "backup",
+    "restore",
+    "gc",
+    "anatomy",
+    "ui",
+]
+NEEDS_FLOWS = [["run"], ["alerts"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
 DETERMINISTIC, TENSORBOARD = "TF_DETERMINISTIC_OPS", "MOBILENET_PIPELINE_TENSORBOARD"
 ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
 
@@ -215,6 +229,26 @@ def test_without_a_live_bento_a_command_says_what_to_do(
     (workspace / "photo.png").write_bytes(b"")
     assert cli.main(command) == 1
     assert "no Bento of digits is live; run `mobilenet-pipeline run --recipe digits`" in capsys.readouterr().err
+
+
+def test_there_is_nothing_to_fetch_before_the_first_run(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["fetch"]) == 1
+    assert "mobilenet-pipeline run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "nobody to notify: give --webhook, --slack, --email or --block"),
+        (["--email", "ann@example.com"], "SENDGRID_API_KEY is not set"),
+    ],
+)
+def test_alerts_need_an_address(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SENDGRID_API_KEY", raising=False)
+    assert cli.main(["alerts", *words]) == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_missing_photo_is_named(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -144,6 +144,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     sub.add_argument("--port", type=int, default=3000, help="port to listen on (default: %(default)s)")
     sub.add_argument("--follow", action="store_true", help="serve what other machines promote or roll back, too")
+    add("fetch", fetch, "Make the registry's champion live on this machine: fetch its models, build and try its Bento.")
     sub = add("predict", predict, "Show what the promoted models answer for a photo, side by side.")
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -402,21 +403,19 @@ def schedule(options: argparse.Namespace) -> None:
 
 def alerts(options: argparse.Namespace) -> None:
     """Make the automations that notify people, on the running Prefect server."""
-    server = flow_module("server")
-    server.prepare(quiet=True)
-    address = server.connect()
-    if address is None:
-        raise ValueError("no Prefect server runs that could notify people: set PREFECT_API_URL, or start `make ui`")
-    notify = flow_module("alerts")
-    key = os.environ.get("SENDGRID_API_KEY")
+    server, key = flow_module("server"), os.environ.get("SENDGRID_API_KEY")
+    if not any((options.webhook, options.slack, options.email, options.block)):
+        raise ValueError("nobody to notify: give --webhook, --slack, --email or --block")
     if options.email and not key:
         raise ValueError("SENDGRID_API_KEY is not set, and --email needs SendGrid's API key; set it, or use --webhook")
+    server.prepare(quiet=True)
+    if server.connect() is None:
+        raise ValueError("no Prefect server runs that could notify people: set PREFECT_API_URL, or start `make ui`")
+    notify = flow_module("alerts")
     blocks = [notify.load(name) for name in options.block]
     blocks += [notify.webhook(options.webhook)] if options.webhook else []
     blocks += [notify.slack(options.slack)] if options.slack else []
     blocks += [notify.email(options.email, key)] if options.email else []
-    if not blocks:
-        raise ValueError("nobody to notify: give --webhook, --slack, --email or --block")
     if options.test:
         notify.test(blocks)
     for name in notify.set_up(blocks):
@@ -434,6 +433,15 @@ def serve(options: argparse.Namespace) -> None:
     live = bento.must_be_live(recipe)
     command = bento.serve_command(live.tag, address, options.port, bento.record_of(live.tag))
     os.execv(command[0], command)
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Look at the registry once, as `serve --follow` does again and again."""
+    from mobilenet_pipeline.release import bento, follow
+
+    recipe = load_recipe(options.recipe)
+    sentences = follow.look(recipe)
+    print(*sentences or [f"Nothing changed: Bento {bento.must_be_live(recipe).tag} is live."], sep="\n")
 
 
 def _serve_and_follow(recipe: Recipe, address: str, port: int) -> NoReturn:
