@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes study accuracy weights help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes faults study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -79,6 +79,9 @@ bench-serve: $(READY)  ## compare the throughput of RECIPE's service with three 
 
 bench-runtimes: $(READY)  ## compare LiteRT with ONNX Runtime, SavedModel and Keras, for RECIPE's CANDIDATE
 	@$(BIN)/python benchmarks/bench_runtimes.py $(RECIPE) $(CANDIDATE) && $(BIN)/python benchmarks/page.py
+
+faults: $(READY)  ## kill runs and rollbacks at 61 moments while a champion serves; an hour
+	@$(BIN)/python benchmarks/faults.py
 
 study: $(READY)  ## train the missing rows of STUDY in benchmarks/studies.yaml; hours for all studies
 	@$(BIN)/python -m mobilenet_pipeline.stages choose cifar10
