@@ -1,8 +1,8 @@
 """Kill the pipeline at every boundary of its steps and at random moments, while a champion serves.
 
 A clone of this repository runs the recipe `digits` with short trainings. Its service answers all the time. Runs and
-rollbacks are killed with SIGKILL. After each kill, the history must be whole and have a champion. At the end, one run must
-serve the registry's champion. The results are written to docs/results/faults.json.
+rollbacks are killed with SIGKILL. After each kill, the history must be whole and have a champion. At the end, one run
+must serve the registry's champion. The results are written to docs/results/faults.json.
 
     python benchmarks/faults.py --moments 50
 """
