@@ -1,5 +1,6 @@
 """The gauges for Prometheus, read back with its client's parser."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.workspace import files, history
 from mobilenet_pipeline.workspace.history import Event
 
-VERDICT = {"promote": True, "winner": "scratch", "versions": {"scratch": "3"}, "judged_at": "2026-11-02T10:00:00+00:00"}
+WINNER = "a" * 64
+VERDICT = {"promote": True, "winner": "scratch", "artefacts": {"scratch": WINNER, "pretrained": "c" * 64}}
 
 
 def event(what: history.What, version: str, at: str, after: str | None = None) -> Event:
@@ -48,15 +50,14 @@ def test_the_champion_is_that_of_the_last_decision(recipe: Recipe, workspace: Pa
 
 
 @pytest.mark.parametrize(
-    ("decided_at", "waits"),
-    [(None, 1), ("2026-11-02T11:00:00+00:00", 0), ("2026-11-01T11:00:00+00:00", 1)],
+    ("decided", "waits"), [({}, 1), ({"artefact": WINNER}, 0), ({"withdraws": WINNER}, 0), ({"artefact": "b" * 64}, 1)]
 )
 def test_a_version_waits_until_somebody_has_decided_on_it(
-    recipe: Recipe, workspace: Path, decided_at: str | None, waits: int
+    recipe: Recipe, workspace: Path, decided: dict[str, str], waits: int
 ) -> None:
     files.write_json(Path("reports/digits/verdict.json"), VERDICT)
-    if decided_at:
-        history.append(recipe, event("promoted", "3", decided_at))
+    earlier = event("promoted", "3", "2020-01-01T00:00:00+00:00")  # the clock was wrong
+    history.append(recipe, replace(earlier, **decided))  # type: ignore[arg-type]
     assert values(gauges.write(recipe))[("waiting_for_approval",)] == waits
 
 

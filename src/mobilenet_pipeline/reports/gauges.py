@@ -42,9 +42,9 @@ def write(recipe: Recipe, workspace: Path = HERE) -> Path:
     events = history.read(recipe, workspace, copy=True)
     verdict = _read(reports / "verdict.json")
     if verdict:
-        version = verdict["versions"].get(verdict["winner"])
-        decided = any(event.version == version and event.at >= verdict["judged_at"] for event in events)
-        waits = verdict["promote"] and not decided
+        # By hash: the clock may have been set back, and version numbers start again in another registry.
+        artefact = verdict["artefacts"].get(verdict["winner"])
+        waits = verdict["promote"] and all(artefact not in (event.artefact, event.withdraws) for event in events)
         gauge("verdict_passed", "Whether the gate let the last winner pass.").set(verdict["promote"])
         gauge("waiting_for_approval", "Whether a version waits for a person.").set(waits)
     if events and (champion := events[-1].after):
