@@ -1,5 +1,6 @@
 """The history of a registered model: lines that are added, and show when they are changed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,9 @@ def test_a_damaged_line_is_named(recipe: Recipe, record: Path, tmp_path: Path) -
     record.write_text(f'{record.read_text()}{{"what": "prom')
     with pytest.raises(HistoryError, match="line 3 is damaged"):
         history.read(recipe, tmp_path)
+
+
+def test_a_clock_that_was_set_back_changes_no_order(recipe: Recipe, tmp_path: Path) -> None:
+    for version, at in (("2", "2026-11-02T00:00:00+00:00"), ("3", "2026-11-01T00:00:00+00:00")):
+        history.append(recipe, replace(FIRST, version=version, after=version, at=at), tmp_path)
+    assert [event.version for event in history.champions(recipe, tmp_path)] == ["2", "3"]
