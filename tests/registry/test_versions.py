@@ -63,3 +63,32 @@ def test_fetched_metadata_has_the_verdict(
     record_verdict(version, "It is no better.", promoted=False)
     metadata = json.loads((versions.fetch(version, tmp_path / "got") / "metadata.json").read_text())
     assert metadata["verdict"] == {"promoted": False, "reason": "It is no better."}
+
+
+@pytest.mark.parametrize("number", ["7", "1_0", " 1", "01", "-1", "9" * 30, "one", ""])
+def test_a_number_of_no_version_is_refused_with_those_that_there_are(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, number: str
+) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    with pytest.raises(versions.RegistryError, match=f"has no version {number}; there are: 1$"):
+        versions.find(version.name, number)
+
+
+def test_an_error_names_the_newest_of_many_versions(client: mlflow.MlflowClient, recipe: Recipe, make: Make) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    tags = versions.tags_of_version(version)
+    for _ in range(versions.LISTED):
+        client.create_model_version(version.name, "runs:/r/served", version.run_id, tags=tags)
+    with pytest.raises(versions.RegistryError, match=r"there are: 21, 20, .*, 2 and 1 older ones$"):
+        versions.find(version.name, "99")
+
+
+def test_a_version_is_found_without_a_list_of_all(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    monkeypatch.setattr(versions, "entries_of", None)
+    assert versions.find(version.name, "1") == version

@@ -355,6 +355,14 @@ def test_status_shows_what_is_served_and_why(recipe: Recipe, runs: Runs) -> None
     assert (status.waiting, status.drift) == (None, None)
 
 
+def test_status_asks_once_for_all_versions(recipe: Recipe, runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs((190, 195))
+    asked, ask = [], registry.entries_of
+    monkeypatch.setattr(registry, "entries_of", lambda name: asked.append(name) or ask(name))
+    promotion.status(recipe)
+    assert asked == [recipe.registered_model]
+
+
 def test_status_before_the_first_run_is_empty(recipe: Recipe, packaging: Packaging) -> None:
     assert not any(vars(promotion.status(recipe)).values())
 

@@ -22,6 +22,8 @@ from mobilenet_pipeline.workspace.files import read_json
 SERVED = "served"
 ARTEFACT, METADATA, PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
 COMPLETE = "complete"
+LISTED = 20
+"""How many versions an error names."""
 DESCRIPTION = 5000
 """The longest description of a version, in characters, that all of MLflow's databases accept."""
 
@@ -166,10 +168,25 @@ def find(name: str, number: str) -> Version:
 
     Raises RegistryError, naming the existing versions, if there is none.
     """
-    known = {version.version: version for version in versions(name)}
-    if number not in known:
-        raise RegistryError(f"{name} has no version {number}; there are: {', '.join(known) or 'none'}")
-    return known[number]
+    use_store()
+    entry = _entry(name, number)
+    if entry and is_ours(entry) and entry.tags.get(COMPLETE):
+        return version_of(entry)
+    known = [version.version for version in versions(name)]
+    older = f" and {len(known) - LISTED:,} older ones" if len(known) > LISTED else ""
+    raise RegistryError(f"{name} has no version {number}; there are: {', '.join(known[:LISTED]) or 'none'}{older}")
+
+
+def _entry(name: str, number: str) -> ModelVersion | None:
+    """Return the entry with this number, None if there is none, or if no version can have this number."""
+    if not re.fullmatch(r"[1-9][0-9]{0,8}", number):  # databases raise errors of their own for a longer one
+        return None
+    try:
+        return MlflowClient().get_model_version(name, number)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
 
 
 def set_tag(version: Version, key: str, value: str) -> None:

@@ -99,11 +99,11 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
     return Judgement(verdict, against, champion, challenger, evidence.state)
 
 
-def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
+def recall(recipe: Recipe, workspace: Path = HERE, state: State | None = None) -> Judgement | None:
     """Return the last verdict's judgement, None if something that it rests on has changed.
 
     It rests on the candidates' artefacts, the data, the limits, and the champion: still the one that was compared, or
-    already the one that the verdict promotes.
+    already the one that the verdict promotes. `state` is the registered model, if it has been read already.
     """
     try:
         verdict = read_verdict(recipe, workspace)
@@ -122,8 +122,9 @@ def recall(recipe: Recipe, workspace: Path = HERE) -> Judgement | None:
         artefacts,
     ):
         return None
-    identity.check(recipe, workspace)
-    state = aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
+    if state is None:
+        identity.check(recipe, workspace)
+        state = aliases.read_state(recipe.registered_model, history.withdrawn(recipe, workspace))
     known = {version.version: version for version in state.versions}
     judged = {name: known.get(number) for name, number in verdict.versions.items()}
     if {name: version and version.sha256 for name, version in judged.items()} != artefacts:

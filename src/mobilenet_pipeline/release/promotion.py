@@ -240,7 +240,7 @@ class Status:
 def status(recipe: Recipe, workspace: Path = HERE) -> Status:
     """Return what is served and why. Raises GateError if verdict.json is damaged."""
     state, live = read_state(recipe, workspace), bento.live(recipe)
-    judgement = recall(recipe, workspace)
+    judgement = recall(recipe, workspace, state)
     verdict = read_verdict(recipe, workspace) if paths.verdict_path(recipe, workspace).exists() else None
     return Status(
         state.champion,
