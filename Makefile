@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes faults study accuracy weights help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes bench-operations faults study accuracy weights help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -83,6 +83,9 @@ bench-runtimes: $(READY)  ## compare LiteRT with ONNX Runtime, SavedModel and Ke
 faults: $(READY)  ## kill runs and rollbacks at 61 moments while a champion serves; an hour
 	@$(BIN)/python benchmarks/faults.py
 
+bench-operations: $(READY)  ## compare status, gate, figure and validation at scale with an earlier commit
+	@$(BIN)/python benchmarks/bench_operations.py
+
 study: $(READY)  ## train the missing rows of STUDY in benchmarks/studies.yaml; hours for all studies
 	@$(BIN)/python -m mobilenet_pipeline.stages choose cifar10
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro --quiet recipes/dvc.yaml:ingest@cifar10
@@ -108,7 +111,7 @@ $(READY): requirements.lock pyproject.toml
 	@command -v uv >/dev/null || test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv
 	@command -v $(UV) >/dev/null || { echo "pip installed uv elsewhere than $(BIN): take target, prefix and root out of pip's configuration (pip config list)"; exit 1; }
 	@echo "installing the locked packages (about 3 GB) into .venv"
-	@$(UV) pip install --quiet --require-hashes -r requirements.lock --python $(BIN)/python && \
+	@UV_COMPILE_BYTECODE_TIMEOUT=0 $(UV) pip install --quiet --compile-bytecode --require-hashes -r requirements.lock --python $(BIN)/python && \
 	  $(UV) pip install --quiet --no-deps --no-build-isolation -e . --python $(BIN)/python
 	@test -x $(BIN)/mobilenet-pipeline || { echo "uv installed elsewhere than $(BIN): take target and prefix out of uv's configuration (~/.config/uv/uv.toml)"; exit 1; }
 	@touch $@
