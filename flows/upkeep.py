@@ -1,4 +1,4 @@
-"""What the operations need of Prefect: its old flow runs for `gc`."""
+"""What the operations need of Prefect: its settings and server for `doctor`, and its old flow runs for `gc`."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -7,9 +7,29 @@ from uuid import UUID
 
 from flows import server
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.operations.doctor import Finding
 from mobilenet_pipeline.operations.gc import Leftover
+from mobilenet_pipeline.system import ports
+from mobilenet_pipeline.workspace.files import shown
 
 _PAGE = 200
+
+
+def check_prefect() -> Iterator[Finding]:
+    """Check that the server of Prefect's settings answers, and that its version is this client's."""
+    import prefect
+
+    server.prepare(quiet=True)
+    address = server.connect()
+    if address is None:
+        yield Finding("Prefect", "ok", f"version {prefect.__version__}, no server runs; `run` starts one of its own")
+        return
+    version = ports.ask(f"{address}/admin/version")
+    if version == prefect.__version__:
+        yield Finding("Prefect", "ok", f"the server at {shown(address)} has version {version}")
+    else:
+        sentence = f"the server at {shown(address)} has version {version}, this client {prefect.__version__}"
+        yield Finding("Prefect", "warn", sentence, "install the same version on both sides")
 
 
 def leftovers(recipe: Recipe, keep: int) -> list[Leftover]:

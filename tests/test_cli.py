@@ -20,21 +20,9 @@ from mobilenet_pipeline.workspace import history
 from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
-COMMANDS = [
-    "run",
-    "status",
-    *REVIEWING,
-    "schedule",
-    "alerts",
-    "serve",
-    "fetch",
-    "predict",
-    "backup",
-    "restore",
-    "gc",
-    "anatomy",
-    "ui",
-]
+SERVING = ["serve", "fetch", "predict"]
+UPKEEP = ["doctor", "backup", "restore", "gc"]
+COMMANDS = ["run", "status", *REVIEWING, "schedule", "alerts", *SERVING, *UPKEEP, "anatomy", "ui"]
 NEEDS_FLOWS = [["run"], ["alerts"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
 DETERMINISTIC, TENSORBOARD = "TF_DETERMINISTIC_OPS", "MOBILENET_PIPELINE_TENSORBOARD"
 ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'

@@ -148,6 +148,8 @@ def parser() -> argparse.ArgumentParser:
     sub = add("predict", predict, "Show what the promoted models answer for a photo, side by side.")
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
+    text = "Check installation, servers, records and models, and name remedies. Exit code 1: something fails."
+    add_json(add("doctor", doctor, text))
     sub = add("backup", backup, "Save registry, artefacts, records, Bentos and live pointer in one file, and check it.")
     sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="a new file, outside of what is saved")
     sub = add("restore", restore, "Bring back what a backup holds, after a check of every hash.")
@@ -489,6 +491,23 @@ def predict(options: argparse.Namespace) -> None:
     except OSError as error:
         raise ValueError(f"{options.image} cannot be read ({error.strerror}); give the path of an image file") from None
     print_answers(prediction.predict(data, bento.served_models(recipe)), f"{options.image}, {recipe.name}")
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Print the findings as they come; the exit code is 1 if one of them is a failure."""
+    from mobilenet_pipeline.operations import doctor as examination
+
+    signs, findings = {"ok": "✓", "warn": "!", "fail": "✗"}, []
+    more = {"Prefect": lambda *_: flow_module("upkeep").check_prefect()}
+    for finding in examination.examine(load_recipe(options.recipe), more):
+        findings.append(finding)
+        if not options.json:
+            print(f"{signs[finding.state]} {finding.name:<12}{finding.sentence}", flush=True)
+            if finding.remedy:
+                print(f"{'':<14}→ {finding.remedy}", flush=True)
+    if options.json:
+        _print_json([asdict(finding) for finding in findings])
+    return 1 if any(finding.state == "fail" for finding in findings) else 0
 
 
 def backup(options: argparse.Namespace) -> None:

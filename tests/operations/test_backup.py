@@ -29,7 +29,7 @@ def snapshot_of(folder: Path) -> dict[str, bytes]:
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
-        and not path.name.startswith((".deciding", ".running", ".numbering"))
+        and not path.name.startswith((".deciding", ".running", ".numbering", ".restoring"))
         and path.suffix != ".lock"
     }
 
@@ -201,8 +201,10 @@ def test_a_restore_that_was_killed_is_undone_by_the_next(
         with pytest.raises(KeyboardInterrupt):
             backup.restore(file, force=True, say=silent)
     assert "a restore was killed" in str(backup.interrupted())
+    (workspace / ".restore-killed").mkdir()
     with pytest.raises(BackupError, match="--force"):
         backup.restore(file, say=silent)
+    assert [*workspace.glob(".restor*"), *workspace.glob("before-restore-*")] == []
     assert {name: data for name, data in snapshot_of(workspace).items() if "before-restore" not in name} == saved
 
 

@@ -36,7 +36,7 @@ REPORTS = ("verdict.json", "validation.json")
 """What `status` and `trace` read of a recipe's reports."""
 KEPT = "before-restore-"
 """The beginning of the name of a folder with what a restore has replaced."""
-_MARK = ".restoring.json"
+_MARK, _STAGING = ".restoring.json", ".restore-"
 _CHUNK = 1 << 20
 _SILENCE_SECONDS = 5
 
@@ -95,10 +95,13 @@ def restore(file: Path, force: bool = False, say: Say = print, workspace: Path =
     BackupError if the file is no whole backup, if the workspace is not empty and `force` is not given, or if MLflow's
     settings name another kind of store.
     """
-    _undo(workspace)
     root = paths.home(workspace).resolve()
     with ExitStack() as stack:
-        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root, prefix=".restore-")))
+        stack.enter_context(records.exclusively("restoring", workspace, everywhere=False))
+        _undo(workspace)
+        for left in root.glob(f"{_STAGING}*"):
+            shutil.rmtree(left)
+        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=root, prefix=_STAGING)))
         say(f"checking {file} …")
         try:
             manifest = _read(file, staging, keep=True)
@@ -455,7 +458,16 @@ def _undo(workspace: Path) -> None:
             shutil.rmtree(target) if target.is_dir() else target.unlink()
         if former and former.exists():
             former.rename(target)
+        if former:
+            _remove_empty(former.parent)
     mark.unlink()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove the folder and those above it in `before-restore-TIME`, as far as they are empty."""
+    while any(name.startswith(KEPT) for name in folder.parts) and folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+        folder = folder.parent
 
 
 class _Shares:

@@ -206,6 +206,16 @@ def _probe(uri: str) -> None:
         )
 
 
+def server_version() -> str | None:
+    """Return the version of MLflow's server, None if it does not say."""
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
+
+    credentials = get_default_host_creds(mlflow.get_tracking_uri())
+    answer = http_request(credentials, "/version", "GET", max_retries=0, timeout=_PROBE_SECONDS, raise_on_status=False)
+    return str(answer.text.strip()) if answer.status_code == 200 else None
+
+
 def _reach(uri: str) -> None:
     """Raise StoreAwayError unless a database server listens at its address; SQLAlchemy would retry for minutes."""
     place = urlsplit(uri)

@@ -24,17 +24,29 @@ _AUTHOR = {"NAME": "mobilenet-pipeline", "EMAIL": "mobilenet-pipeline@localhost"
 
 def follow_setting() -> bool:
     """Make the team's remote DVC's default in this workspace, and return whether there is one."""
-    url = os.environ.get(DVC_REMOTE)
-    if url and "://" not in url:
-        url = str(Path(url).resolve())  # DVC would take it from its own folder
-    local = Path(".dvc/config.local")
-    known = local.read_text(encoding="utf-8") if local.exists() else ""
-    present = re.search(rf"\['remote \"{NAME}\"'\]\s+url = (.*)", known)
-    if url and (not present or present[1].strip() != url):
+    url, present = _setting(), _present()
+    if url and present != url:
         dvc.run("remote", "add", "--local", "--default", "--force", NAME, url)
     elif present and not url:
         dvc.run("remote", "remove", "--local", NAME)
     return bool(url)
+
+
+def is_followed() -> bool:
+    """Return whether DVC has the remote of the setting, or none of the team's without a setting."""
+    return _present() == _setting()
+
+
+def _setting() -> str | None:
+    url = os.environ.get(DVC_REMOTE) or None
+    return str(Path(url).resolve()) if url and "://" not in url else url  # DVC would take it from its own folder
+
+
+def _present() -> str | None:
+    local = Path(".dvc/config.local")
+    known = local.read_text(encoding="utf-8") if local.exists() else ""
+    present = re.search(rf"\['remote \"{NAME}\"'\]\s+url = (.*)", known)
+    return present[1].strip() if present else None
 
 
 def share(recipe: Recipe, addresses: list[str], version: str, run_id: str, workspace: Path = HERE) -> list[str]:
