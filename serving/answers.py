@@ -23,8 +23,12 @@ class Uploads(bentoml.IODescriptor):
 
 
 class Answered(BaseModel):
-    """A model's answer for one image. Confidence and probabilities are between 0 and 1."""
+    """A model's answer for one image. Confidence and probabilities are between 0 and 1.
 
+    The record of answers has the same id, so that a true class that is known later finds its answer.
+    """
+
+    answer_id: str
     class_: Annotated[str, Field(alias="class")]
     confidence: float
     probabilities: dict[str, float]

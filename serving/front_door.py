@@ -9,6 +9,7 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,11 +43,14 @@ OPEN = ("/", *HEALTH)
 class FrontDoor:
     """ASGI middleware: admits known requests, puts their upload into `scope[UPLOAD]`, and counts the answers.
 
-    With a `key`, every path but those in OPEN needs it.
+    With a `key`, every path but those in OPEN needs it. `failed` is called with path and status of every upload that
+    gets no answer, except for one with a wrong key.
     """
 
-    def __init__(self, app: ASGIApp, key: bytes | None = None) -> None:
-        self.app, self.key = app, key
+    def __init__(
+        self, app: ASGIApp, key: bytes | None = None, failed: Callable[[str, int], None] = lambda *_: None
+    ) -> None:
+        self.app, self.key, self.failed = app, key, failed
         self.held = self.working = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,6 +96,8 @@ class FrontDoor:
             self.held -= held
             self.working -= working
             measures.count_request(path, status, version, time.perf_counter() - started)
+            if scope["method"] in POSTS and PATHS.get(path) == POSTS and status >= 400 and status != 401:
+                self.failed(path, status)
 
     def _admit(self, scope: Scope) -> None:
         """Raise Refusal if the key, the path or the method of the request is wrong."""

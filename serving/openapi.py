@@ -125,7 +125,8 @@ def _examples(champion: dict[str, Any]) -> dict[str, Any]:
     first, *others = champion["class_names"]
     rest = round(0.1 / (1 + len(others)), 4)
     best = round(1 - len(others) * rest, 4)
-    answered = {"class": first, "confidence": best, "probabilities": {first: best, **dict.fromkeys(others, rest)}}
+    shares = {first: best, **dict.fromkeys(others, rest)}
+    answered = {"answer_id": "5f2b9c1e7a40d836", "class": first, "confidence": best, "probabilities": shares}
     names = {"model_name": champion["name"], "model_version": champion["version"]}
     return {
         "/predict": answered | names,

@@ -1,4 +1,6 @@
-"""A JSON line for every answered image, so that drift can be measured later. Images are kept only on request.
+"""A JSON line for every answered image and every failed request, so that drift can be measured later.
+
+Images are kept only on request. `mobilenet-pipeline monitor` reads the record.
 
 A thread of its own builds and writes many lines at a time: NumPy releases the GIL for every sum, and reacquiring it for
 every answer costs 25 % of the throughput. The queue is bounded: with a full or slow disk, lines are lost and counted,
@@ -7,6 +9,7 @@ and answers are not delayed. BentoML's own monitor keeps one file a day without 
 
 import base64
 import logging.handlers
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -19,29 +22,50 @@ from typing import Any
 import numpy as np
 import orjson
 
+from mobilenet_pipeline.inference import statistics
 from serving import measures
 
 WAITING_BYTES = 6 * 2**20
 """The most bytes of pixels that wait to be written, 2,048 images of 32 × 32; the lines of more are lost. One request
 always fits."""
+WAITING_FAULTS = 2048
+"""The most failed requests that wait to be written; the lines of more are lost."""
 SECONDS = 0.1
 """Between two writes."""
 TOGETHER_BYTES = 192 * 2**10
-"""Bytes of pixels that are added up at once, 64 images of 32 × 32; more overflow the processor's cache and take twice
+"""Bytes of pixels that are measured at once, 64 images of 32 × 32; more overflow the processor's cache and take twice
 as long."""
+DIGITS = 2
+"""Of every measurement after the point."""
 NUMPY = orjson.OPT_SERIALIZE_NUMPY
 FILE_BYTES, FILES = 10 * 2**20, 5
 
 
 @dataclass(frozen=True)
 class Answer:
-    """The images uint8 (n, h, w, 3) of one request, and their predictions."""
+    """The images uint8 (n, h, w, 3) of one request, their predictions, and the milliseconds that these took."""
 
     endpoint: str
     model: dict[str, str]
     predictions: list[dict[str, Any]]
     pixels: np.ndarray
+    milliseconds: float
     at: float = field(default_factory=time.time)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A request, or a file of a batch, that got no answer, and the HTTP status of its refusal."""
+
+    endpoint: str
+    status: int
+    at: float = field(default_factory=time.time)
+
+
+def answer_ids(count: int) -> list[str]:
+    """Return the ids of the answers of one request: 16 random hexadecimal digits, and the place among several."""
+    request = secrets.token_hex(8)
+    return [request] if count == 1 else [f"{request}-{index}" for index in range(count)]
 
 
 class Record:
@@ -50,6 +74,7 @@ class Record:
     def __init__(self, path: Path | None, keep_images: bool = False) -> None:
         self.path, self.keep_images = path, keep_images
         self.waiting: list[Answer] = []
+        self.faults: list[Fault] = []
         self.waiting_bytes = 0
         self.adding, self.writing = threading.Lock(), threading.Lock()
         if path:
@@ -67,20 +92,28 @@ class Record:
         if self.path and not fits:
             measures.count_unrecorded(len(answer.predictions))
 
+    def fail(self, fault: Fault) -> None:
+        """Queue the failed request. Never waits for the disk and never fails."""
+        with self.adding:
+            if fits := self.path and len(self.faults) < WAITING_FAULTS:
+                self.faults.append(fault)
+        if self.path and not fits:
+            measures.count_unrecorded(1)
+
     def write(self) -> None:
-        """Write the queued answers. Call it once more before the process ends."""
+        """Write what is queued. Call it once more before the process ends."""
         with self.writing:
             with self.adding:
                 answers, self.waiting, self.waiting_bytes = self.waiting, [], 0
-            if not answers:
+                faults, self.faults = self.faults, []
+            if not answers and not faults:
                 return
             try:
-                text = "\n".join(
-                    orjson.dumps(line, option=NUMPY).decode() for line in describe(answers, self.keep_images)
-                )
+                lines = chain(describe(answers, self.keep_images), map(_describe_fault, faults))
+                text = "\n".join(orjson.dumps(line, option=NUMPY).decode() for line in lines)
                 self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
             except Exception:  # the disk may raise any error
-                measures.count_unrecorded(sum(len(answer.predictions) for answer in answers))
+                measures.count_unrecorded(sum(len(answer.predictions) for answer in answers) + len(faults))
 
     def _write_for_ever(self) -> None:
         while True:
@@ -89,7 +122,7 @@ class Record:
 
 
 def describe(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str, Any]]:
-    """Yield a line an image: time, model, prediction, and mean and spread of each colour (0 to 255)."""
+    """Yield a line an image: time, model, prediction with its id, latency, and what `statistics.measure` returns."""
     # A new champion may take images of another shape.
     for _, group in groupby(answers, lambda answer: answer.pixels.shape[1:]):
         yield from _describe_alike(list(group), keep_images)
@@ -98,36 +131,35 @@ def describe(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str,
 def _describe_alike(answers: Sequence[Answer], keep_images: bool) -> Iterator[dict[str, Any]]:
     pixels = np.concatenate([answer.pixels for answer in answers])
     together = max(1, TOGETHER_BYTES // pixels[0].nbytes)
-    moments = chain.from_iterable(
-        zip(*_moments(pixels[start : start + together]), strict=True) for start in range(0, len(pixels), together)
+    measured = chain.from_iterable(
+        _measure(pixels[start : start + together]) for start in range(0, len(pixels), together)
     )
-    rows = zip(pixels if keep_images else repeat(None), moments, strict=False)
+    rows = zip(pixels if keep_images else repeat(None), measured, strict=False)
     for answer in answers:
-        at = datetime.fromtimestamp(answer.at, UTC).isoformat(timespec="milliseconds")
+        same = {
+            "at": _time(answer.at),
+            "endpoint": answer.endpoint,
+            **answer.model,
+            "ms": round(answer.milliseconds, 2),
+        }
         # The predictions come first: `zip` then stops before it takes a row of the next answer.
-        for prediction, (image, (mean, spread)) in zip(answer.predictions, rows, strict=False):
-            yield {
-                "at": at,
-                "endpoint": answer.endpoint,
-                **answer.model,
-                "class": prediction["class"],
-                "probabilities": prediction["probabilities"],
-                "mean": mean,
-                "spread": spread,
-                **({} if image is None else {"pixels": base64.b64encode(image.tobytes()).decode()}),
-            }
+        for prediction, (image, values) in zip(answer.predictions, rows, strict=False):
+            kept = {} if image is None else {"pixels": base64.b64encode(image.tobytes()).decode()}
+            yield {**same, **prediction, **dict(zip(statistics.MEASURED, values, strict=True)), **kept}
 
 
-def _moments(pixels: np.ndarray) -> tuple[list[list[float]], list[list[float]]]:
-    """Return mean and standard deviation of each colour of images (n, h, w, 3), both n by 3."""
-    # NumPy adds up colour by colour three times as fast as pixel by pixel. Values around 0 keep the sum of squares of
-    # a row of 1,024 pixels within 2^24, up to which float32 is exact.
-    around = (pixels ^ 128).view(np.int8)
-    colours = around.transpose(0, 3, 1, 2).astype(np.float32, order="C")
-    count = colours.shape[2] * colours.shape[3]
-    mean = colours.reshape(len(pixels), 3, -1).sum(axis=2).astype(float) / count
-    square = np.einsum("ijkl,ijkl->ijk", colours, colours).sum(axis=2, dtype=float) / count
-    return (mean + 128).round(2).tolist(), np.sqrt(square - mean**2).round(2).tolist()
+def _measure(pixels: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """Yield what `statistics.measure` returns, image by image."""
+    measured = statistics.measure(pixels)
+    return zip(*(measured[name].round(DIGITS).tolist() for name in statistics.MEASURED), strict=True)
+
+
+def _describe_fault(fault: Fault) -> dict[str, Any]:
+    return {"at": _time(fault.at), "endpoint": fault.endpoint, "status": fault.status}
+
+
+def _time(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
 
 
 class _Raising(logging.handlers.RotatingFileHandler):

@@ -11,6 +11,7 @@ import hashlib
 import io
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,7 +35,7 @@ from serving.answers import Comparison, Prediction, Predictions, Upload, Uploads
 from serving.front_door import UPLOAD, FrontDoor
 from serving.live import Live
 from serving.measures import VERSION_HEADER
-from serving.record import Answer, Record
+from serving.record import Answer, Fault, Record, answer_ids
 from serving.refusals import BATCH_PATH, FIELDS, Refusal
 from serving.served import Roles, Served
 
@@ -57,6 +58,11 @@ PYTHON = ".".join(map(str, sys.version_info[:2]))
 def _current() -> "Classifier":
     service: Classifier = get_current_service()
     return service
+
+
+def _record_fault(endpoint: str, status: int) -> None:
+    with suppress(bentoml.exceptions.BentoMLException):  # the service has not started yet, and has no record
+        _current().record.fail(Fault(endpoint, status))
 
 
 def _describe() -> dict[str, Any]:
@@ -144,7 +150,7 @@ class ShortWay:
 
 def behind_front_door(service: Any) -> Any:
     """Add the front door and the short way to a BentoML service."""
-    service.add_asgi_middleware(FrontDoor, key=settings.key())
+    service.add_asgi_middleware(FrontDoor, key=settings.key(), failed=_record_fault)
     service.add_asgi_middleware(ShortWay, methods={api.route: api.func for api in service.apis.values()})
     return service
 
@@ -205,11 +211,15 @@ class Classifier:
         """Classify an image file with champion and challenger; null without a challenger."""
         return await self.answer(self._compare, image)
 
-    async def answer(self, respond: Callable[[Any], Response], upload: Any) -> Response:
-        """Return the response to the upload, computed in a thread; that of the refusal if there is one."""
+    async def answer(self, respond: Callable[[Any, float], Response], upload: Any) -> Response:
+        """Return the response to the upload, computed in a thread; that of the refusal if there is one.
+
+        `respond` also gets the time at which the upload was complete, of `time.perf_counter`.
+        """
+        complete = time.perf_counter()
         self.working += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self.threads, respond, upload)
+            return await asyncio.get_running_loop().run_in_executor(self.threads, respond, upload, complete)
         except preprocess.ImageError as error:
             return refusals.unreadable(error).response()
         except Refusal as refusal:
@@ -217,45 +227,51 @@ class Classifier:
         finally:
             self.working -= 1
 
-    def png(self, data: bytes) -> Response:
+    def png(self, data: bytes, _: float) -> Response:
         """Return an image file as the champion sees it, a PNG."""
         file = io.BytesIO()
         Image.fromarray(preprocess.decode(data, _champion(self.live.roles).size)).save(file, "PNG")
         return Response(file.getvalue(), media_type="image/png")
 
-    def _predict(self, data: bytes) -> Response:
+    def _predict(self, data: bytes, complete: float) -> Response:
         champion = _champion(self.live.roles)
-        (prediction,) = self._ask(champion, preprocess.decode(data, champion.size)[None], "/predict")
+        (prediction,) = self._ask(champion, preprocess.decode(data, champion.size)[None], "/predict", complete)
         return _json(prediction | champion.names, champion)
 
-    def _compare(self, data: bytes) -> Response:
+    def _compare(self, data: bytes, complete: float) -> Response:
         roles = self.live.roles
         champion = _champion(roles)
         pixels = preprocess.decode(data, champion.size)[None]  # the challenger's images have the same shape
         comparison = {
-            role: self._ask(model, pixels, "/compare")[0] | model.names if model else None
+            role: self._ask(model, pixels, "/compare", complete)[0] | model.names if model else None
             for role, model in roles.items()
         }
         return _json(comparison, champion)
 
-    def _predict_batch(self, upload: list[bytes] | bytes) -> Response:
+    def _predict_batch(self, upload: list[bytes] | bytes, complete: float) -> Response:
         champion = _champion(self.live.roles)
         if isinstance(upload, bytes):
-            predictions = self._ask(champion, uploads.pixels(upload, champion.image_shape), BATCH_PATH)
+            predictions = self._ask(champion, uploads.pixels(upload, champion.image_shape), BATCH_PATH, complete)
         else:
-            predictions = self._ask_readable(champion, _decode_all(upload, champion.size))
+            predictions = self._ask_readable(champion, _decode_all(upload, champion.size), complete)
         return _json(champion.names | {"predictions": predictions}, champion)
 
-    def _ask_readable(self, model: Served, images: Sequence[np.ndarray | Refusal]) -> list[dict[str, Any]]:
+    def _ask_readable(
+        self, model: Served, images: Sequence[np.ndarray | Refusal], complete: float
+    ) -> list[dict[str, Any]]:
         pixels = [image for image in images if not isinstance(image, Refusal)]
-        predictions = iter(self._ask(model, np.stack(pixels), BATCH_PATH) if pixels else [])
+        predictions = iter(self._ask(model, np.stack(pixels), BATCH_PATH, complete) if pixels else [])
+        for image in images:
+            if isinstance(image, Refusal):
+                self.record.fail(Fault(BATCH_PATH, image.status))
         return [image.document() if isinstance(image, Refusal) else next(predictions) for image in images]
 
-    def _ask(self, model: Served, pixels: np.ndarray, endpoint: str) -> list[dict[str, Any]]:
-        """Return the model's predictions for images (n, h, w, 3), and count and record them."""
-        predictions = model.predict(pixels, alone=self.working == 1)
+    def _ask(self, model: Served, pixels: np.ndarray, endpoint: str, complete: float) -> list[dict[str, Any]]:
+        """Return the model's predictions for images (n, h, w, 3) with their ids, and count and record them."""
+        found = model.predict(pixels, alone=self.working == 1)
+        predictions = [{"answer_id": name} | one for name, one in zip(answer_ids(len(found)), found, strict=True)]
         measures.count_answers(endpoint, model.version, [prediction["class"] for prediction in predictions])
-        self.record.add(Answer(endpoint, model.names, predictions, pixels))
+        self.record.add(Answer(endpoint, model.names, predictions, pixels, 1000 * (time.perf_counter() - complete)))
         return predictions
 
 

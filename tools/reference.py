@@ -30,6 +30,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "serving": config.Serving,
     "gate": config.Gate,
     "gate.as_good_and_lighter": config.Lighter,
+    "monitoring": config.Monitoring,
 }
 """The headings of the recipe page, each with the model of its keys."""
 

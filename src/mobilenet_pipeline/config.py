@@ -197,6 +197,49 @@ class Gate(Section):
     """Largest drop of the mean accuracy on corrupted images against the champion; only a significant drop fails."""
 
 
+class Monitoring(Section):
+    """When the answers of the service count as drifted, and what follows. Every limit is a smallest effect.
+
+    Shares are of 1: 0.01 is one percentage point.
+    """
+
+    retrain: bool
+    """Whether drift of images, classes or confidence starts a training, whose winner must pass the gate."""
+    window_minutes: Positive
+    """Shortest time of a short window; a window ends at a multiple of it."""
+    window_images: Positive
+    """Least number of images of a short window; a window without them lasts longer."""
+    images_per_class: Positive
+    """Least number of images of a long window for each class. A long window sees small changes, a short one is
+    early."""
+    windows: Positive
+    """Number of windows, the newest ones, that an alarm looks at."""
+    drifted_windows: Positive
+    """Number of these windows in which the same quantity must have drifted before an alarm."""
+    significance: Share
+    """Chance that any test finds drift in a window without drift; the p-values of a window are Holm-adjusted."""
+    distance: Share
+    """Least Kolmogorov-Smirnov distance of an input statistic or the confidence from the test images'."""
+    class_ratio: Annotated[float, Field(gt=0, lt=1)]
+    """A class has drifted if its share of the predictions is below this part of its share on the test images, or above
+    the inverse."""
+    milliseconds: Rate
+    """Latency that more than 1 % of the single images must exceed, from the complete upload to the answer."""
+    error_share: Share
+    """Share of failed requests, and of refused uploads, that must be exceeded."""
+    accuracy_drop: Share
+    """Least drop of the accuracy on labelled answers, against the test accuracy at promotion, for a proposal to roll
+    back."""
+    cool_down_hours: Rate
+    """Hours after the end of an alert in which drift of the same quantities opens it again without a notification."""
+
+    @model_validator(mode="after")
+    def _windows_suffice(self) -> Self:
+        if self.drifted_windows > self.windows:
+            raise ValueError(f"drifted_windows is {self.drifted_windows}; it must be at most windows, {self.windows}")
+        return self
+
+
 ServedPrecision = Literal["float32", "int8"]
 
 
@@ -227,6 +270,8 @@ class Recipe(Section):
     """Export of the artefact."""
     gate: Gate
     """Limits of the evaluation gate."""
+    monitoring: Monitoring
+    """Limits of the monitoring of answers."""
 
     def candidate(self, name: str) -> Candidate:
         """Return the candidate called `name`. Raises ValueError for a name that is not in `CANDIDATES`."""

@@ -7,10 +7,12 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from registry_fixtures import Make, Run, Runs
+from registry_fixtures import ROWS, Make, Run, Runs
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.evaluation.reference import Reference
 from mobilenet_pipeline.gate.verdict import GateError
+from mobilenet_pipeline.registry import reference
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.identity import OtherRegistry
 from mobilenet_pipeline.release import judging
@@ -43,6 +45,17 @@ def test_registered_candidates_are_not_drawn_again(recipe: Recipe, runs: Runs, m
     runs((185, 195))
     monkeypatch.setattr(judging, "draw_candidate", lambda *_: pytest.fail("drawn"))
     assert judging.judge(recipe).verdict.versions == {"scratch": "1", "pretrained": "2"}
+
+
+def test_a_registered_candidate_has_a_reference_for_the_monitoring(recipe: Recipe, make: Make) -> None:
+    make("scratch", right=185)
+    make("pretrained", right=195)
+    np.save("data/digits/images.npy", np.zeros((ROWS, 8, 8, 3), np.uint8))
+    champion = judging.judge(recipe).champion
+    assert champion is not None
+    stored = reference.fetch(champion)
+    assert stored is not None
+    assert Reference.from_bytes(stored, "MLflow").rows == ROWS
 
 
 def test_a_candidate_is_drawn_beside_its_champion(

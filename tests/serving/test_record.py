@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from waiting import wait_until
 
+from mobilenet_pipeline.inference import statistics
 from serving import record
-from serving.record import Answer, Record, describe
+from serving.record import Answer, Fault, Record, answer_ids, describe
 
 Encode = Callable[..., bytes]
 CAT = {"class": "cat", "probabilities": {"cat": np.float32(1)}}
 
 
 def answer(pixels: np.ndarray, endpoint: str = "/predict") -> Answer:
-    return Answer(endpoint, {}, [CAT] * len(pixels), pixels)
+    return Answer(endpoint, {}, [CAT] * len(pixels), pixels, milliseconds=1.5)
 
 
 def first_line(folder: Path) -> dict[str, Any]:
@@ -42,6 +43,31 @@ def test_a_line_has_mean_and_spread_of_each_colour(size: int) -> None:
 def test_an_image_of_one_colour_has_no_spread(size: int) -> None:
     (line,) = describe([answer(np.full((1, size, size, 3), 250, np.uint8))], keep_images=False)
     assert (line["mean"], line["spread"]) == ([250.0] * 3, [0.0] * 3)
+
+
+def test_a_line_has_every_measurement_and_the_latency() -> None:
+    (line,) = describe([answer(np.full((1, 32, 32, 3), 9, np.uint8))], keep_images=False)
+    assert {*line} >= {*statistics.MEASURED}
+    assert line["ms"] == 1.5
+
+
+def test_the_images_of_a_batch_have_ids_of_one_request() -> None:
+    (first,), batch = answer_ids(1), answer_ids(3)
+    assert re.fullmatch(r"[0-9a-f]{16}", first)
+    assert batch == [f"{batch[0].removesuffix('-0')}-{index}" for index in range(3)]
+
+
+def test_failed_requests_are_recorded_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "SECONDS", 3600)
+    monkeypatch.setattr(record, "WAITING_FAULTS", 1)
+    lost: list[int] = []
+    monkeypatch.setattr(record.measures, "count_unrecorded", lost.append)
+    kept = Record(tmp_path / "answers.jsonl")
+    for _ in range(2):
+        kept.fail(Fault("/predict", 503))
+    kept.write()
+    (line,) = (tmp_path / "answers.jsonl").read_text().splitlines()
+    assert ((document := json.loads(line))["endpoint"], document["status"], lost) == ("/predict", 503, [1])
 
 
 def test_answers_of_two_image_shapes_are_described() -> None:
@@ -79,17 +105,26 @@ def test_an_answer_is_recorded_without_its_image(
         prediction = service.ask("POST", "/predict", files={"image": encode()}).json()
         line = first_line(tmp_path / "record")
     assert (line["class"], line["model_version"], line["endpoint"]) == (prediction["class"], "2", "/predict")
+    assert (line["answer_id"], line["confidence"]) == (prediction["answer_id"], prediction["confidence"])
+    assert line["ms"] > 0
     assert len(line["mean"]) == len(line["spread"]) == 3
     assert "pixels" not in line
 
 
-def test_a_stopping_service_records_all_answers(
+def test_a_stopping_service_records_all_answers_and_refusals(
     filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path
 ) -> None:
+    files = [("images", encode()), ("images", b"no image")]
     with start(filled_bento_store, SERVING_RECORD=str(tmp_path / "record")) as service:
         for _ in range(20):
             assert service.ask("POST", "/predict", files={"image": encode()}).status_code == 200
-    assert len((tmp_path / "record" / "answers-1.jsonl").read_text().splitlines()) == 20
+        service.ask("POST", "/predict", files={"image": b"no image"})
+        service.ask("POST", "/predict_batch", files=files)
+        service.ask("GET", "/predict")
+    lines = [json.loads(line) for line in (tmp_path / "record" / "answers-1.jsonl").read_text().splitlines()]
+    assert len({line["answer_id"] for line in lines if "class" in line}) == 21
+    refused = [(line["endpoint"], line["status"]) for line in lines if "status" in line]
+    assert sorted(refused) == [("/predict", 400), ("/predict_batch", 400)]
 
 
 def test_images_are_recorded_on_request(filled_bento_store: Path, start: Any, encode: Encode, tmp_path: Path) -> None:

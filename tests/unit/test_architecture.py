@@ -19,7 +19,7 @@ LAYERS = [
     {"workspace", "data", "models"},
     {"training", "evaluation", "registry"},
     {"gate", "reports"},
-    {"release", "stages", "operations"},
+    {"release", "stages", "monitoring", "operations"},
     {"flows"},
     {"cli"},
 ]

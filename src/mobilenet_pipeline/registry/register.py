@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.registry import runs
+from mobilenet_pipeline.registry import reference, runs
 from mobilenet_pipeline.registry.documents import facts_of, metadata, metrics_of, model_description, version_description
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.registry.versions import (
@@ -36,12 +36,17 @@ ORIGIN = ("data_version", "flow_run", "dvc_lock_sha256")
 """The facts about a version's past that its run has as tags."""
 
 
-def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[str, bytes]] = dict) -> Version:
+def register(
+    recipe: Recipe,
+    files: CandidateFiles,
+    draw: Callable[[], Mapping[str, bytes]] = dict,
+    describe: Callable[[], bytes | None] = lambda: None,
+) -> Version:
     """Register the candidate and return its version.
 
     The same candidate gives the same version again. Test metrics, figures and artefacts go to the run of the training,
-    or to a new run if the store lacks that run. `draw` returns the figures as {file name: PNG}; it is called only if
-    they are needed.
+    or to a new run if the store lacks that run. `draw` returns the figures as {file name: PNG}. `describe` returns the
+    reference for the monitoring, or None. Both are called only if they are needed.
     """
     use_store()
     entries = [entry for entry in entries_of(recipe.registered_model) if is_ours(entry)]
@@ -58,6 +63,8 @@ def register(recipe: Recipe, files: CandidateFiles, draw: Callable[[], Mapping[s
     runs.log_parameters(version.run_id, facts_of(files))
     for name, png in draw().items():
         runs.log_file(version.run_id, png, name, "figures")
+    if data := describe():
+        reference.put(version, data)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copyfile(files.folder / ARTEFACT, folder / ARTEFACT)

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.evaluation.reference import describe
 from mobilenet_pipeline.gate.card import write_card
 from mobilenet_pipeline.gate.verdict import Aliases, Decision, GateError, Verdict, decide
 from mobilenet_pipeline.inference import preprocess
@@ -60,7 +61,12 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
     against, classes = evidence.state.champion, recipe.data.class_names
     champions = [(event.version, event.at[:10], event.accuracy) for event in history.champions(recipe, workspace)]
     versions = {
-        name: register(recipe, files, partial(draw_candidate, files, evidence.arrays[name], evidence.images, classes))
+        name: register(
+            recipe,
+            files,
+            partial(draw_candidate, files, evidence.arrays[name], evidence.images, classes),
+            partial(_reference, evidence, name, classes),
+        )
         for name, files in evidence.files.items()
     }
     champion = versions[decision.winner] if decision.promote and decision.winner else against
@@ -144,6 +150,14 @@ def read_verdict(recipe: Recipe, workspace: Path = HERE) -> Verdict:
     """Read the last verdict. Raises WorkspaceError if there is none, GateError if it is damaged."""
     path = existing(paths.verdict_path(recipe, workspace))
     return Verdict.from_json(path.read_text(encoding="utf-8", errors="replace"), str(path))
+
+
+def _reference(evidence: Evidence, name: str, class_names: list[str]) -> bytes | None:
+    """Return the candidate's reference for the monitoring, None without the images."""
+    if evidence.images is None:
+        return None
+    arrays = evidence.arrays[name]
+    return describe(evidence.images, arrays["rows"], arrays["probabilities"], class_names).to_bytes()
 
 
 def _runner_up(
