@@ -57,6 +57,11 @@ export(sys.argv[3], {SMALL}, {len(SMALL_CLASSES)})
 """
 
 
+def without_id(answer: dict[str, Any]) -> dict[str, Any]:
+    """Return a prediction without its id, which no other answer has."""
+    return {key: value for key, value in answer.items() if key != "answer_id"}
+
+
 @dataclass(frozen=True)
 class Service:
     """A running service: its address, a client of it, its first process, and its Bento's tag."""

@@ -22,8 +22,8 @@ from mobilenet_pipeline.workspace.history import Event
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
 SERVING = ["serve", "fetch", "predict"]
 UPKEEP = ["doctor", "backup", "restore", "gc"]
-COMMANDS = ["run", "status", *REVIEWING, "schedule", "alerts", *SERVING, *UPKEEP, "anatomy", "ui"]
-NEEDS_FLOWS = [["run"], ["alerts"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
+COMMANDS = ["run", "status", *REVIEWING, "schedule", "monitor", "alerts", *SERVING, *UPKEEP, "anatomy", "ui"]
+NEEDS_FLOWS = [["run"], ["alerts"], ["monitor"], ["schedule", "--cron", "0 3 * * *"], ["ui"]]
 DETERMINISTIC, TENSORBOARD = "TF_DETERMINISTIC_OPS", "MOBILENET_PIPELINE_TENSORBOARD"
 ANSWER = '{"class": "3", "model_name": "digits-mobilenet", "model_version": "7"}'
 

@@ -133,6 +133,12 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--prefect-port", type=int, default=4200, help="port of the server that is started (default: 4200)"
     )
+    text = "Compare recorded answers with the champion's test images, and with true classes. Exit code 3: drift."
+    sub = add("monitor", monitor, text)
+    labels = sub.add_argument("--labels", type=Path, metavar="FILE.csv", help="true classes: answer_id,truth")
+    labels.complete = shtab.FILE  # type: ignore[attr-defined]
+    sub.add_argument("--every", type=int, metavar="MINUTES", help="look again and again, until Ctrl-C")
+    add_json(sub)
     sub = add("alerts", alerts, "Let Prefect notify people of failed, crashed and late runs, approvals and drift.")
     sub.add_argument("--webhook", metavar="URL", help="post subject and text as JSON to this address")
     sub.add_argument("--slack", metavar="URL", help="an incoming webhook of Slack")
@@ -401,6 +407,41 @@ def schedule(options: argparse.Namespace) -> None:
         when = f"{options.cron!r} ({options.timezone})"
         print(f"{recipe.name} runs at {when}; its page is {page}, Ctrl-C ends the schedule", flush=True)
         deployments.keep_schedule(recipe.name, options.cron, options.timezone)
+
+
+def monitor(options: argparse.Namespace) -> int:
+    """Run the monitoring's flow, once or again and again; the exit code is 3 if drift or a worse champion is open."""
+    recipe = load_recipe(options.recipe)
+    if options.every is not None and options.every < 1:
+        raise ValueError(f"--every is {options.every}; give a number of minutes from 1")
+    server = flow_module("server")
+    server.prepare(quiet=True)
+    before = dict(os.environ)
+    server.connect()
+    monitoring = flow_module("monitoring")
+    monitoring.outside.set(before)
+    while True:
+        try:
+            needs_people = _look(recipe, monitoring, options)
+        except (ValueError, OSError) as error:
+            if not options.every:
+                raise
+            # A server that is away for a minute must not end the monitoring.
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        if not options.every:
+            return ATTENTION if needs_people else 0
+        time.sleep(60 * options.every)
+
+
+def _look(recipe: Recipe, monitoring: Any, options: argparse.Namespace) -> bool:
+    """Run the flow and print what it found; return whether people are needed."""
+    labels = str(options.labels) if options.labels else None
+    document = monitoring.monitor(recipe.name, labels, return_state=True).result()
+    if options.json:
+        _print_json(document)
+    else:
+        print("\n".join(monitoring.sentences(document)), flush=True)
+    return bool(document["drift"] or document["proposal"])
 
 
 def alerts(options: argparse.Namespace) -> None:

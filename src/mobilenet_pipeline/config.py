@@ -231,7 +231,8 @@ class Monitoring(Section):
     """Least drop of the accuracy on labelled answers, against the test accuracy at promotion, for a proposal to roll
     back."""
     cool_down_hours: Rate
-    """Hours after the end of an alert in which drift of the same quantities opens it again without a notification."""
+    """Hours after the end of an alert in which drift of the same quantities opens it again without a notification, and
+    hours after an alert that started a training in which no other does."""
 
     @model_validator(mode="after")
     def _windows_suffice(self) -> Self:

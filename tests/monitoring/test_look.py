@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from registry_fixtures import Runs
 from mobilenet_pipeline.config import Monitoring, Recipe
 from mobilenet_pipeline.evaluation.reference import Reference
 from mobilenet_pipeline.monitoring import look
-from mobilenet_pipeline.monitoring.alarms import State
+from mobilenet_pipeline.monitoring.alarms import Alert, State
 from mobilenet_pipeline.monitoring.answers import Answers, Record
 from mobilenet_pipeline.monitoring.look import MonitoringError, needs_training, see, with_training
 from mobilenet_pipeline.registry import reference as references
@@ -77,6 +78,14 @@ def test_drift_asks_for_one_training(served: Recipe) -> None:
     begun = with_training(seen, ["images"], "process 7")
     assert needs_training(begun) == []
     assert begun.document["drift"][0]["training"] == "process 7"
+
+
+def test_a_second_cause_starts_no_training_within_the_cool_down(served: Recipe) -> None:
+    seen = look.look(served, now=2 * HOUR)
+    former = Alert("2-classes-1", "classes", "2", 1 * HOUR, ["short"], {}, closed_at=HOUR, training="process 6")
+    later = replace(seen, state=replace(seen.state, alerts=[former, *seen.state.alerts]))
+    assert needs_training(later) == []
+    assert needs_training(replace(later, at=25 * HOUR)) == ["images"]
 
 
 def test_labels_are_kept_and_their_accuracy_reported(served: Recipe, tmp_path: Path, shifted: Record) -> None:

@@ -46,9 +46,10 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A look with its document, picture and labels; nothing is written before `keep`."""
+    """A look at the POSIX second `at`, with document, picture and labels; nothing is written before `keep`."""
 
     recipe: Recipe
+    at: float
     state: State
     changes: list[Change]
     document: dict[str, Any]
@@ -156,7 +157,7 @@ def look(recipe: Recipe, new_labels: Path | None = None, workspace: Path = HERE,
             causes=comparisons.CAUSES,
         )
     )
-    return Look(recipe, seen.state, [*closed, *seen.changes], document, picture, all_labels)
+    return Look(recipe, at, seen.state, [*closed, *seen.changes], document, picture, all_labels)
 
 
 def keep(seen: Look, workspace: Path = HERE) -> None:
@@ -181,8 +182,13 @@ def with_training(seen: Look, causes: Sequence[str], sentence: str) -> Look:
 
 
 def needs_training(seen: Look) -> list[str]:
-    """Return the causes of open alerts for which the recipe wants a training and none was started."""
-    if not seen.recipe.monitoring.retrain:
+    """Return the causes of open alerts for which the recipe wants a training and none was started.
+
+    Within the cool-down after an alert with a training, none is wanted: the images to learn from are hardly others.
+    """
+    limits, alerts = seen.recipe.monitoring, seen.state.alerts
+    cool = all(one.raised_at <= seen.at - 3600 * limits.cool_down_hours for one in alerts if one.training)
+    if not limits.retrain or not cool:
         return []
     return [one.cause for one in seen.state.open if one.cause in comparisons.RETRAINABLE and one.training is None]
 
