@@ -27,16 +27,17 @@ from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 
-from flows import artifacts
+from flows import alerts, artifacts, logs
 from flows.training import RecipeName, train_and_promote
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.monitoring import look, state
 from mobilenet_pipeline.monitoring.alarms import Alert
 from mobilenet_pipeline.monitoring.look import Look
+from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace import locks
 
-RAISED, CLOSED = "mobilenet-pipeline.drift.raised", "mobilenet-pipeline.drift.closed"
+RAISED, CLOSED = alerts.DRIFT, "mobilenet-pipeline.drift.closed"
 REQUESTED = "mobilenet-pipeline.training.requested"
 outside: ContextVar[Mapping[str, str] | None] = ContextVar("outside", default=None)
 """The environment of a training that outlives this process: that before this process chose a Prefect server."""
@@ -53,6 +54,7 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
         labels: A CSV file with the columns answer_id and truth.
     """
     environment.prepare()
+    logs.set_up(recipe)
     loaded = load_recipe(recipe)
     seen = look.look(loaded, Path(labels) if labels else None)
     # Before the state is written: a killed look is repeated, and the same event twice counts once.
@@ -65,6 +67,7 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
             if alert["cause"] in causes:
                 tell(loaded, REQUESTED, alert)
     look.keep(seen)
+    gauges.write(loaded)
     publish(loaded, seen)
     message = " ".join(sentences(seen.document))
     get_run_logger().info(message)
@@ -90,7 +93,7 @@ def tell(recipe: Recipe, event: str, alert: Mapping[str, Any]) -> None:
     )
 
 
-def start_training(recipe: Recipe, alerts: Sequence[Alert]) -> str | None:
+def start_training(recipe: Recipe, open_alerts: Sequence[Alert]) -> str | None:
     """Start a run of the whole pipeline, whose winner must pass the gate, and return how; None while a run goes on.
 
     A deployment that something serves runs it; otherwise a process of its own, which outlives this one.
@@ -104,7 +107,7 @@ def start_training(recipe: Recipe, alerts: Sequence[Alert]) -> str | None:
             name,
             parameters={"recipe": recipe.name, "force": True},
             timeout=0,
-            idempotency_key=f"{recipe.name}: {', '.join(sorted(alert.id for alert in alerts))}",
+            idempotency_key=f"{recipe.name}: {', '.join(sorted(alert.id for alert in open_alerts))}",
             as_subflow=False,
         )
         return f"flow run {run.name} of {name}"
