@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes bench-operations faults study accuracy weights help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes bench-operations faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -95,6 +95,21 @@ study: $(READY)  ## train the missing rows of STUDY in benchmarks/studies.yaml; 
 accuracy: $(READY)  ## train CANDIDATE of RECIPE with each of SEEDS and record its test accuracy
 	@$(BIN)/python benchmarks/accuracy.py $(RECIPE) $(CANDIDATE) --seeds $(SEEDS)
 	@$(BIN)/python benchmarks/page.py
+
+stages: $(READY)  ## run the stages of RECIPE without registering or promoting anything
+	@$(BIN)/python tools/pull_request.py $(RECIPE) --stages
+
+pull-request: $(READY)  ## write reports/RECIPE/pull-request.md: metrics beside BASE, validation, and the gate's dry run
+	@$(BIN)/python tools/pull_request.py $(RECIPE) --base "$(BASE)"
+
+audit: $(READY)  ## look for known vulnerabilities in the locked packages; needs a network
+	@$(BIN)/python tools/supply_chain.py audit
+
+licences: $(READY)  ## generate docs/reference/licences.md from the installed packages
+	@$(BIN)/python tools/supply_chain.py licences
+
+sbom: $(READY)  ## write the bill of materials of RECIPE's live Bento to reports/RECIPE/sbom.cdx.json
+	@$(BIN)/python tools/supply_chain.py sbom --recipe $(RECIPE)
 
 weights: $(READY)  ## train the bundled checkpoint again on CIFAR-10
 	@$(BIN)/python -m mobilenet_pipeline.stages choose cifar10

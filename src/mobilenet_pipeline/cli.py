@@ -111,6 +111,9 @@ def parser() -> argparse.ArgumentParser:
     add_json(add("status", status, text))
     sub = add("review", review, "Show the card of a version and the gate's verdict on it.")
     sub.add_argument("version", nargs="?", help="its number (default: what waits for approval, else the champion)")
+    sub.add_argument(
+        "--dry-run", action="store_true", help="the verdict on this workspace's candidates; records nothing"
+    )
     sub.add_argument("--json", action="store_true", help="print the verdict as one JSON document")
     sub = add("approve", approve, "Promote a version that passed the gate and waits for approval.")
     sub.add_argument("version", help="its number")
@@ -272,6 +275,9 @@ def review(options: argparse.Namespace) -> None:
     """Print card or verdict."""
     from mobilenet_pipeline.release.review import show
 
+    if options.dry_run:
+        _preview(load_recipe(options.recipe), options)
+        return
     card, verdict = show(load_recipe(options.recipe), options.version)
     if options.json:
         print(verdict.to_json(), end="")
@@ -281,6 +287,24 @@ def review(options: argparse.Namespace) -> None:
 
     console = Console()
     console.print(Markdown(card)) if console.is_terminal else print(card)
+
+
+def _preview(recipe: Recipe, options: argparse.Namespace) -> None:
+    """Print what the gate would decide about the workspace's candidates."""
+    from mobilenet_pipeline.release import judging
+
+    if options.version:
+        raise ValueError(f"--dry-run is about the candidates of this workspace; leave out version {options.version}")
+    decision = judging.preview(recipe)
+    if options.json:
+        print(decision.model_dump_json(indent=2))
+        return
+    print(decision.reason)
+    for check in decision.checks:
+        print(f"  {'✓' if check.passed else '✗'} {check.sentence}")
+    if decision.warning:
+        print(decision.warning)
+    print("Nothing was registered, promoted or counted as a comparison.")
 
 
 def approve(options: argparse.Namespace) -> None:

@@ -160,3 +160,40 @@ def test_a_damaged_verdict_is_not_recalled(recipe: Recipe, runs: Runs) -> None:
     runs((185, 195))
     Path("reports/digits/verdict.json").write_text('{"reason": ')
     assert judging.recall(recipe) is None
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
+
+def test_a_dry_run_changes_nothing(recipe: Recipe, runs: Runs, make: Make, store: Path) -> None:
+    runs((181, 183))
+    make("pretrained", right=197)
+    before = files_in(store)
+    judging.preview(recipe)
+    assert {
+        name for name, data in files_in(store).items() if before.get(name) != data and ".numbering" not in name
+    } == set()
+
+
+def test_a_dry_run_decides_as_the_run_after_it(recipe: Recipe, runs: Runs, make: Make) -> None:
+    runs((181, 183))
+    make("pretrained", right=197)
+    decision = judging.preview(recipe)
+    verdict = judging.judge(recipe).verdict
+    assert (decision.promote, decision.winner, decision.checks) == (verdict.promote, verdict.winner, verdict.checks)
+
+
+def test_two_dry_runs_leave_the_same_budget(recipe: Recipe, runs: Runs, make: Make) -> None:
+    runs((181, 183))
+    make("pretrained", right=197)
+    first, second = judging.preview(recipe), judging.preview(recipe)
+    assert (first.budget_left, first.comparison) == (second.budget_left, second.comparison)
+
+
+def test_a_dry_run_does_not_score_a_champion_of_other_images(recipe: Recipe, runs: Runs, make: Make) -> None:
+    runs((181, 183))
+    for candidate in ("scratch", "pretrained"):
+        make(candidate, right=197, digest="e" * 64)
+    with pytest.raises(ValueError, match="a dry run does not score it"):
+        judging.preview(recipe)

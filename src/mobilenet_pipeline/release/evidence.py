@@ -15,7 +15,7 @@ from mobilenet_pipeline.evaluation.predictions import Predictions, predictions_o
 from mobilenet_pipeline.gate.verdict import Usage
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.registry.aliases import State, read_state
-from mobilenet_pipeline.registry.versions import Version, number_of, tags_of_run
+from mobilenet_pipeline.registry.versions import Version, fetch, number_of, tags_of_run
 from mobilenet_pipeline.release import restore
 from mobilenet_pipeline.workspace import history, ledger, paths
 from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidate
@@ -59,11 +59,11 @@ class Evidence:
     images: np.ndarray | None
 
 
-def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
+def collect(recipe: Recipe, workspace: Path = HERE, dry: bool = False) -> Evidence:
     """Read the candidates' files and the registry; evaluate the champion if its predictions are of other data.
 
     The comparisons with the champion are recorded before anything is compared: each of them uses up a part of the test
-    images' error budget, whatever comes of it.
+    images' error budget, whatever comes of it. With `dry`, nothing is recorded, restored or evaluated.
 
     Raises ValueError naming the file or version that is missing, damaged or of other data.
     """
@@ -77,8 +77,11 @@ def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
     champion = None
     if state.champion and state.champion.decodes_like(preprocessing):
         with tempfile.TemporaryDirectory() as scratch:
-            folder = restore.fetch(recipe, state.champion, Path(scratch), workspace)
-            champion = _measure(recipe, state.champion, folder, files, workspace)
+            if dry:
+                folder = fetch(state.champion, Path(scratch))
+            else:
+                folder = restore.fetch(recipe, state.champion, Path(scratch), workspace)
+            champion = _measure(recipe, state.champion, folder, files, workspace, dry)
     pixels = paths.data_folder(recipe, workspace) / "images.npy"
     return Evidence(
         files=files,
@@ -91,19 +94,22 @@ def collect(recipe: Recipe, workspace: Path = HERE) -> Evidence:
         tags=tags,
         champion=champion,
         preprocessing=preprocessing,
-        usage=_use(recipe, files, state.champion if champion else None, workspace),
+        usage=_use(recipe, files, state.champion if champion else None, workspace, dry),
         images=np.load(pixels, mmap_mode="r") if pixels.exists() else None,
     )
 
 
-def _use(recipe: Recipe, files: Mapping[str, CandidateFiles], champion: Version | None, workspace: Path) -> Usage:
-    """Record the comparisons that follow, and return how the test images were used so far."""
+def _use(
+    recipe: Recipe, files: Mapping[str, CandidateFiles], champion: Version | None, workspace: Path, dry: bool
+) -> Usage:
+    """Record the comparisons that follow, unless `dry`, and return how the test images were used so far."""
     digest, numbers = files[CANDIDATES[0]].data_digest, {}
     if champion:
         # The champion itself, trained again to the same bytes, has no chance to win.
         artefacts = {name: it.sha256 for name, it in files.items() if it.sha256 != champion.sha256}
-        numbers = ledger.number_comparisons(recipe, artefacts, champion.sha256, digest, workspace)
-    return Usage(ledger.count_reads(digest, workspace), numbers, ledger.last_comparison(digest, workspace))
+        numbers = ledger.number_comparisons(recipe, artefacts, champion.sha256, digest, workspace, dry)
+    last = max(ledger.last_comparison(digest, workspace), *numbers.values(), 0)
+    return Usage(ledger.count_reads(digest, workspace), numbers, last)
 
 
 def _predictions(
@@ -120,7 +126,7 @@ def _predictions(
 
 
 def _measure(
-    recipe: Recipe, champion: Version, folder: Path, files: Mapping[str, CandidateFiles], workspace: Path
+    recipe: Recipe, champion: Version, folder: Path, files: Mapping[str, CandidateFiles], workspace: Path, dry: bool
 ) -> Measured:
     """Return the champion's predictions for the candidates' test images, and the timings if the gate needs them.
 
@@ -132,6 +138,11 @@ def _measure(
     path = folder / "predictions.npz"
     document, arrays = metadata.get("evaluation") or {}, read_arrays(path) if path.exists() else {}
     again = champion.data_digest != digest or not is_complete(arrays, document)
+    if again and dry:
+        raise JudgingError(
+            f"the champion of {champion.name}, version {champion.version}, was not measured on these test images; a "
+            f"dry run does not score it: `mobilenet-pipeline run --recipe {recipe.name}` does"
+        )
     if again:
         if metadata["class_names"] != recipe.data.class_names:
             raise JudgingError(

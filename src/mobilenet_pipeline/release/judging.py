@@ -43,8 +43,23 @@ def judge(recipe: Recipe, workspace: Path = HERE) -> Judgement:
     Raises ValueError naming the file, version or limit that makes a verdict impossible; nothing is recorded then.
     """
     evidence = collect(recipe, workspace)
+    return record(recipe, evidence, _decide(evidence, recipe), workspace)
+
+
+def preview(recipe: Recipe, workspace: Path = HERE) -> Decision:
+    """Return the decision that `judge` would reach now. Nothing is registered or recorded.
+
+    The test images are not scored: the predictions are those of the stage evaluate, which has recorded its read. The
+    number of each comparison, and with it the level, is that which `judge` would give it. Raises ValueError like
+    `judge`, and if the champion would have to be scored first.
+    """
+    identity.check(recipe, workspace)
+    return _decide(collect(recipe, workspace, dry=True), recipe)
+
+
+def _decide(evidence: Evidence, recipe: Recipe) -> Decision:
     unservable = number_of(evidence.state.champion) if evidence.champion is None else None
-    decision = decide(
+    return decide(
         evidence.predictions,
         evidence.champion.predictions if evidence.champion else None,
         recipe.gate,
@@ -53,7 +68,6 @@ def judge(recipe: Recipe, workspace: Path = HERE) -> Judgement:
         evidence.champion.timings if evidence.champion else None,
         unservable,
     )
-    return record(recipe, evidence, decision, workspace)
 
 
 def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Path = HERE) -> Judgement:

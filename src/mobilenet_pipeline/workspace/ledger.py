@@ -37,9 +37,14 @@ def last_comparison(data_digest: str, workspace: Path = HERE) -> int:
 
 
 def number_comparisons(
-    recipe: Recipe, artefacts: Mapping[str, str], champion: str, data_digest: str, workspace: Path = HERE
+    recipe: Recipe,
+    artefacts: Mapping[str, str],
+    champion: str,
+    data_digest: str,
+    workspace: Path = HERE,
+    dry: bool = False,
 ) -> dict[str, int]:
-    """Return the number of each candidate's comparison with the champion, and record the new ones.
+    """Return the number of each candidate's comparison with the champion, and record the new ones unless `dry`.
 
     `artefacts` has the SHA-256 of each candidate's artefact, `champion` is that of the champion. The same pair keeps
     its number. A new pair gets the next free number, which is at least the number of models that were scored up to the
@@ -59,7 +64,8 @@ def number_comparisons(
                 known[artefact, champion] = number
                 row = {"at": files.now(), "candidate": name, "data_digest": data_digest, "artefact": artefact}
                 line = json.dumps({**row, "champion": champion, "number": number})
-                records.append(paths.comparison_path(recipe, workspace), lambda _, line=line: line)  # type: ignore[misc]
+                if not dry:
+                    records.append(paths.comparison_path(recipe, workspace), lambda _, line=line: line)  # type: ignore[misc]
             numbers[name] = number
     return numbers
 
