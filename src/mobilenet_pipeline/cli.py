@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import shtab
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, did_you_mean, load_recipe
-from mobilenet_pipeline.stages.runner import StageFailed
-from mobilenet_pipeline.system import environment, ports
+from mobilenet_pipeline.stages.runner import EXPECTED
+from mobilenet_pipeline.system import environment, failures, ports
 
 if TYPE_CHECKING:
     from mobilenet_pipeline.registry.versions import Version
@@ -59,11 +59,21 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, StageFailed) as error:
-        if isinstance(error, BrokenPipeError) and _reader_is_gone():
+    except Exception as error:
+        sentence = None if isinstance(error, BrokenPipeError) and _reader_is_gone() else _explain(error)
+        if sentence is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {sentence}", file=sys.stderr)
         return 1
+
+
+def _explain(error: Exception) -> str | None:
+    """Return the error as a sentence, None for a fault of this program."""
+    if "mlflow" in sys.modules:  # loading it takes seconds, and an error before is not of its stores
+        from mobilenet_pipeline.registry import away
+
+        error = away.translated(error) or error
+    return failures.explain(error, EXPECTED)
 
 
 def _reader_is_gone() -> bool:
@@ -338,13 +348,14 @@ def rollback(options: argparse.Namespace) -> None:
 
 def _decide(recipe: Recipe, decision: Callable[[], str], away: Callable[[], str] | None = None) -> None:
     """Print the sentence of a decision; `away` decides for this machine while MLflow or the records do not answer."""
+    from mobilenet_pipeline.registry.away import answering
     from mobilenet_pipeline.registry.store import StoreAwayError
     from mobilenet_pipeline.release import offline
     from mobilenet_pipeline.workspace import locks
     from mobilenet_pipeline.workspace.records import RecordsAway
 
     try:
-        with locks.deciding(recipe):
+        with answering(), locks.deciding(recipe):
             for sentence in offline.replay(recipe):
                 print(sentence)
             print(decision(), flush=True)

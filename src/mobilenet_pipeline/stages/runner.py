@@ -64,6 +64,10 @@ class StageFailed(RuntimeError):
         return "\n".join(message).partition(":")[2].strip() if starts else "\n".join(message) or "it printed nothing"
 
 
+EXPECTED = (ValueError, OSError, StageFailed)
+"""Errors whose message is a sentence for people; others are faults of the program."""
+
+
 @dataclass(frozen=True)
 class StageResult:
     """The outcome of a stage, and its wall and CPU seconds in this run.

@@ -1,0 +1,72 @@
+"""Decisions on a full disk, a real one: a sentence with the path, and the last good state stays."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from registry_fixtures import Packaging, Runs
+
+from mobilenet_pipeline import cli
+from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry.versions import number_of
+from mobilenet_pipeline.release import bento
+
+PACKAGE = bento.package
+
+
+@pytest.fixture
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk of two megabytes."""
+    folder = tmp_path_factory.mktemp("disk")
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with pytest.raises(OSError, match="No space"):
+        (disk / "ballast").write_bytes(bytes(2**22))
+
+
+@pytest.fixture
+def champions(runs: Runs) -> None:
+    """Version 2 was promoted, then version 4."""
+    runs((181, 183), (182, 195))
+
+
+def champion(recipe: Recipe) -> str | None:
+    return number_of(aliases.with_alias(recipe.registered_model, "champion"))
+
+
+def test_a_rollback_names_the_full_disk_of_the_registry(
+    champions: None, recipe: Recipe, disk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copyfile("mlflow.db", disk / "mlflow.db")
+    fill(disk)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{disk}/mlflow.db")
+    assert cli.main(["rollback", "--reason", "cats look odd"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {disk}")
+    (disk / "ballast").unlink()
+    assert champion(recipe) == "4"
+
+
+def test_a_rollback_names_the_full_disk_of_the_bentos(
+    champions: None,
+    recipe: Recipe,
+    disk: Path,
+    packaging: Packaging,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fill(disk)
+    monkeypatch.setenv("BENTOML_HOME", str(disk))
+    monkeypatch.setattr(bento, "package", PACKAGE)
+    assert cli.main(["rollback", "--reason", "cats look odd"]) == 1
+    assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {disk}")
+    assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("4", "4")
