@@ -3,7 +3,7 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from mobilenet_pipeline.system import ports, process
@@ -68,21 +68,70 @@ def running(port: int = PORT) -> Iterator[str]:
     taken or the server does not start.
     """
     ports.check_port(port, "Prefect", "--prefect-port")
+    command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    # Without the address, the pages would ask port 4200, which may be another server's.
+    with _child(command, port, "server.log", {"PREFECT_SERVER_UI_API_URL": f"http://127.0.0.1:{port}/api"}) as api:
+        address = _home() / _ADDRESS
+        address.write_text(api, encoding="utf-8")
+        try:
+            yield api
+        finally:
+            address.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def temporary(meanwhile: Callable[[], object]) -> Iterator[str]:
+    """Run a Prefect server without pages and schedules during the `with` body; it ends with this process.
+
+    Prefect's own temporary server, which this one is otherwise like, outlives a process that is killed. `meanwhile` is
+    called while the server starts. Yields the API's address.
+    """
+    port = ports.free_port()
+    command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
+    # Without --app-dir, the modules of the current folder would come first.
+    command += ["--port", str(port), "--log-level", "error", "--lifespan", "on", "--app-dir", os.devnull]
+    variables = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    with _child(command, port, "temporary.log", variables, meanwhile) as api:
+        try:
+            yield api
+        finally:
+            _send_what_waits()
+
+
+@contextlib.contextmanager
+def _child(
+    command: Sequence[str],
+    port: int,
+    log_name: str,
+    variables: Mapping[str, str],
+    meanwhile: Callable[[], object] | None = None,
+) -> Iterator[str]:
+    """Run a module as the server of the workspace's database, and use it in this process, during the `with` body."""
     home, api = _home(), f"http://127.0.0.1:{port}/api"
     home.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    # Without it, the pages would ask port 4200, which may be another server's.
-    variables = {**os.environ, "PREFECT_SERVER_UI_API_URL": api}
-    with (home / "server.log").open("wb") as log, process.leashed(command, variables, stdout=log) as child:
-        ports.wait_for(f"{api}/health", child, home / "server.log")
-        (home / _ADDRESS).write_text(api, encoding="utf-8")
+    python = [sys.executable, "-P", "-m"]
+    with (
+        (home / log_name).open("wb") as log,
+        process.leashed([*python, *command], {**os.environ, **variables}, stdout=log) as child,
+    ):
+        if meanwhile:
+            meanwhile()
+        ports.wait_for(f"{api}/health", child, home / log_name)
         _use(api)
         try:
             yield api
         finally:
-            (home / _ADDRESS).unlink(missing_ok=True)
             os.environ.pop("PREFECT_API_URL", None)
             _read_environment_again()
+
+
+def _send_what_waits() -> None:
+    """Send logs and events that wait in this process; at its exit, Prefect would try a dead server for a minute."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    APILogWorker.drain_all(timeout=_ANSWER_SECONDS)
+    EventsWorker.drain_all(timeout=_ANSWER_SECONDS)
 
 
 def _home() -> Path:

@@ -5,30 +5,35 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
+from functools import wraps
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
+from uuid import UUID
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.runtime import flow_run
-from prefect.states import Completed
+from prefect.states import Completed, Failed
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from flows import alerts, artifacts, logs
+from flows import alerts, artifacts, logs, others
 from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import Verdict
-from mobilenet_pipeline.registry import runs
+from mobilenet_pipeline.registry import away, runs
 from mobilenet_pipeline.registry.aliases import ChampionChanged
+from mobilenet_pipeline.registry.store import StoreError
 from mobilenet_pipeline.registry.versions import find_run, tags_of_run
 from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import gauges, page, results
 from mobilenet_pipeline.stages import runner, team
-from mobilenet_pipeline.system import environment
+from mobilenet_pipeline.system import environment, failures
 from mobilenet_pipeline.workspace import locks, paths
 from mobilenet_pipeline.workspace.files import read_json
+
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 RETRY_SECONDS: list[float] = [10, 60]
 """Delays before the second and the third try of a stage that may succeed on another try."""
@@ -78,7 +83,40 @@ class RecipeName(str):
         return {**handler(schema), "enum": recipe_names()}
 
 
-@flow(name="train-and-promote", persist_result=True, result_serializer="json")
+def in_a_sentence(work: Work) -> Work:
+    """Let an expected error of a flow or task end it as failed, with a sentence.
+
+    If the error were raised, Prefect would log its traceback. The state's `result` raises it.
+    """
+
+    @wraps(work)
+    def run(*words: Any, **options: Any) -> Any:
+        try:
+            return work(*words, **options)
+        except Exception as error:
+            failure = away.translated(error) or error
+            sentence = failures.explain(failure, runner.EXPECTED)
+            if sentence is None:
+                raise
+            return Failed(message=sentence, data=failure)
+
+    return cast(Work, run)
+
+
+def step(work: Work) -> Work:
+    """Make a task of a step that runs in this process; its errors are raised."""
+    made = task(cache_policy=NO_CACHE, persist_result=False)(in_a_sentence(work))
+
+    @wraps(work)
+    def call(*words: Any) -> Any:
+        state: Any = made(*words, return_state=True)
+        return state.result()
+
+    return cast(Work, call)
+
+
+@flow(name=others.FLOW, persist_result=True, result_serializer="json")
+@in_a_sentence
 def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     """Bring all stages up to date, judge the candidates, and promote the winner.
 
@@ -91,11 +129,14 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     """
     environment.prepare()
     logs.set_up(recipe)
-    loaded = load_recipe(recipe)
-    with locks.only_run(loaded) as other_run:
-        message = f"Skipped: {other_run}" if other_run else run_and_note(loaded, force)
+    loaded, own = load_recipe(recipe), UUID(str(flow_run.id))
+    with locks.only_run(loaded) as in_progress:
+        if not in_progress:
+            others.close_dead(recipe, alone=True, own=own)
+        reason = in_progress or others.take_turn(own)
+        message = f"Skipped: {reason}" if reason else run_and_note(loaded, force)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
-        return Completed(message=message, data=outcome_of(loaded, message, skipped=other_run is not None))
+        return Completed(message=message, data=outcome_of(loaded, message, skipped=reason is not None))
 
 
 # Prefect makes a schema when it decorates, and importing reads no file. Deploying makes it again, with the choices.
@@ -134,7 +175,8 @@ def run_and_note(recipe: Recipe, force: bool) -> str:
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
     """Bring the stages up to date, release the winner, and return a summary."""
-    promotion.check_ready(recipe)
+    warn = get_run_logger().warning
+    away.patiently(lambda: check_ready(recipe), warn)
     names = runner.stage_names(recipe)
     stale = dict.fromkeys(names, "") if force else runner.stale(names)
     # Stages before the first stale stage cannot become stale.
@@ -147,7 +189,13 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     trains = any(name in stale for name in trainings)
     with mlflow_run(recipe, needed=trains) as variables:
         done += [stage(name, variables, force, stale.get(name)) for name in names[len(done) :]]
-        return release(recipe, done, variables.get(PARENT_RUN))
+        return away.patiently(lambda: release(recipe, done, variables.get(PARENT_RUN)), warn)
+
+
+def check_ready(recipe: Recipe) -> None:
+    """Check what the run needs at its end, and end the MLflow runs that killed runs have left active."""
+    promotion.check_ready(recipe)
+    runs.close_dead(recipe, others.is_over)
 
 
 def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None = None) -> str:
@@ -282,7 +330,7 @@ def stage(name: str, variables: Mapping[str, str], force: bool, reason: str | No
     return result
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@step
 def judge(recipe: Recipe) -> Judgement:
     """Compare the candidates with each other and the champion, and register them."""
     with shown("judge"):
@@ -291,14 +339,14 @@ def judge(recipe: Recipe) -> Judgement:
     return judgement
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@step
 def promote(recipe: Recipe, judgement: Judgement) -> str | None:
     """Build and check the Bento, move the aliases, and return the Bento's tag."""
     with shown("promote"):
         return promotion.promote(recipe, judgement)
 
 
-@task(cache_policy=NO_CACHE, persist_result=False)
+@step
 def report(recipe: Recipe, verdict: Verdict, stages: list[dict[str, Any]]) -> None:
     """Write results.json and the report, and show both in Prefect."""
     with shown("report"):
@@ -329,16 +377,21 @@ def mlflow_run(recipe: Recipe, needed: bool) -> Iterator[dict[str, str]]:
     if not needed:
         yield {}
         return
-    flow_id = str(flow_run.id)
-    parent = runs.parent_run(recipe, read_json(paths.data_folder(recipe) / "dataset.json"), flow_id)
+    flow_id, warn = str(flow_run.id), get_run_logger().warning
+    document = read_json(paths.data_folder(recipe) / "dataset.json")
+    parent = away.patiently(lambda: runs.parent_run(recipe, document, flow_id), warn)
     variables = {PARENT_RUN: parent, "PREFECT__FLOW_RUN_ID": flow_id}
     try:
         yield variables
     except BaseException as error:
         # Ctrl-C and Prefect's signals raise a BaseException, not an Exception.
-        runs.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        try:
+            with away.answering():
+                runs.end_run(parent, "FAILED" if isinstance(error, Exception) else "KILLED")
+        except StoreError as second:
+            warn(f"the MLflow run {parent} stays active until the next run: {second}")
         raise
-    runs.end_run(parent)
+    away.patiently(lambda: runs.end_run(parent), warn)
 
 
 @contextmanager

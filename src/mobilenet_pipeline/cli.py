@@ -188,6 +188,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Run the flow in this process and show its progress."""
+    from contextlib import nullcontext
+
     from rich.console import Console
 
     recipe = load_recipe(options.recipe)
@@ -203,10 +205,12 @@ def run(options: argparse.Namespace) -> None:
     as_json = flow_module("logs").as_json()
     server.prepare(quiet=not as_json)
     console = Console(quiet=as_json)
-    if server.connect() is None:
+    api = server.connect()
+    if api is None:
         console.print("starting Prefect …", style="dim")
-    display = flow_module("display")
-    sentence = display.run_and_show(recipe, options.force, console)
+    with nullcontext() if api else server.temporary(meanwhile=lambda: flow_module("display")):
+        display = flow_module("display")
+        sentence = display.run_and_show(recipe, options.force, console)
     display.print_summary(recipe, sentence, console)
     for option in ("deterministic", "tensorboard"):
         if getattr(options, option) and sentence.startswith("Nothing changed"):
@@ -439,6 +443,10 @@ def schedule(options: argparse.Namespace) -> None:
         deployments = flow_module("deployments")
         page = address.removesuffix("/api")
         deployments.check(options.cron, options.timezone)
+        for warning in deployments.warnings_of(options.cron, options.timezone):
+            print(f"warning: {warning}", flush=True)
+        times = deployments.next_times(options.cron, options.timezone)
+        print(f"the next runs: {', '.join(f'{time:%Y-%m-%d %H:%M %Z}' for time in times)}")
         when = f"{options.cron!r} ({options.timezone})"
         print(f"{recipe.name} runs at {when}; its page is {page}, Ctrl-C ends the schedule", flush=True)
         deployments.keep_schedule(recipe.name, options.cron, options.timezone)

@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pytest
 from toy_fixtures import Toy
-from waiting import ran
+from waiting import alive, ran, read_process, wait_until
 
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.workspace import locks
@@ -44,3 +46,17 @@ def test_a_server_that_does_not_answer_is_named(workspace: Path) -> None:
     done = subprocess.run([str(PROGRAM), "run"], capture_output=True, text=True, env=dead, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("error: no Prefect server answers at http://127.0.0.1:9/api (PREFECT_API_URL)")
+
+
+def test_a_killed_run_leaves_no_process(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = toy(sleep={"ingest": 300})
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    own = {**os.environ, "PREFECT_HOME": str(workspace / ".prefect")}
+    with (workspace / "run.log").open("wb") as log:
+        killed = subprocess.Popen([str(PROGRAM), "run"], stdout=log, stderr=log, env=own)
+    stage = read_process(workspace, (workspace / "run.log").read_text)
+    children = [child.pid for child in psutil.Process(killed.pid).children(recursive=True)]
+    killed.kill()
+    killed.wait()
+    assert stage in children
+    wait_until(lambda: not any(alive(child) for child in children))

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def test_a_scheduled_run_completes(after_run: Toy, prefect: Any) -> None:
     assert run["state"]["message"].startswith("The candidates and the verdict have not changed")
     assert (workspace / "metrics/digits/pretrained.json").exists()
     deployment = prefect.read_deployment_by_name("train-and-promote/digits")
-    assert deployment.global_concurrency_limit.limit == 1
+    assert deployment.global_concurrency_limit is None  # a dead run would hold it, and cancel the next one
+    assert "the next runs: 2" in log()
     (automation,) = prefect.read_automations_by_name(deployments.CRASHED)
     assert automation.enabled
     prefect.delete_deployment(deployment.id)  # its late runs would be the next test's
@@ -148,8 +150,35 @@ def test_every_recipe_has_a_deployment_of_training_and_monitoring(flow: str) -> 
     [
         ("nonsense", "UTC", "invalid cron expression 'nonsense'"),
         ("0 3 * * *", "nonsense", "unknown time zone 'nonsense'"),
+        ("0 3 31 2 *", "UTC", "'0 3 31 2 \\*' never comes"),
     ],
 )
 def test_a_schedule_needs_a_cron_expression_and_a_time_zone(cron: str, timezone: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         deployments.check(cron, timezone)
+
+
+BERLIN, YEAR = "Europe/Berlin", datetime(2027, 1, 1, tzinfo=UTC)
+
+
+def test_a_time_that_clocks_skip_or_show_twice_is_warned_about() -> None:
+    skipped, twice = deployments.warnings_of("30 2 * * *", BERLIN, YEAR)
+    assert skipped.startswith("'30 2 * * *' means 02:30 on 2027-03-28, which the clocks of Europe/Berlin skip: Prefect")
+    assert "runs it at 01:30 CET; choose a time outside 02:00 to 03:00" in skipped
+    assert "on 2027-10-31, which the clocks of Europe/Berlin show twice: Prefect runs it at 02:30 CEST only" in twice
+
+
+@pytest.mark.parametrize(("cron", "timezone"), [("0 3 * * *", BERLIN), ("30 1 * * *", BERLIN), ("30 2 * * *", "UTC")])
+def test_other_times_are_not_warned_about(cron: str, timezone: str) -> None:
+    assert deployments.warnings_of(cron, timezone, YEAR) == []
+
+
+def test_half_an_hour_that_clocks_skip_is_known_too() -> None:
+    (warning,) = deployments.warnings_of("15 2 * * *", "Australia/Lord_Howe", YEAR)
+    assert "02:15 on 2027-10-03" in warning
+    assert "choose a time outside 02:00 to 02:30" in warning
+
+
+def test_the_next_times_are_those_of_prefect_s_scheduler() -> None:
+    times = deployments.next_times("30 2 * * *", BERLIN, start=datetime(2027, 3, 27, tzinfo=UTC))
+    assert [f"{time:%m-%d %H:%M}" for time in times] == ["03-27 02:30", "03-28 01:30", "03-29 02:30"]

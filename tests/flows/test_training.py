@@ -10,14 +10,15 @@ from typing import Any
 
 import mlflow
 import pytest
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from toy_fixtures import Toy
 from waiting import Recorder, ran
 
 from flows import training
-from mobilenet_pipeline.config import load_recipe
-from mobilenet_pipeline.registry import runs, store
+from mobilenet_pipeline.config import Recipe, load_recipe
+from mobilenet_pipeline.registry import away, runs, store
 from mobilenet_pipeline.registry.aliases import ChampionChanged
-from mobilenet_pipeline.release import bento, offline, promotion
+from mobilenet_pipeline.release import bento, judging, offline, promotion
 from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.workspace import locks, paths
 
@@ -257,3 +258,48 @@ def test_a_run_applies_decisions_of_an_outage_before_it_judges(after_run: Toy, p
     state = training.train_and_promote("digits", return_state=True)
     assert "Version 1 of digits-mobilenet is rejected; no run will promote it." in state.message
     assert offline.pending(recipe) == []
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps that need MLflow are tried four times without a wait."""
+    monkeypatch.setattr(away, "RETRY_SECONDS", (0.0, 0.0, 0.0))
+
+
+@pytest.mark.usefixtures("at_once", "prefect")
+def test_a_run_without_mlflow_fails_with_a_sentence(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    workspace = toy()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    state = training.train_and_promote("digits", return_state=True)
+    assert state.is_failed()
+    assert state.message.startswith("no MLflow server answers at http://127.0.0.1:9 (MLFLOW_TRACKING_URI); start that")
+    assert ran(workspace) == []
+    assert caplog.text.count("trying again in 0 s") == 3
+    assert "Traceback" not in caplog.text
+
+
+@pytest.mark.usefixtures("at_once", "prefect")
+@pytest.mark.parametrize(("failures", "ends_as"), [(2, "Completed"), (4, "Failed")])
+def test_judging_waits_for_mlflow(
+    failures: int,
+    ends_as: str,
+    after_run: Toy,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    workspace, judge, left = after_run(), judging.judge, [None] * failures
+    (workspace / "reports/digits/verdict.json").unlink()
+
+    def gone(recipe: Recipe) -> Any:
+        if left:
+            left.pop()
+            raise mlflow.MlflowException("the database has gone", TEMPORARILY_UNAVAILABLE)
+        return judge(recipe)
+
+    monkeypatch.setattr(judging, "judge", gone)
+    state = training.train_and_promote("digits", return_state=True)
+    assert state.name == ends_as
+    assert ends_as == "Completed" or "does not answer (the database has gone); start it and run" in state.message
+    assert "Traceback" not in caplog.text

@@ -10,6 +10,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import runs
@@ -106,13 +107,27 @@ def test_ending_a_flow_ends_its_dead_trainings(
     assert client.get_logged_model(model).status == "FAILED"
 
 
-def test_the_next_flow_ends_the_killed_runs_of_its_workspace_only(
+def test_the_next_flow_ends_the_killed_runs_of_its_workspace_and_those_whose_flow_run_is_over(
     client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
 ) -> None:
-    killed = runs.parent_run(recipe, dataset)
-    elsewhere = client.create_run(runs.experiment(recipe), tags={"workspace": "other:/place"}).info.run_id
-    runs.parent_run(recipe, dataset)
-    assert [client.get_run(run).info.status for run in (killed, elsewhere)] == ["KILLED", "RUNNING"]
+    here = runs.parent_run(recipe, dataset)
+    crashed, active = (
+        client.create_run(runs.experiment(recipe), tags={"workspace": "other:/place", "flow_run": flow_run}).info.run_id
+        for flow_run in ("crashed", "active")
+    )
+    runs.close_dead(recipe, is_over=lambda flow_run: flow_run == "crashed")
+    assert [client.get_run(run).info.status for run in (here, crashed, active)] == ["KILLED", "KILLED", "RUNNING"]
+
+
+def test_a_run_elsewhere_is_dead_a_day_after_its_last_metric(client: mlflow.MlflowClient, recipe: Recipe) -> None:
+    long_ago, now = int((time.time() - 2 * 86_400) * 1000), int(time.time() * 1000)
+    silent, measured = (
+        client.create_run(runs.experiment(recipe), start_time=long_ago, tags={"workspace": "other:/place"}).info.run_id
+        for _ in range(2)
+    )
+    client.log_metric(measured, "system/cpu", 1.0, timestamp=now)
+    runs.close_dead(recipe, is_over=lambda flow_run: False)
+    assert [client.get_run(run).info.status for run in (silent, measured)] == ["KILLED", "RUNNING"]
 
 
 def test_an_outer_run_of_mlflow_is_left_alone(
@@ -152,11 +167,11 @@ def test_a_store_that_fails_during_a_training_may_be_tried_again(
     client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def away(*_: object, **__: object) -> None:
-        raise mlflow.MlflowException("Max retries exceeded")
+        raise mlflow.MlflowException("Max retries exceeded", TEMPORARILY_UNAVAILABLE)
 
     with runs.candidate_run(recipe, "scratch", None, dataset) as run:
         monkeypatch.setattr(mlflow.MlflowClient, "log_batch", away)
-        with pytest.raises(StoreAwayError, match=r"at sqlite:.*failed \(Max retries exceeded\); .*run again"):
+        with pytest.raises(StoreAwayError, match=r"at sqlite:.*answer \(Max retries exceeded\); .*run again"):
             run.log_epoch(1, {"train_loss": 1.0})
 
 

@@ -7,7 +7,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Metric, Param
-from mlflow.exceptions import MlflowException
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Metric, Param, Run
 from mlflow.utils.mlflow_tags import (
     MLFLOW_DATASET_CONTEXT,
     MLFLOW_GIT_COMMIT,
@@ -33,15 +32,14 @@ from mlflow.utils.mlflow_tags import (
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import INPUT
 from mobilenet_pipeline.registry import identity
+from mobilenet_pipeline.registry.away import answering
 from mobilenet_pipeline.registry.store import (
-    StoreAwayError,
     check_artefacts,
     check_registry,
     experiment,
     use_store,
 )
 from mobilenet_pipeline.workspace import provenance
-from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import data_folder
 
 if TYPE_CHECKING:
@@ -55,6 +53,8 @@ MODEL_NAME = "model"
 _DIGEST_LENGTH = 32
 _WORKSPACE = "workspace"
 """The tag that names machine and folder of a run, so that a later run there can end it if it was killed."""
+_SILENCE_SECONDS = 86_400
+CONTINUES = "repair it and run again: the training continues after the last saved epoch"
 
 
 class Terminated(SystemExit):
@@ -69,12 +69,12 @@ class CandidateRun:
 
     def log_epoch(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Log one row of the learning curve; MLflow shows the curve during the training."""
-        with _answering():
+        with answering(CONTINUES):
             log_metrics(self.run_id, _curve(metrics), epoch)
 
     def log_figure(self, png: bytes, name: str) -> None:
         """Log a figure as `figures/NAME`."""
-        with _answering():
+        with answering(CONTINUES):
             log_file(self.run_id, png, name, "figures")
 
     def log_model(
@@ -91,7 +91,7 @@ class CandidateRun:
         signature = infer_signature(input_example, model(input_example, training=False).numpy())
         # MLflow would take 20 s to infer the requirements.
         requirements = [f"{name}=={version(name)}" for name in ("mlflow", "tensorflow", "keras", "numpy")]
-        with _answering(), _without_custom_objects():
+        with answering(CONTINUES), _without_custom_objects():
             logged = mlflow.tensorflow.log_model(
                 model,
                 name=MODEL_NAME,
@@ -142,19 +142,29 @@ def candidate_run(
 
 
 def parent_run(recipe: Recipe, dataset: Mapping[str, Any], flow_run: str | None = None) -> str:
-    """Start the parent run of a flow's trainings and return its id.
-
-    The run stays active until `end_run`. Earlier runs of this workspace that are still active become KILLED: a
-    workspace has one flow per recipe at a time.
-    """
+    """Start the parent run of a flow's trainings and return its id. The run stays active until `end_run`."""
     check_store(recipe)
-    client = MlflowClient()
-    for run in client.search_runs([experiment(recipe)], "attributes.status = 'RUNNING'"):
-        if run.data.tags.get(_WORKSPACE) == _place():
-            _kill(run.info.run_id)
     run_id = _start(recipe, recipe.name, f"mobilenet-pipeline run --recipe {recipe.name}", flow_run, {})
     _describe(run_id, {"recipe": recipe.name} | _settings(recipe), recipe, dataset)
     return run_id
+
+
+def close_dead(recipe: Recipe, is_over: Callable[[str], bool]) -> None:
+    """End the active runs of the recipe whose processes are gone, as KILLED. Call this in the recipe's only run here.
+
+    `is_over` says whether the Prefect flow run with this id has ended. A run elsewhere is dead if its flow run has
+    ended, or after a day without a metric.
+    """
+    for run in MlflowClient().search_runs([experiment(recipe)], "attributes.status = 'RUNNING'"):
+        tags = run.data.tags
+        here, flow_run = tags.get(_WORKSPACE) == place(), tags.get("flow_run")
+        if here or (flow_run and is_over(flow_run)) or time.time() - _last_sign(run) > _SILENCE_SECONDS:
+            _kill(run.info.run_id)
+
+
+def place() -> str:
+    """Return machine and folder of this workspace."""
+    return f"{socket.gethostname()}:{Path.cwd()}"
 
 
 def conclude(
@@ -270,22 +280,6 @@ def check_store(recipe: Recipe) -> None:
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
-    """Turn MLflow's errors in the `with` body into a StoreAwayError with the remedy.
-
-    MLflow's client retries for minutes before it raises.
-    """
-    try:
-        yield
-    except MlflowException as error:
-        cause = " ".join(str(error).split())[:300]
-        raise StoreAwayError(
-            f"MLflow at {shown(mlflow.get_tracking_uri())} has failed ({cause}); repair it and run again: the training "
-            "continues after the last saved epoch"
-        ) from None
-
-
-@contextmanager
 def _terminable() -> Iterator[None]:
     """Turn SIGTERM into an exception in the `with` body, so that the body cleans up."""
     if threading.current_thread() is not threading.main_thread():
@@ -351,7 +345,7 @@ def _start(
         MLFLOW_SOURCE_TYPE: "LOCAL",
         MLFLOW_GIT_COMMIT: origin.get("git_commit", ""),
         MLFLOW_USER: _user(),
-        _WORKSPACE: _place(),
+        _WORKSPACE: place(),
         **tags,
     }
     run = MlflowClient().create_run(
@@ -385,8 +379,18 @@ def _fail_unfinished_models(run_id: str) -> None:
             client.finalize_logged_model(output.model_id, LoggedModelStatus.FAILED)
 
 
-def _place() -> str:
-    return f"{socket.gethostname()}:{Path.cwd()}"
+def _last_sign(run: Run) -> float:
+    """Return the time, in seconds since 1970, of the newest metric of the run and its children, or of its start."""
+    client = MlflowClient()
+    children = client.search_runs([run.info.experiment_id], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run.info.run_id}'")
+    histories = [
+        client.get_metric_history(each.info.run_id, key)
+        for each in (run, *children)
+        for key in each.data.metrics
+        if key.startswith("system/")
+    ]
+    starts = [each.info.start_time for each in (run, *children)]
+    return max([*starts, *(metric.timestamp for history in histories for metric in history[-1:])]) / 1000
 
 
 def _user() -> str:

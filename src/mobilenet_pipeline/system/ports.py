@@ -36,6 +36,13 @@ def check_port(port: int, name: str, option: str, host: str = "127.0.0.1") -> st
     return found[family]
 
 
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def ask(url: str, seconds: float = 5) -> Any:
     """GET the URL and return the body, parsed if it is JSON; None without a success within the seconds."""
     import httpx
