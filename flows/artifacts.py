@@ -2,7 +2,7 @@
 
 import base64
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from prefect.artifacts import (
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.reports import costs
 
 EPOCH = re.compile(r"\bepoch (\d+)/(\d+)")
 
@@ -55,13 +56,13 @@ def publish(
     recipe: Recipe,
     results: Mapping[str, Any],
     verdict: Verdict,
-    stages: Sequence[Mapping[str, Any]],
     page: Path,
 ) -> None:
     """Show candidates, verdict, figures and stages on Prefect's page of the run."""
     create_table_artifact(candidate_rows(results), key(recipe.name, "candidates"), f"Candidates of {recipe.name}")
     create_markdown_artifact(describe_verdict(verdict), key(recipe.name, "verdict"), f"Verdict on {recipe.name}")
-    create_table_artifact(stage_rows(stages), key(recipe.name, "stages"), "Wall and CPU time per stage of this run")
+    text = "Cost per stage, of the run that executed it last"
+    create_table_artifact(costs.table(results["stages"]), key(recipe.name, "stages"), text)
     figures = f"The complete report: `{page.resolve()}`\n\n" + "\n\n".join(
         f"![{name}](data:image/png;base64,{base64.b64encode(png).decode('ascii')})"
         for name, png in draw(recipe, page.parents[2]).items()
@@ -84,19 +85,6 @@ def candidate_rows(results: Mapping[str, Any]) -> list[dict[str, Any]]:
             "multiply-adds": f"{row['multiply_adds']:,}",
         }
         for name, row in results["candidates"].items()
-    ]
-
-
-def stage_rows(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a table with a row per stage, as formatted text."""
-    return [
-        {
-            "stage": row["name"],
-            "outcome": row["outcome"],
-            "wall seconds": f"{row['wall_seconds']:.1f}",
-            "CPU seconds": f"{row['cpu_seconds']:.1f}",
-        }
-        for row in stages
     ]
 
 

@@ -27,7 +27,7 @@ from mobilenet_pipeline.registry.store import StoreError
 from mobilenet_pipeline.registry.versions import find_run, tags_of_run
 from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
-from mobilenet_pipeline.reports import gauges, page, results
+from mobilenet_pipeline.reports import costs, gauges, page, results
 from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.system import environment, failures
 from mobilenet_pipeline.workspace import locks, paths
@@ -175,7 +175,7 @@ def run_and_note(recipe: Recipe, force: bool) -> str:
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:
     """Bring the stages up to date, release the winner, and return a summary."""
-    warn = get_run_logger().warning
+    warn, price = get_run_logger().warning, costs.price_per_hour()
     away.patiently(lambda: check_ready(recipe), warn)
     names = runner.stage_names(recipe)
     stale = dict.fromkeys(names, "") if force else runner.stale(names)
@@ -183,12 +183,18 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     fresh = next((index for index, name in enumerate(names) if name in stale), len(names))
     done = [runner.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = runner.data_stages(recipe), runner.train_stages(recipe)
-    done += [stage(name, {}, force, stale.get(name)) for name in names[fresh:] if name in data]
+
+    def bring_up_to_date(name: str, variables: Mapping[str, str]) -> runner.StageResult:
+        result = stage(name, variables, force, stale.get(name))
+        costs.note(recipe, asdict(result), price)
+        return result
+
+    done += [bring_up_to_date(name, {}) for name in names[fresh:] if name in data]
     if len(done) > fresh and not force:
         stale |= runner.stale(trainings)
     trains = any(name in stale for name in trainings)
     with mlflow_run(recipe, needed=trains) as variables:
-        done += [stage(name, variables, force, stale.get(name)) for name in names[len(done) :]]
+        done += [bring_up_to_date(name, variables) for name in names[len(done) :]]
         return away.patiently(lambda: release(recipe, done, variables.get(PARENT_RUN)), warn)
 
 
@@ -244,7 +250,7 @@ def share(recipe: Recipe, judgement: Judgement) -> list[str]:
 
 
 def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:
-    """Log the verdict and the champion's metrics on today's test images to the MLflow run of this flow.
+    """Log verdict, costs and the champion's metrics on today's test images to the MLflow run of this flow.
 
     A flow that trained nothing has no run; then the run of the last training's flow, which may have been killed, gets
     them.
@@ -255,6 +261,9 @@ def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) ->
     verdict, waits = judgement.verdict, promotion.waiting(recipe, judgement)
     champion = judgement.state.champion if waits else judgement.champion
     tags = {"champion": champion.version, "champion_candidate": champion.candidate} if champion else {}
+    rows = read_json(results.results_path(recipe))["stages"]
+    if currency := costs.total(rows).get("currency"):
+        tags["currency"] = currency
     standing = verdict.candidates[verdict.winner] if verdict.promote and verdict.winner and not waits else None
     scores = standing or verdict.champion
     runs.conclude(
@@ -262,7 +271,7 @@ def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) ->
         "waits for approval" if waits else "promoted" if verdict.promote else "rejected",
         f"{verdict.reason} {champion_sentence(recipe, judgement)}",
         tags,
-        {"test/accuracy": scores.accuracy, "test/loss": scores.loss} if scores else {},
+        costs.metrics(recipe, rows) | ({"test/accuracy": scores.accuracy, "test/loss": scores.loss} if scores else {}),
     )
 
 
@@ -352,7 +361,7 @@ def report(recipe: Recipe, verdict: Verdict, stages: list[dict[str, Any]]) -> No
     with shown("report"):
         path = results.write_results(recipe, verdict, stages)
         report_page = page.write_report(recipe, Path("."))
-        artifacts.publish(recipe, read_json(path), verdict, stages, report_page)
+        artifacts.publish(recipe, read_json(path), verdict, report_page)
 
 
 def reported(recipe: Recipe) -> bool:

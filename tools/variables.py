@@ -51,6 +51,10 @@ PEOPLE: Variables = {
         "the recipe's reports",
         "Folder that Prometheus's node exporter collects; it gets the pipeline's gauges.",
     ),
+    "MOBILENET_PIPELINE_PRICE_PER_HOUR": (
+        "no price",
+        "Price of an hour of this machine, as a number and a currency: `0.48 EUR`. Stages get the price of their time.",
+    ),
     "SENDGRID_API_KEY": ("no e-mail", "SendGrid's API key, for `alerts --email`."),
 }
 TRAINING: Variables = {

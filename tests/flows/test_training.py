@@ -37,11 +37,16 @@ def heard() -> Iterator[Recorder]:
     training.listener.reset(token)
 
 
-def parents() -> list[str]:
-    """Return how MLflow's runs of flows ended, oldest first."""
+def runs_of_flows() -> list[mlflow.entities.Run]:
+    """Return MLflow's runs of flows, oldest first."""
     client = mlflow.MlflowClient(store.use_store())
     found = client.search_runs([runs.experiment(load_recipe("digits"))], "", order_by=["start_time"])
-    return [run.info.status for run in found if "candidate" not in run.data.tags]
+    return [run for run in found if "candidate" not in run.data.tags]
+
+
+def parents() -> list[str]:
+    """Return how MLflow's runs of flows ended, oldest first."""
+    return [run.info.status for run in runs_of_flows()]
 
 
 def artifacts_of(prefect: Any, state: Any) -> dict[str, Any]:
@@ -85,7 +90,9 @@ def test_a_run_shows_progress_candidates_verdict_figures_and_times(finished: Any
     assert json.loads(shown["digits-candidates"])[0]["test accuracy"] == "50.00%"
     assert shown["digits-verdict"].startswith("**Nothing is promoted")
     assert "data:image/png;base64," in shown["digits-figures"]
-    assert [row["outcome"] for row in json.loads(shown["digits-stages"])] == ["ran"] * 8
+    stages = json.loads(shown["digits-stages"])
+    assert [row["stage"] for row in stages] == [*ALL, "total"]
+    assert float(stages[-1]["wall seconds"]) > float(stages[0]["wall seconds"]) > 0
 
 
 def test_a_run_with_nothing_to_do_says_so(after_run: Toy, prefect: Any) -> None:
@@ -94,6 +101,13 @@ def test_a_run_with_nothing_to_do_says_so(after_run: Toy, prefect: Any) -> None:
     assert state.message == "Nothing changed: all stages are up to date. digits-mobilenet has no champion."
     assert ran(workspace) == []
     assert parents() == ["FINISHED"]
+
+
+def test_the_costs_of_a_run_are_in_mlflow(after_run: Toy) -> None:
+    after_run()
+    (run,) = runs_of_flows()
+    assert run.data.metrics["cost/train-scratch/cpu_seconds"] > 0
+    assert run.data.metrics["cost/total/peak_bytes"] > 1e7
 
 
 def test_a_forced_run_does_every_stage_and_keeps_the_verdict(

@@ -197,6 +197,20 @@ def test_the_page_links_the_data_docs_of_the_validation(recipe: config.Recipe, w
     assert 'href="data_docs/index.html"' in html
 
 
+def test_the_page_shows_what_the_stages_cost(recipe: config.Recipe, workspace: Path) -> None:
+    row = {"name": "train@digits-scratch", "outcome": "unchanged", "wall_seconds": 1234.5, "cpu_seconds": None}
+    write(workspace / "reports/digits/results.json", {"stages": [row | {"price": 0.02, "currency": "<b>€</b>"}]})
+    text = re.sub(r"\s+", " ", html_of(recipe, workspace))
+    assert '<th scope="row">train@digits-scratch</th><td>unchanged</td><td class="number">1,234.5</td>' in text
+    assert "0.0200 &lt;b&gt;€&lt;/b&gt;" in text
+
+
+def test_a_page_without_results_has_no_costs(recipe: config.Recipe, workspace: Path) -> None:
+    html = html_of(recipe, workspace)
+    assert 'id="cost"' not in html
+    assert "results.json" not in html
+
+
 def test_a_failed_expectation_is_the_headline(recipe: config.Recipe, workspace: Path) -> None:
     path = workspace / "reports/digits/validation.json"
     document = json.loads(path.read_text())

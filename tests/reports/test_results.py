@@ -9,7 +9,7 @@ from planted_predictions import accurate, decide, verdict_on
 
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.gate.verdict import Aliases
-from mobilenet_pipeline.reports import results
+from mobilenet_pipeline.reports import costs, results
 from mobilenet_pipeline.workspace.files import WorkspaceError, write_json
 
 VERDICT = verdict_on(
@@ -18,20 +18,22 @@ VERDICT = verdict_on(
 
 
 def row(name: str, outcome: str, seconds: float) -> dict[str, Any]:
-    return {"name": name, "outcome": outcome, "wall_seconds": seconds, "cpu_seconds": 2 * seconds}
+    unknown = dict.fromkeys(costs.MEASURES)
+    return unknown | {"name": name, "outcome": outcome, "wall_seconds": seconds, "cpu_seconds": 2 * seconds}
 
 
 def test_a_stage_that_ran_has_its_own_times() -> None:
-    assert results.merge_stages([row("a", "ran", 9.0)], [row("a", "ran", 1.0)]) == [row("a", "ran", 1.0)]
+    assert results.merge_stages({"a": row("a", "ran", 9.0)}, [row("a", "ran", 1.0)]) == [row("a", "ran", 1.0)]
 
 
 def test_an_unchanged_stage_keeps_the_times_of_its_last_run() -> None:
-    assert results.merge_stages([row("a", "ran", 9.0)], [row("a", "unchanged", 1.0)]) == [row("a", "unchanged", 9.0)]
+    merged = results.merge_stages({"a": row("a", "ran", 9.0)}, [row("a", "unchanged", 1.0)])
+    assert merged == [row("a", "unchanged", 9.0)]
 
 
 def test_unknown_times_are_none() -> None:
-    (merged,) = results.merge_stages([], [row("a", "restored", 1.0)])
-    assert merged == {"name": "a", "outcome": "restored", "wall_seconds": None, "cpu_seconds": None}
+    (merged,) = results.merge_stages({}, [row("a", "restored", 1.0)])
+    assert merged == {"name": "a", "outcome": "restored", **dict.fromkeys(costs.MEASURES)}
 
 
 def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
@@ -41,13 +43,15 @@ def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
         metrics = {"test": scores, "validation": scores | {"loss": 0.5}}
         write_json(workspace / f"metrics/digits/{name}.json", metrics)
         write_json(workspace / f"models/digits/{name}/training.json", facts | {"git_commit": "c" * 40})
-    document = json.loads(results.write_results(load_recipe("digits"), VERDICT, [row("a", "ran", 1.0)]).read_text())
+    recipe, stages = load_recipe("digits"), [row("a", "ran", 1.0), row("b", "unchanged", 0.0)]
+    costs.note(recipe, row("b", "ran", 4.0), None)  # in a run that failed later
+    document = json.loads(results.write_results(recipe, VERDICT, stages).read_text())
     figures = {"test_accuracy": 0.9, "test_loss": 0.25, "val_loss": 0.5}
     assert document["candidates"]["scratch"].items() >= figures.items()
     assert (document["champion"], document["verdict_reason"]) == ("3", "Better.")
     assert document["data_digest"] == "d" * 64
     assert document["command"] == "mobilenet-pipeline run --recipe digits"
-    assert document["stages"] == [row("a", "ran", 1.0)]
+    assert document["stages"] == [row("a", "ran", 1.0), row("b", "unchanged", 4.0)]
 
 
 def test_a_missing_file_is_named(workspace: Path) -> None:

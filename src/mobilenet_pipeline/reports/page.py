@@ -16,8 +16,9 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation.predictions import read_predictions
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.metrics import scores
-from mobilenet_pipeline.reports import figures, verdict_figures
+from mobilenet_pipeline.reports import costs, figures, verdict_figures
 from mobilenet_pipeline.reports.candidate_figures import draw_mistakes
+from mobilenet_pipeline.reports.results import results_path
 from mobilenet_pipeline.workspace import history, paths
 from mobilenet_pipeline.workspace.files import write_text
 
@@ -36,6 +37,7 @@ class Contents:
     predictions: dict[str, dict[str, np.ndarray]]
     champions: list[tuple[str, str, float]]
     decisions: list[history.Event]
+    costs: list[dict[str, str]]
     has_data_docs: bool
     missing: list[str]
 
@@ -57,7 +59,7 @@ def gather(recipe: config.Recipe, workspace: Path) -> Contents:
 
     Raises ValueError, naming the file, if a file cannot be read.
     """
-    data, reports = paths.data_folder(recipe), paths.report_folder(recipe)
+    data, reports, stages = paths.data_folder(recipe), paths.report_folder(recipe), results_path(recipe)
     folders = {name: paths.model_folder(recipe, name) for name in config.CANDIDATES}
     optional = _Optional(workspace)
     candidates = {
@@ -82,6 +84,7 @@ def gather(recipe: config.Recipe, workspace: Path) -> Contents:
         predictions={name: arrays for name, arrays in predictions.items() if arrays},
         champions=[(event.version, event.at[:10], event.accuracy) for event in events if event.makes_champion],
         decisions=_decisions(verdict, events),
+        costs=costs.table((optional.json(stages) or {}).get("stages", [])) if (workspace / stages).exists() else [],
         has_data_docs=(workspace / reports / "data_docs" / "index.html").exists(),
         missing=optional.missing,
     )

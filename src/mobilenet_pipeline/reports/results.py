@@ -7,6 +7,7 @@ from typing import Any
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
+from mobilenet_pipeline.reports import costs
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.workspace import paths, provenance
 from mobilenet_pipeline.workspace.files import read_json, write_json
@@ -26,7 +27,8 @@ def write_results(
     naming the file, if a file is missing or damaged.
     """
     path = results_path(recipe, workspace)
-    earlier = read_json(path).get("stages", []) if path.exists() else []
+    noted = costs.known(recipe, workspace)
+    earlier = {row["name"]: row for row in read_json(path).get("stages", [])} if path.exists() else {}
     files = {
         name: (
             read_json(paths.metrics_path(recipe, name, workspace)),
@@ -46,7 +48,7 @@ def write_results(
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "champion": verdict.leaves.champion,
         "verdict_reason": verdict.reason,
-        "stages": merge_stages(earlier, stages),
+        "stages": merge_stages(earlier | noted, [{**row, **noted.get(row["name"], {})} for row in stages]),
     }
     write_json(path, document)
     return path
@@ -83,17 +85,14 @@ def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[s
     }
 
 
-def merge_stages(earlier: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return a row per stage with the seconds of the run that executed it.
+def merge_stages(earlier: Mapping[str, Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a row per stage, with `costs.MEASURES` of the run that executed it.
 
-    A row is {name, wall_seconds, cpu_seconds, outcome, changed}. A stage that was not executed now has the seconds of
-    its row in `earlier`, or None.
+    A row of `now` is {name, outcome, changed} and measures. A stage that was not executed now has the measures in
+    `earlier`, by its name, or None.
     """
-    before = {row["name"]: row for row in earlier}
     rows = []
     for row in now:
-        seconds = {} if row["outcome"] == "ran" else dict.fromkeys(("wall_seconds", "cpu_seconds"))
-        if seconds and row["name"] in before:
-            seconds = {key: before[row["name"]][key] for key in seconds}
-        rows.append({**row, **seconds})
+        measured = row if row["outcome"] == "ran" else earlier.get(row["name"], {})
+        rows.append({**row, **{key: measured.get(key) for key in costs.MEASURES}})
     return rows

@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
 from mobilenet_pipeline.stages import dvc, team
-from mobilenet_pipeline.system.process import leashed
+from mobilenet_pipeline.system.process import Leashed, leashed
+from mobilenet_pipeline.system.usage import Usage, measured
 from mobilenet_pipeline.workspace.files import write_text
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
 
@@ -70,15 +71,17 @@ EXPECTED = (ValueError, OSError, StageFailed)
 
 @dataclass(frozen=True)
 class StageResult:
-    """The outcome of a stage, and its wall and CPU seconds in this run.
+    """The outcome of a stage, and what it took in this run: wall, CPU and GPU seconds, and its peak memory.
 
-    "restored" means that DVC's cache had the outputs of an earlier run.
+    "restored" means that DVC's cache had the outputs of an earlier run. `gpu_seconds` is None without an NVIDIA GPU.
     """
 
     name: str
     outcome: Outcome
     wall_seconds: float
     cpu_seconds: float
+    gpu_seconds: float | None = None
+    peak_bytes: int | None = None
 
     @property
     def changed(self) -> bool:
@@ -166,12 +169,13 @@ def run_stage(
     """Bring one stage up to date with `dvc repro --single-item`.
 
     `on_line` is called with every line that the stage writes. `env` is added to the child's environment. `force` runs
-    the stage even if nothing changed. The seconds are those of the child and all its descendants. What DVC restores is
-    compared with its hash; of a damaged file, DVC's remote is asked before the stage runs again. Raises StageFailed if
-    the stage fails. An exception from `on_line` or from a signal handler ends the child first.
+    the stage even if nothing changed. Seconds and memory are those of the child and all its descendants. What DVC
+    restores is compared with its hash; of a damaged file, DVC's remote is asked before the stage runs again. Raises
+    StageFailed if the stage fails. An exception from `on_line` or from a signal handler ends the child first.
     """
     started = time.monotonic()
-    outcome, cpu_seconds = _reproduce(name, on_line, env, force)
+    outcome, child, used = _reproduce(name, on_line, env, force)
+    cpu_seconds = child.cpu_seconds
     for ask_remote in (True, False):
         if outcome != "restored" or not (damaged := _damaged(name)):
             break
@@ -179,21 +183,23 @@ def run_stage(
         found = ask_remote and _fetch(name, damaged)
         remedy = "fetched from the DVC remote" if found else f"not in the DVC remote, so {name} runs again"
         on_line(f"warning: damaged in DVC's cache: {', '.join(map(str, damaged))}; {remedy}")
-        outcome, more = _reproduce(name, on_line, env, force)
-        cpu_seconds += more
-    return StageResult(name, outcome, time.monotonic() - started, cpu_seconds)
+        outcome, child, used = _reproduce(name, on_line, env, force)
+        cpu_seconds += child.cpu_seconds
+    # Between two measurements, a process may need more memory; its kernel knows the peak of each single process.
+    peak_bytes = max(used.peak_bytes, child.peak_bytes)
+    return StageResult(name, outcome, time.monotonic() - started, cpu_seconds, used.gpu_seconds, peak_bytes)
 
 
 def _reproduce(
     name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None, force: bool
-) -> tuple[Outcome, float]:
-    """Bring the stage up to date, and return its outcome and CPU seconds."""
+) -> tuple[Outcome, Leashed, Usage]:
+    """Bring the stage up to date, and return its outcome, its process, and what it used."""
     address = _prepare(name)
     command = [*dvc.COMMAND, "repro", "--single-item", address]
     # What another workspace of the team has trained is restored from the remote.
-    options = ["--force"] if force else ["--pull"] if team.follow_setting() else []
+    command += ["--force"] if force else ["--pull"] if team.follow_setting() else []
     lines: list[str] = []
-    with leashed([*command, *options], dvc.environment(env), stdout=subprocess.PIPE) as child:
+    with leashed(command, dvc.environment(env), stdout=subprocess.PIPE) as child, measured(child.pid) as used:
         assert child.stdout is not None
         for line in _lines(child.stdout):
             if _NOISE.match(line):
@@ -202,7 +208,7 @@ def _reproduce(
             on_line(line)
     if child.returncode:
         raise StageFailed(name, _stage_exit_code(lines, child.returncode), lines[-_LAST_LINES:])
-    return _outcome(address, lines), child.cpu_seconds
+    return _outcome(address, lines), child, used
 
 
 def _damaged(name: str) -> dict[Path, str]:
