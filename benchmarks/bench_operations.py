@@ -28,7 +28,7 @@ import numpy as np
 RESULTS = Path("docs/results/operations.json")
 BASE = "cc9ec60d1f81a4037d23d2e2378e49834eae6021"
 """The commit to compare with."""
-LIMIT = 400
+LIMIT = 200
 """CPU seconds after which a task counts as one that does not finish."""
 VERSIONS, EVENTS, CLASSES, PER_CLASS, IMAGES = 500, 250, 1000, 50, 1_000_000
 ROWS = {"train_rows": 5 * IMAGES // 6 // 10 * 10, "test_rows": IMAGES - 5 * IMAGES // 6 // 10 * 10}
