@@ -16,10 +16,12 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
 from pydantic import SecretStr
 
+from flows import others
+
 PREFIX = "mobilenet-pipeline: "
 NAME = "mobilenet-pipeline"
 """The name of the blocks that this module makes."""
-FLOWS = ["train-and-promote", "monitor"]
+FLOWS = [others.FLOW, "monitor"]
 APPROVAL = "mobilenet-pipeline.approval.requested"
 DRIFT = "mobilenet-pipeline.drift.raised"
 RUNBOOK = "docs/runbook"
