@@ -168,7 +168,11 @@ def parser() -> argparse.ArgumentParser:
     image = sub.add_argument("image", type=Path, metavar="IMAGE", help="an image file of any size")
     image.complete = shtab.FILE  # type: ignore[attr-defined]
     text = "Check installation, servers, records and models, and name remedies. Exit code 1: something fails."
-    add_json(add("doctor", doctor, text))
+    sub = add("doctor", doctor, text)
+    sub.add_argument(
+        "--repair", action="store_true", help="first restore lost artefacts and the Bento from other copies"
+    )
+    add_json(sub)
     sub = add("backup", backup, "Save registry, artefacts, records, Bentos and live pointer in one file, and check it.")
     sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="a new file, outside of what is saved")
     sub = add("restore", restore, "Bring back what a backup holds, after a check of every hash.")
@@ -582,6 +586,8 @@ def doctor(options: argparse.Namespace) -> int:
     from mobilenet_pipeline.operations import doctor as examination
 
     signs, findings = {"ok": "✓", "warn": "!", "fail": "✗"}, []
+    for sentence in examination.repair(load_recipe(options.recipe)) if options.repair else []:
+        print(sentence, file=sys.stderr if options.json else sys.stdout, flush=True)
     more = {"Prefect": lambda *_: flow_module("upkeep").check_prefect()}
     for finding in examination.examine(load_recipe(options.recipe), more):
         findings.append(finding)

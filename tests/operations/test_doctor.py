@@ -3,7 +3,7 @@
 import os
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -176,6 +176,48 @@ def test_a_damaged_artefact_of_the_champion_fails(recipe: Recipe, runs: Runs, st
     (store / "mlruns" / recipe.name / run / "artifacts/served/model.tflite").write_bytes(b"damaged")
     ((state, sentence),) = found(doctor.check_registry, recipe, "champion")
     assert (state, "model.tflite of digits-mobilenet version 4" in sentence) == ("fail", True)
+
+
+def test_an_emptied_artefact_store_is_filled_from_other_copies(
+    recipe: Recipe, runs: Runs, store: Path, dvc_copy: Callable[[], None]
+) -> None:
+    runs((181, 183), (182, 195))
+    dvc_copy()
+    shutil.rmtree(store / "mlruns" / recipe.name)
+    (store / "mlruns" / recipe.name).mkdir()
+    assert doctor.repair(recipe) == [
+        f"MLflow had lost the artefact of version {number}; it is restored." for number in (4, 2)
+    ]
+    assert states(doctor.check_registry, recipe) == ["ok"] * 4
+
+
+@pytest.fixture
+def dvc_copy(recipe: Recipe) -> Callable[[], None]:
+    """Puts artefact and predictions of version 2 into DVC's cache, and its metadata into the Bento store."""
+
+    def put() -> None:
+        version = versions.find(recipe.registered_model, "2")
+        served = Path("mlruns") / recipe.name / version.run_id / "artifacts" / "served"
+        for source, target in (
+            ("model.tflite", Path(".dvc/cache/files/md5/aa/bb")),
+            ("predictions.npz", Path(".dvc/cache/files/md5/cc/dd")),
+            ("metadata.json", Path(".bentoml/models/digits-mobilenet/2-copy/metadata.json")),
+        ):
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(served / source, target)
+
+    return put
+
+
+def test_a_lost_bento_is_built_again(recipe: Recipe, runs: Runs, packaging: Packaging) -> None:
+    runs((181, 183), (182, 195))
+    packaging.pointer = None
+    assert doctor.repair(recipe) == ["The Bento was lost; digits-mobilenet:2 is live."]
+
+
+def test_there_is_nothing_to_repair_in_a_whole_workspace(recipe: Recipe, runs: Runs) -> None:
+    runs((181, 183), (182, 195))
+    assert doctor.repair(recipe) == []
 
 
 def test_a_bento_of_another_version_fails(recipe: Recipe, runs: Runs, packaging: Packaging) -> None:

@@ -28,7 +28,7 @@ from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.operations import cache
 from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.workspace import history, ledger, paths, provenance, records
+from mobilenet_pipeline.workspace import history, ledger, locks, paths, provenance, records
 from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
 
@@ -71,6 +71,30 @@ def examine(recipe: Recipe, more: Mapping[str, Check] | None = None, workspace: 
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(int(_ANSWER_SECONDS)))
     for name, check in {**CHECKS, **(more or {})}.items():
         yield from _guarded(name, check, recipe, workspace)
+
+
+def repair(recipe: Recipe, workspace: Path = HERE) -> list[str]:
+    """Restore what is lost and has another copy; return a sentence for everything that was lost.
+
+    These are the artefacts of champion, challenger and all versions of the history, which go back to MLflow, and the
+    live Bento. Raises StoreError if MLflow cannot store artefacts.
+    """
+    from mobilenet_pipeline.registry import snapshot, store
+    from mobilenet_pipeline.release import bento, promotion, restore
+
+    with locks.deciding(recipe, workspace):
+        state, live = promotion.read_state(recipe, workspace), bento.live(recipe)
+        if location := snapshot.artefact_location(recipe):
+            store.check_artefacts(location)
+        runs = {event.run for event in history.read(recipe, workspace)}
+        wanted = [version for version in state.versions if version.run_id in runs]
+        needed = {version.version: version for version in (state.champion, state.challenger, *wanted) if version}
+        sentences = restore.put_back(recipe, needed.values(), workspace, damaged=True)
+        if live is None:
+            promotion.keep_serving(recipe, state, workspace)
+            live = bento.live(recipe)
+            sentences += [f"The Bento was lost; {live.tag} is live."] if live else []
+    return sentences
 
 
 # The frameworks are imported by the checks: one that cannot be imported is a finding.
@@ -362,7 +386,7 @@ def _check_artefacts(role: str, version: "Version") -> Finding:
         try:
             registry.fetch(version, Path(scratch))
         except (ValueError, OSError) as error:
-            remedy = f"mobilenet-pipeline run --recipe {version.recipe} restores it if another copy exists"
+            remedy = f"mobilenet-pipeline doctor --repair --recipe {version.recipe} restores it if another copy exists"
             return Finding(role, "fail", " ".join(str(error).split()), remedy)
     return Finding(role, "ok", f"version {version.version}, artefact {version.sha256[:12]} is whole")
 

@@ -162,7 +162,7 @@ def reconcile(recipe: Recipe, workspace: Path = HERE) -> list[str]:
     for version in reversed(state.versions):
         if version.withdrawn and version.sha256 not in recorded:
             record_opinion(recipe, state, "rejected", version, version.withdrawn, "someone in the registry", workspace)
-    return restore.put_back(recipe, state, workspace)
+    return restore.put_back(recipe, (state.champion, state.challenger), workspace)
 
 
 def check_history(recipe: Recipe, workspace: Path = HERE) -> None:

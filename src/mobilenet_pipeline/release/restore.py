@@ -3,7 +3,7 @@
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,21 +42,36 @@ def fetch(recipe: Recipe, version: Version, folder: Path, workspace: Path = HERE
         return folder
 
 
-def put_back(recipe: Recipe, state: State, workspace: Path = HERE) -> list[str]:
-    """Restore what the registry has lost of champion and challenger; return a sentence for each of them."""
+def put_back(
+    recipe: Recipe, versions: Iterable[Version | None], workspace: Path = HERE, damaged: bool = False
+) -> list[str]:
+    """Restore what the registry has lost of these versions; return a sentence for each of them.
+
+    With `damaged`, the artefacts are read, and those that differ from the registered hash count as lost.
+    """
     sentences = []
-    for version in (state.champion, state.challenger):
-        if version is None or registry.is_stored(version):
+    for version in versions:
+        if version is None or (_is_whole(version) if damaged else registry.is_stored(version)):
             continue
         with tempfile.TemporaryDirectory() as scratch:
             try:
-                fetch(recipe, version, Path(scratch), workspace)
+                complete = (fetch(recipe, version, Path(scratch), workspace) / PREDICTIONS).exists()
             except (ArtefactsLost, ArtefactError) as lost:
                 sentences.append(f"{str(lost)[0].upper()}{str(lost)[1:]}.")
                 continue
         if registry.is_stored(version):
-            sentences.append(f"MLflow had lost the artefact of version {version.version}; it is restored.")
+            fate = "it is restored" if complete else "it is restored, except its predictions"
+            sentences.append(f"MLflow had lost the artefact of version {version.version}; {fate}.")
     return sentences
+
+
+def _is_whole(version: Version) -> bool:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            registry.fetch(version, Path(scratch))
+        except (ArtefactsLost, ArtefactError, WorkspaceError):
+            return False
+    return True
 
 
 def lost(state: State) -> str | None:
@@ -65,8 +80,8 @@ def lost(state: State) -> str | None:
         if version and not registry.is_stored(version):
             cause = registry.lost_run(version) or f"MLflow has no artefact of version {version.version} any more"
             return (
-                f"{cause[0].upper()}{cause[1:]}; `mobilenet-pipeline run --recipe {version.recipe}` restores the "
-                "artefact if another copy of it exists."
+                f"{cause[0].upper()}{cause[1:]}; `mobilenet-pipeline doctor --repair --recipe {version.recipe}` "
+                "restores the artefact if another copy of it exists."
             )
     return None
 
