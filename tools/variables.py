@@ -59,6 +59,7 @@ PEOPLE: Variables = {
 }
 TRAINING: Variables = {
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
+    "MOBILENET_PIPELINE_PEER_SECONDS": ("`1800`", "The longest time that a worker of TF_CONFIG waits for the others."),
     "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),
     "TF_NUM_INTRAOP_THREADS": ("all cores", "TensorFlow's threads for one operation."),
     "MOBILENET_PIPELINE_TENSORBOARD": (

@@ -34,6 +34,7 @@ def mirrored(count: int) -> tf.distribute.Strategy:
 
 def main() -> None:
     count = int(sys.argv[1])
+    print("waiting", flush=True)
     strategy = mirrored(count) if count > 1 else distribution.choose()
     replicas = strategy.num_replicas_in_sync
     candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -126,6 +127,29 @@ def test_workers_that_differ_say_so_and_do_not_train(workers, tmp_path, differen
             assert "the workers of TF_CONFIG differ" in log.read_text(errors="replace")
 
 
+def waiting(folder: Path, limit: str = "600") -> tuple[subprocess.Popen, Path]:
+    """Start the first of two workers alone."""
+    log = folder / "log"
+    return start(log, 1, TF_CONFIG=cluster()[0], MOBILENET_PIPELINE_PEER_SECONDS=limit), log
+
+
+def test_a_worker_that_waits_for_peers_ends_when_told(tmp_path):
+    process, log = waiting(tmp_path)
+    with ended([process]):
+        wait_for("waiting", process, log)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait() == -signal.SIGTERM
+
+
+def test_a_peer_that_does_not_come_is_named(tmp_path):
+    process, log = waiting(tmp_path, limit="1")
+    with ended([process]):
+        assert process.wait() != 0
+    assert re.search(
+        r"TimeoutError: 127\.0\.0\.1:\d+ of TF_CONFIG did not start within 1 s", log.read_text(errors="replace")
+    )
+
+
 def wait_for(line: str, process: subprocess.Popen, log: Path) -> None:
     while line not in log.read_text(errors="replace"):
         assert process.poll() is None, log.read_text(errors="replace")[-2000:]
@@ -208,6 +232,21 @@ def test_a_tf_config_without_a_cluster_is_shown_with_an_example(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", "{}")
     with pytest.raises(ValueError, match=r"TF_CONFIG is '\{\}', which has no valid cluster .* use the form"):
         distribution.workers()
+
+
+@pytest.mark.parametrize("address", ["10.0.0.2", "10.0.0.2:port", "10.0.0.2:70000"])
+def test_an_address_without_a_port_is_named(monkeypatch, address):
+    config = {"cluster": {"worker": [address, "127.0.0.1:2222"]}, "task": {"type": "worker", "index": 0}}
+    monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+    with pytest.raises(ValueError, match=rf"TF_CONFIG: '{address}' is no address of a worker; use the form host:port"):
+        distribution.meet()
+
+
+@pytest.mark.parametrize("limit", ["0", "soon", "-5"])
+def test_a_limit_that_is_no_time_is_named(monkeypatch, limit):
+    monkeypatch.setenv(distribution.LIMIT, limit)
+    with pytest.raises(ValueError, match=f"MOBILENET_PIPELINE_PEER_SECONDS is '{limit}'; give a number of seconds"):
+        distribution.meet()
 
 
 def test_without_a_gpu_the_strategy_is_the_default_one():

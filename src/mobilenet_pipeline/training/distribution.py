@@ -3,23 +3,34 @@
 import hashlib
 import json
 import os
+import signal
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import tensorflow as tf
 
 from mobilenet_pipeline.system import processor
 from mobilenet_pipeline.training.batches import Share
 
+LIMIT = "MOBILENET_PIPELINE_PEER_SECONDS"
+"""The variable with the longest time that a worker waits for the others."""
+LIMIT_SECONDS = 1800
+_TRY_SECONDS = 1.0
+
 
 def choose() -> tf.distribute.Strategy:
     """Return the strategy for the devices of this machine.
 
     If TF_CONFIG names several workers, they train one model, each on all its GPUs. Otherwise the model is mirrored over
-    every GPU of this machine, or trained on the CPU. Raises ValueError if TF_CONFIG is not JSON.
+    every GPU of this machine, or trained on the CPU. Raises ValueError if TF_CONFIG is not JSON, and the errors of
+    `meet`.
     """
     if workers() > 1:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        meet()
+        with _ended_when_told():
+            return tf.distribute.MultiWorkerMirroredStrategy()
     gpus = tf.config.list_logical_devices("GPU") if tf.config.list_physical_devices("GPU") else []
     if gpus:
         return tf.distribute.MirroredStrategy([device.name for device in gpus])
@@ -38,6 +49,62 @@ def workers() -> int:
             f"TF_CONFIG is {text!r}, which has no valid cluster ({error!r}); use the form "
             '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
         ) from None
+
+
+def meet() -> None:
+    """Wait until every worker of TF_CONFIG listens at its address.
+
+    TensorFlow would wait for an hour, holding Python's interpreter lock: nothing could end the process but SIGKILL.
+    Raises TimeoutError after LIMIT seconds, naming the workers that are missing, ValueError for an address or a limit
+    that is none, and OSError if this worker's port cannot be used.
+    """
+    limit, resolver = _limit(), tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    addresses = [address for job in resolver.cluster_spec().as_dict().values() for address in job]
+    own = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
+    missing, deadline = [address for address in addresses if address != own], time.monotonic() + limit
+    with socket.create_server(("", _host_and_port(own)[1])):
+        while missing := [address for address in missing if not _listens(address)]:
+            if time.monotonic() > deadline:
+                raise TimeoutError(
+                    f"{', '.join(missing)} of TF_CONFIG did not start within {limit} s ({LIMIT}); start every worker, "
+                    "and check that this machine reaches its address"
+                )
+            time.sleep(_TRY_SECONDS / 5)
+
+
+def _listens(address: str) -> bool:
+    with suppress(OSError), socket.create_connection(_host_and_port(address), _TRY_SECONDS):
+        return True
+    return False
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"TF_CONFIG: {address!r} is no address of a worker; use the form host:port")
+    return host.strip("[]"), int(port)
+
+
+def _limit() -> int:
+    text = os.environ.get(LIMIT) or str(LIMIT_SECONDS)
+    if not text.isdecimal() or int(text) < 1:
+        raise ValueError(f"{LIMIT} is {text!r}; give a number of seconds from 1")
+    return int(text)
+
+
+@contextmanager
+def _ended_when_told() -> Iterator[None]:
+    """Let the kernel end this process after LIMIT seconds in the `with` body, and keep its handler of SIGTERM.
+
+    TensorFlow installs a handler that ignores SIGTERM.
+    """
+    handler = signal.getsignal(signal.SIGTERM)
+    signal.alarm(_limit())
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGTERM, handler)
 
 
 def bfloat16_helps() -> bool:
