@@ -23,7 +23,7 @@ NAME = "mobilenet-pipeline"
 """The name of the blocks that this module makes."""
 FLOWS = [others.FLOW, "monitor"]
 APPROVAL = "mobilenet-pipeline.approval.requested"
-DRIFT = "mobilenet-pipeline.drift.raised"
+DRIFT, PROPOSAL = "mobilenet-pipeline.drift.raised", "mobilenet-pipeline.rollback.proposed"
 RUNBOOK = "docs/runbook"
 
 

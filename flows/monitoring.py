@@ -3,10 +3,11 @@
 Events, for automations that tell people:
 
 - `mobilenet-pipeline.drift.raised` and `mobilenet-pipeline.drift.closed`, once for each alert,
-- `mobilenet-pipeline.training.requested`, when drift has started a training.
+- `mobilenet-pipeline.training.requested`, when drift has started a training,
+- `mobilenet-pipeline.rollback.proposed`, once for each version that labels show to be worse than at promotion.
 
-Their resource is `mobilenet-pipeline.recipe.RECIPE`. The payload of all three has `recipe`, `cause`, `sentence`,
-`version`, `raised_at`, `closed_at`, `tests`, `training` and `picture`.
+Their resource is `mobilenet-pipeline.recipe.RECIPE`. All payloads have `recipe`, `cause`, `sentence`, `version` and
+`picture`. Those of alerts also have `raised_at`, `closed_at`, `closed_because`, `tests` and `training`.
 """
 
 import base64
@@ -37,7 +38,7 @@ from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace import locks
 
-RAISED, CLOSED = alerts.DRIFT, "mobilenet-pipeline.drift.closed"
+RAISED, CLOSED, PROPOSED = alerts.DRIFT, "mobilenet-pipeline.drift.closed", alerts.PROPOSAL
 REQUESTED = "mobilenet-pipeline.training.requested"
 outside: ContextVar[Mapping[str, str] | None] = ContextVar("outside", default=None)
 """The environment of a training that outlives this process: that before this process chose a Prefect server."""
@@ -60,6 +61,9 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
     # Before the state is written: a killed look is repeated, and the same event twice counts once.
     for change in seen.document["changes"]:
         tell(loaded, RAISED if change["what"] == "raised" else CLOSED, change)
+    if proposal := seen.document["proposal"]:
+        worse = {"id": "accuracy", "cause": "accuracy", "version": seen.document["version"], "sentence": proposal}
+        tell(loaded, PROPOSED, worse)
     causes = look.needs_training(seen)
     if causes and (sentence := start_training(loaded, seen.state.open)):
         seen = look.with_training(seen, causes, sentence)
@@ -79,8 +83,9 @@ monitor.fn.__annotations__["recipe"] = RecipeName
 
 
 def tell(recipe: Recipe, event: str, alert: Mapping[str, Any]) -> None:
-    """Emit the event of an alert. The same alert gives the same event again."""
+    """Emit the event of an alert, or of a proposal. The same alert gives the same event again."""
     known = {key: value for key, value in alert.items() if key not in ("what", "id")}
+    closed = str(alert.get("closed_at"))
     emit_event(
         event=event,
         resource={
@@ -89,7 +94,7 @@ def tell(recipe: Recipe, event: str, alert: Mapping[str, Any]) -> None:
             "mobilenet-pipeline.cause": str(alert["cause"]),
         },
         payload={"recipe": recipe.name, **known, "picture": str(look.picture_path(recipe).resolve())},
-        id=uuid5(NAMESPACE_URL, f"{event}/{recipe.registered_model}/{alert['id']}/{alert['closed_at']}"),
+        id=uuid5(NAMESPACE_URL, "/".join([event, recipe.registered_model, alert["version"], alert["id"], closed])),
     )
 
 
@@ -137,9 +142,10 @@ def publish(recipe: Recipe, seen: Look) -> None:
     """Show the look on Prefect's page of the run."""
     picture = base64.b64encode(seen.picture).decode("ascii")
     lines = [f"- {sentence}" for sentence in sentences(seen.document)]
-    text = "\n".join([f"**{recipe.name}, version {seen.document['version']}**", "", *lines, "", *_table(seen.document)])
+    heading = f"**{recipe.name}, version {seen.document['version']}**"
+    figure = f"![answers beside the test images](data:image/png;base64,{picture})"
     create_markdown_artifact(
-        f"{text}\n\n![answers beside the test images](data:image/png;base64,{picture})",
+        "\n".join([heading, "", *lines, "", figure, "", *_table(seen.document)]),
         artifacts.key(recipe.name, "monitoring"),
         f"Answers of {recipe.name} beside its test images",
     )
@@ -174,7 +180,7 @@ def sentences(document: Mapping[str, Any]) -> list[str]:
     if not found:
         found = [f"No drift in {record['answers']:,} answers of version {document['version']} since {record['from']}."]
     if record["damaged_lines"]:
-        found.append(f"{record['damaged_lines']:,} damaged lines of the record are left out.")
+        found.append(f"Damaged lines of the record, left out: {record['damaged_lines']:,}.")
     if document["labels"]:
         found.append(f"{document['labels']['sentence']}.")
     if accuracy := document["accuracy"]:

@@ -208,7 +208,7 @@ class Monitoring(Section):
     window_minutes: Positive
     """Shortest time of a short window; a window ends at a multiple of it."""
     window_images: Positive
-    """Least number of images of a short window; a window without them lasts longer."""
+    """Least number of images and failed requests of a short window; a window without them lasts longer."""
     images_per_class: Positive
     """Least number of images of a long window for each class. A long window sees small changes, a short one is
     early."""

@@ -23,7 +23,7 @@ from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.evaluation.reference import describe
 from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.monitoring import look
-from mobilenet_pipeline.monitoring.alarms import Alert
+from mobilenet_pipeline.monitoring.alarms import Alert, State
 from mobilenet_pipeline.registry.versions import Version
 from mobilenet_pipeline.workspace import locks
 
@@ -107,6 +107,23 @@ def test_a_shift_of_served_images_raises_an_alert_and_starts_a_training(served: 
     assert raised["resource"]["prefect.resource.id"] == "mobilenet-pipeline.recipe.digits"
     only = {"artifacts": {"key": {"any_": ["digits-monitoring"]}}}
     assert "data:image/png;base64," in prefect.request("POST", "/artifacts/filter", json=only).json()[0]["data"]
+
+
+def test_a_rollback_is_proposed_once_for_a_version(
+    workspace: Path, prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = {"answers": 9, "from": "", "damaged_lines": 0}
+    empty = {"windows": {}, "drift": [], "changes": [], "labels": None, "accuracy": None}
+    document = {"recipe": "digits", "version": "2", "record": record, "proposal": "Version 2 is worse"} | empty
+    seen = look.Look(load_recipe("digits"), 0.0, State("2"), [], document, b"", [])
+    monkeypatch.setattr(look, "look", lambda *_: seen)
+    for _ in range(2):
+        assert monitoring.monitor("digits", return_state=True).message.endswith("Version 2 is worse.")
+
+    def proposals() -> list[str]:
+        return [one["payload"]["sentence"] for one in events_of(prefect) if one["event"] == monitoring.PROPOSED]
+
+    assert wait_until(proposals) == ["Version 2 is worse"]
 
 
 def test_no_training_starts_beside_a_run(workspace: Path) -> None:

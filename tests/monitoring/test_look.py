@@ -47,6 +47,15 @@ def test_answers_of_another_version_do_not_count(shifted: Record, reference: Ref
     assert see(shifted, reference, State("4"), 2 * HOUR, limits).state.windows == []
 
 
+def test_errors_are_raised_while_every_request_fails(
+    answered: Answered, recorded: Recorded, reference: Reference, limits: Monitoring
+) -> None:
+    failed_at = np.arange(HOUR, 2 * HOUR, 30)
+    record = replace(recorded(answered(3600)), failed_at=failed_at, statuses=np.full(len(failed_at), 500))
+    seen = see(record, reference, State("3"), 2 * HOUR, limits)
+    assert [(one.what, one.alert.cause) for one in seen.changes] == [("raised", "errors")]
+
+
 @pytest.fixture
 def served(
     runs: Runs, recipe: Recipe, reference: Reference, shifted: Record, monkeypatch: pytest.MonkeyPatch

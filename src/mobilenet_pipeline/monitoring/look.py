@@ -69,11 +69,13 @@ def scales(limits: Monitoring, classes: int) -> list[Scale]:
 def see(record: Record, known: Reference, before: State, now: float, limits: Monitoring) -> Seen:
     """Return what the record says of the version of `before`, whose reference is `known`. Pure."""
     own = record.answers.of(before.version)
+    # Failed requests too: if all of them fail, there are no images, and still something to see.
+    moments = np.sort(np.concatenate([own.at, record.failed_at]))
     after, changes = before, list[Change]()
     for scale in scales(limits, len(known.class_names)):
         first = float(own.at[0]) if len(own) else now
         since = after.since.get(scale.name, math.floor(first / scale.seconds) * scale.seconds)
-        for start, end in windows.cut(own.at, since, now, scale):
+        for start, end in windows.cut(moments, since, now, scale):
             part = own.between(start, end)
             found = comparisons.compare(part, record.failures(start, end), known, limits)
             after, told = alarms.after_window(after, scale, (start, end, len(part)), found, limits)
@@ -86,9 +88,9 @@ def _findings(seen: State, record: Record, known: Reference, limits: Monitoring)
     """Return each scale's newest window with its findings, unless the record has lost its answers."""
     own, described = record.answers.of(seen.version), {}
     for window in {window.scale: window for window in seen.windows}.values():
-        part = own.between(window.start, window.end)
-        if len(part):
-            found = comparisons.compare(part, record.failures(window.start, window.end), known, limits)
+        part, failures = own.between(window.start, window.end), record.failures(window.start, window.end)
+        if len(part) or len(failures):
+            found = comparisons.compare(part, failures, known, limits)
             described[window.scale] = {
                 "from": iso(window.start),
                 "to": iso(window.end),
