@@ -118,6 +118,7 @@ def main() -> None:
         "half_class_found": half_class_found(rng, plain, plain.predicted, known, limits, options.draws),
         "half_true_class_found": half_class_found(rng, plain, labels, known, limits, options.draws),
         "small_shift_found": small_shift_found(rng, known, limits, options.draws),
+        "distances": distances(pools, known),
         "record": cost(np.asarray(known_images[:BATCH]), recipe),
         "days": options.days,
         "requests_a_day": REQUESTS_A_DAY,
@@ -319,6 +320,17 @@ def champion(recipe: config.Recipe) -> tuple[reference.Reference, Mapping[str, P
         for name, pixels in changed.items()
     }
     return known, pools, np.asarray(data.labels[validation]), images
+
+
+def distances(pools: Mapping[str, Pool], known: reference.Reference) -> dict[str, dict[str, float]]:
+    """Return the Kolmogorov-Smirnov distance of each statistic of plain and changed images from the reference."""
+    return {
+        name: {
+            column: round(comparisons.distance_of(known.statistics[:, place], pool.statistics[:, place])[0], 2)
+            for place, column in enumerate(known.names)
+        }
+        for name, pool in pools.items()
+    }
 
 
 def cost(images: np.ndarray, recipe: config.Recipe) -> dict[str, float]:
