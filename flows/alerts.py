@@ -46,6 +46,7 @@ CAUSES = {
     ),
     "a run is late": Cause("prefect.flow-run.Late", "run-late", f"{_OF_RUN}, is late: no worker has started it."),
     "a version waits for approval": Cause(APPROVAL, "waiting-for-approval", "{{ event.payload.sentence }}"),
+    "a rollback is proposed": Cause(PROPOSAL, "rollback-proposed", "{{ event.payload.sentence }}"),
     "pictures have drifted": Cause(
         DRIFT, "drift", "Drift of {{ event.payload.cause }} in {{ event.payload.recipe }}: {{ event.payload.sentence }}"
     ),
