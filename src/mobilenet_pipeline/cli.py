@@ -458,26 +458,25 @@ def schedule(options: argparse.Namespace) -> None:
 
 def monitor(options: argparse.Namespace) -> int:
     """Run the monitoring's flow, once or again and again; the exit code is 3 if drift or a worse champion is open."""
+    from contextlib import nullcontext
+
     recipe = load_recipe(options.recipe)
     if options.every is not None and options.every < 1:
         raise ValueError(f"--every is {options.every}; give a number of minutes from 1")
     server = flow_module("server")
     server.prepare(quiet=True)
     before = dict(os.environ)
-    server.connect()
-    monitoring = flow_module("monitoring")
-    monitoring.outside.set(before)
-    while True:
-        try:
-            needs_people = _look(recipe, monitoring, options)
-        except (ValueError, OSError) as error:
-            if not options.every:
-                raise
-            # A server that is away for a minute must not end the monitoring.
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        if not options.every:
-            return ATTENTION if needs_people else 0
-        time.sleep(60 * options.every)
+    with nullcontext() if server.connect() else server.temporary(meanwhile=lambda: flow_module("monitoring")):
+        monitoring = flow_module("monitoring")
+        monitoring.outside.set(before)
+        while options.every:
+            try:
+                _look(recipe, monitoring, options)
+            except (ValueError, OSError) as error:
+                # A server that is away for a minute must not end the monitoring.
+                print(f"error: {error}", file=sys.stderr, flush=True)
+            time.sleep(60 * options.every)
+        return ATTENTION if _look(recipe, monitoring, options) else 0
 
 
 def _look(recipe: Recipe, monitoring: Any, options: argparse.Namespace) -> bool:
