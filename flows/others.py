@@ -54,16 +54,22 @@ def close_dead(recipe: str, alone: bool, own: UUID | None = None) -> list[str]:
         return [run.name for run in dead]
 
 
-def take_turn(own: UUID) -> str | None:
-    """Return why the flow run `own` has to be skipped, None if it may go.
+def give_way(own: UUID) -> str | None:
+    """Return why the flow run `own` has to be skipped for a newer one, None if it may go.
 
-    Only the runs of its deployment count. Of several late runs of a schedule, the newest goes; those that have not
-    started are cancelled. No run goes while an earlier one is in progress. The server keeps the workspace of a run that
-    goes, for `close_dead`.
+    Of several late runs of a schedule, the newest goes. Those that have not started are cancelled.
     """
     with get_client(sync_client=True) as client:
-        run = client.read_flow_run(own)
-        if run.deployment_id and (reason := _newer(client, run) or _earlier(client, run)):
+        return _newer(client, client.read_flow_run(own))
+
+
+def take_turn(own: UUID) -> str | None:
+    """Return why the flow run `own` has to be skipped for an earlier one of its deployment, None if it may go.
+
+    The server keeps the workspace of a run that goes, for `close_dead`.
+    """
+    with get_client(sync_client=True) as client:
+        if reason := _earlier(client, client.read_flow_run(own)):
             return reason
         client.update_flow_run_labels(own, {_PLACE: runs.place()})
         return None
@@ -81,7 +87,7 @@ def _newer(client: SyncPrefectClient, run: FlowRun) -> str | None:
     The late runs between the two are cancelled.
     """
     due = run.expected_start_time
-    if not run.auto_scheduled or not due:
+    if not run.auto_scheduled or not run.deployment_id or not due:
         return None
     # What falls due while this process starts is not late: otherwise a schedule that is quicker than the start of a
     # process would skip every run.
@@ -108,6 +114,8 @@ def _instead(run: FlowRun, goes: FlowRun) -> str:
 
 def _earlier(client: SyncPrefectClient, run: FlowRun) -> str | None:
     """Return a sentence if a run of the deployment that started before this one is in progress."""
+    if not run.deployment_id:
+        return None
     for other in _find(client, deployment_id=[run.deployment_id], state=[*_STARTED]):
         if other.start_time and run.start_time and (other.start_time, other.id) < (run.start_time, run.id):
             place = other.labels.get(_PLACE, "another workspace")

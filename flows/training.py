@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from functools import wraps
@@ -130,10 +130,12 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     environment.prepare()
     logs.set_up(recipe)
     loaded, own = load_recipe(recipe), UUID(str(flow_run.id))
-    with locks.only_run(loaded) as in_progress:
-        if not in_progress:
+    # Without the lock: the newer run, which starts at the same time, would take this one for a run in progress.
+    late = others.give_way(own)
+    with nullcontext(late) if late else locks.only_run(loaded) as reason:
+        if not reason:
             others.close_dead(recipe, alone=True, own=own)
-        reason = in_progress or others.take_turn(own)
+            reason = others.take_turn(own)
         message = f"Skipped: {reason}" if reason else run_and_note(loaded, force)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
         return Completed(message=message, data=outcome_of(loaded, message, skipped=reason is not None))

@@ -96,9 +96,9 @@ def late(prefect: Any, nightly: Any) -> list[Any]:
 
 def test_of_several_late_runs_the_newest_goes(prefect: Any, late: list[Any]) -> None:
     oldest, between, newest = late
-    assert "goes instead" in str(others.take_turn(oldest))
+    assert "goes instead" in str(others.give_way(oldest))
     assert state_of(prefect, between) == "Cancelled"
-    assert others.take_turn(newest) is None
+    assert others.give_way(newest) is None
 
 
 def test_a_run_elsewhere_in_progress_goes_first(prefect: Any, nightly: Any) -> None:
