@@ -64,19 +64,30 @@ def test_a_damaged_file_of_costs_is_written_anew(recipe: Recipe) -> None:
 
 
 def test_the_table_ends_with_the_total() -> None:
-    rows = costs.table([row("a"), row("b", wall_seconds=None, cpu_seconds=None, peak_bytes=None)])
+    rows = costs.table([row("a"), row("b", "unchanged", wall_seconds=1.0, peak_bytes=10_000_000)])
     assert rows == [
         {"stage": "a", "outcome": "ran", "wall seconds": "36.0", "CPU seconds": "60.0", "peak memory": "2.00 GB"},
-        {"stage": "b", "outcome": "ran", "wall seconds": "–", "CPU seconds": "–", "peak memory": "–"},
-        {"stage": "total", "outcome": "", "wall seconds": "36.0", "CPU seconds": "60.0", "peak memory": "2.00 GB"},
+        {"stage": "b", "outcome": "unchanged", "wall seconds": "1.0", "CPU seconds": "60.0", "peak memory": "0.01 GB"},
+        {"stage": "total", "outcome": "", "wall seconds": "37.0", "CPU seconds": "120.0", "peak memory": "2.00 GB"},
     ]
+
+
+def test_a_total_of_which_a_part_is_unknown_is_unknown() -> None:
+    unknown = dict.fromkeys(costs.MEASURES)
+    *_, total = costs.table([row("a", price=0.05, currency="EUR"), row("b", "restored") | unknown])
+    assert {*total.values()} == {"total", "", "–"}
 
 
 def test_the_table_has_gpu_and_price_if_a_stage_has_them() -> None:
     money = {"price": 0.05, "currency": "EUR"}
     first, second, total = costs.table([row("a", gpu_seconds=9.0, **money), row("b")])
     assert (first["GPU seconds"], second["GPU seconds"], total["GPU seconds"]) == ("9.0", "–", "9.0")
-    assert (first["price"], second["price"], total["price"]) == ("0.0500 EUR", "–", "0.0500 EUR")
+    assert (first["price"], second["price"], total["price"]) == ("0.0500 EUR", "–", "–")
+
+
+def test_the_price_of_all_stages_has_their_currency() -> None:
+    money = {"price": 0.05, "currency": "Swiss francs"}
+    assert costs.table([row("a", **money), row("b", **money)])[-1]["price"] == "0.1000 Swiss francs"
 
 
 def test_prices_in_two_currencies_have_no_total() -> None:

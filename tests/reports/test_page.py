@@ -201,7 +201,10 @@ def test_the_page_shows_what_the_stages_cost(recipe: config.Recipe, workspace: P
     row = {"name": "train@digits-scratch", "outcome": "unchanged", "wall_seconds": 1234.5, "cpu_seconds": None}
     write(workspace / "reports/digits/results.json", {"stages": [row | {"price": 0.02, "currency": "<b>€</b>"}]})
     text = re.sub(r"\s+", " ", html_of(recipe, workspace))
-    assert '<th scope="row">train@digits-scratch</th><td>unchanged</td><td class="number">1,234.5</td>' in text
+    assert (
+        '<th scope="row">train@digits-scratch</th><td class="roomy">unchanged</td><td class="number">1,234.5</td>'
+        in text
+    )
     assert "0.0200 &lt;b&gt;€&lt;/b&gt;" in text
 
 

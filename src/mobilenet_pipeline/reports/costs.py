@@ -68,15 +68,19 @@ def known(recipe: Recipe, workspace: Path = HERE) -> dict[str, dict[str, Any]]:
 
 
 def total(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the sums over the stages, and the largest memory; the price only if all have one currency."""
-    result: dict[str, Any] = {"name": TOTAL}
-    for key, combine in (("wall_seconds", sum), ("cpu_seconds", sum), ("gpu_seconds", sum), ("peak_bytes", max)):
-        values = [row[key] for row in rows if row.get(key) is not None]
-        result[key] = combine(values) if values else None
-    currencies = {row.get("currency") for row in rows if row.get("price") is not None}
-    if len(currencies) == 1:
-        result |= {"price": sum(row.get("price") or 0.0 for row in rows), "currency": currencies.pop()}
-    return result
+    """Return the sums over the stages, and the largest memory; None where a stage has no value, or another currency.
+
+    A stage without GPU seconds had no GPU.
+    """
+    complete = {key: [row[key] for row in rows] for key in MEASURES if all(row.get(key) is not None for row in rows)}
+    complete["gpu_seconds"] = [row["gpu_seconds"] for row in rows if row.get("gpu_seconds") is not None]
+    if len(set(complete.get("currency", ()))) != 1:
+        complete |= {"price": [], "currency": []}
+    combined = {key: max if key in ("peak_bytes", "currency") else sum for key in MEASURES}
+    return {
+        "name": TOTAL,
+        **{key: combine(complete[key]) if complete.get(key) else None for key, combine in combined.items()},
+    }
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
