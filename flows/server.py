@@ -90,8 +90,7 @@ def temporary(meanwhile: Callable[[], object]) -> Iterator[str]:
     command = ["uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", "127.0.0.1"]
     # Without --app-dir, the modules of the current folder would come first.
     command += ["--port", str(port), "--log-level", "error", "--lifespan", "on", "--app-dir", os.devnull]
-    variables = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
-    with _child(command, port, "temporary.log", variables, meanwhile) as api:
+    with _child(command, port, "temporary.log", {"PREFECT__SERVER_EPHEMERAL": "1"}, meanwhile) as api:
         try:
             yield api
         finally:

@@ -20,6 +20,8 @@ DATA: Variables = {
 }
 STORES: Variables = {
     "MLFLOW_TRACKING_URI": ("`mlflow.db` in the workspace", "MLflow's store: a server, or another database."),
+    "MLFLOW_REGISTRY_URI": ("that of `MLFLOW_TRACKING_URI`", "MLflow's registry, if it is another store."),
+    "MLFLOW_S3_ENDPOINT_URL": ("Amazon S3", "Address of the S3 server with MLflow's artefacts."),
     "MOBILENET_PIPELINE_RECORDS": (
         "`records` in the workspace",
         "SQLAlchemy URL of the database with the records of all workspaces: PostgreSQL, or SQLite on a shared disk.",
@@ -37,6 +39,7 @@ STORES: Variables = {
         "the workspace's server if it runs, else a temporary server",
         "API address of a Prefect server. `.env`, `prefect.toml` and a profile of Prefect may set it, too.",
     ),
+    "PREFECT__SERVER_EPHEMERAL": ("`1` for the temporary server", "A Prefect server without pages and schedules."),
     "PREFECT_HOME": ("`.prefect`", "Prefect's database, results and logs."),
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": (
         "`CRITICAL` in `run` and `ui`",

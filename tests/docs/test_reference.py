@@ -32,6 +32,7 @@ def used() -> set[str]:
     nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
     words = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     compose = (ROOT / "deploy/compose.yaml").read_text(encoding="utf-8")
+    words = {word for word in words if not word.endswith("_")}  # a prefix of several
     return {word for word in words if VARIABLE.fullmatch(word)} | set(re.findall(r"\$\{(\w+)", compose))
 
 

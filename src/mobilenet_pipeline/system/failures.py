@@ -78,7 +78,7 @@ def _fullest() -> Path:
 def _places() -> Iterator[Path]:
     here = Path.cwd()
     yield from (here, *here.iterdir())  # a folder of the workspace may be on another disk
-    for variable in ("BENTOML_HOME", "PREFECT_HOME", "DVC_CACHE_DIR"):
+    for variable in ("BENTOML_HOME", "PREFECT_HOME"):
         if os.environ.get(variable):
             yield Path(os.environ[variable])
     store = os.environ.get("MLFLOW_TRACKING_URI", "")
