@@ -460,6 +460,8 @@ def monitor(options: argparse.Namespace) -> int:
     """Run the monitoring's flow, once or again and again; the exit code is 3 if drift or a worse champion is open."""
     from contextlib import nullcontext
 
+    from httpx import HTTPError
+
     recipe = load_recipe(options.recipe)
     if options.every is not None and options.every < 1:
         raise ValueError(f"--every is {options.every}; give a number of minutes from 1")
@@ -472,8 +474,8 @@ def monitor(options: argparse.Namespace) -> int:
         while options.every:
             try:
                 _look(recipe, monitoring, options)
-            except (ValueError, OSError) as error:
-                # A server that is away for a minute must not end the monitoring.
+            except (ValueError, OSError, RuntimeError, HTTPError) as error:
+                # A server that is away for a minute must not end the monitoring. Prefect raises the last two of these.
                 print(f"error: {error}", file=sys.stderr, flush=True)
             time.sleep(60 * options.every)
         return ATTENTION if _look(recipe, monitoring, options) else 0

@@ -114,7 +114,13 @@ def test_a_rollback_is_proposed_once_for_a_version(
 ) -> None:
     record = {"answers": 9, "from": "", "damaged_lines": 0}
     empty = {"windows": {}, "drift": [], "changes": [], "labels": None, "accuracy": None}
-    document = {"recipe": "digits", "version": "2", "record": record, "proposal": "Version 2 is worse"} | empty
+    document = {
+        "recipe": "digits",
+        "version": "2",
+        "at": look.iso(0),
+        "record": record,
+        "proposal": "Version 2 is worse",
+    } | empty
     seen = look.Look(load_recipe("digits"), 0.0, State("2"), [], document, b"", [])
     monkeypatch.setattr(look, "look", lambda *_: seen)
     for _ in range(2):
@@ -161,3 +167,17 @@ def test_the_command_says_with_its_exit_code_whether_people_are_needed(
     monkeypatch.setattr(monitoring, "monitor", lambda *_, return_state: Completed(data=document))
     assert cli.main(["monitor", "--json"]) == code
     assert json.loads(capsys.readouterr().out) == document
+
+
+def test_a_look_that_fails_does_not_end_the_monitoring(
+    workspace: Path, prefect: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    looks = iter([RuntimeError("Failed to reach API"), KeyboardInterrupt()])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise next(looks)
+
+    monkeypatch.setattr(monitoring, "monitor", fail)
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    assert cli.main(["monitor", "--every", "1"]) == 130
+    assert "error: Failed to reach API" in capsys.readouterr().err
