@@ -43,7 +43,7 @@ def better(team: Team) -> str:
     """A version that passed the gate and waits for approval."""
     change_params(team.a, epochs=8)
     assert team.a.run("run").returncode == 0
-    return str(team.a.read("status")["waiting"])
+    return str(team.a.read("status")["waiting"]["version"])
 
 
 def test_the_first_run_promotes(team: Team) -> None:
@@ -144,7 +144,7 @@ def test_a_worker_runs_the_team_s_deployment(flow_run: Done, servers: Servers) -
 
 
 def test_an_approval_beside_a_rollback_leaves_one_champion_and_one_history(team: Team, flow_run: Done) -> None:
-    waiting = str(team.a.read("status")["waiting"])
+    waiting = str(team.a.read("status")["waiting"]["version"])
     both = [team.a.start("approve", waiting), team.b.start("rollback", "--reason", "at the same time")]
     approved, rolled_back = (process.wait() == 0 for process in both)
     assert approved
