@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -155,9 +156,9 @@ def run(task: str, tree: Path, workspace: Path, bytecode: Path) -> Measured:
         child.returncode = os.waitstatus_to_exitcode(status)
         output.seek(0)
         text = output.read()
-    finished = cpu_seconds < LIMIT - 1
+    finished = child.returncode not in (-signal.SIGXCPU, -signal.SIGKILL)
     if finished and child.returncode not in ENDS.get(task, (0,)):
-        raise RuntimeError(f"{task} with the code of {tree} failed:\n{text}")
+        raise RuntimeError(f"{task} with the code of {tree} ended with {child.returncode}:\n{text}")
     if finished and task not in COMMANDS:
         seconds, cpu_seconds = map(float, text.split()[-2:])
     return Measured(seconds, cpu_seconds, usage.ru_maxrss / 1024**2, finished)
