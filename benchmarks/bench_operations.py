@@ -64,9 +64,13 @@ def main() -> None:
         "--only", choices=list(TASKS), action="append", help="measure this task only, and write nothing"
     )
     parser.add_argument("--task", choices=list(TASKS), help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", nargs=2, metavar=("TASK", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.task:
         TASKS[options.task]()
+        return
+    if options.prepare:
+        PREPARATIONS[options.prepare[0]](Path(options.prepare[1]))
         return
     with tempfile.TemporaryDirectory(prefix="operations-") as name:
         scratch = Path(name)
@@ -111,11 +115,13 @@ def export(commit: str, folder: Path) -> Path:
 
 def measure(task: str, trees: dict[str, Path], scratch: Path) -> dict[str, Measured]:
     """Measure the task with the code of both trees in turn; the median counts."""
-    prepare = PREPARATIONS.get(task, lambda _: None)
-    workspace = scratch / prepare.__name__
+    workspace = scratch / (PREPARATIONS[task].__name__ if task in PREPARATIONS else task)
     if not workspace.exists():
         workspace.mkdir()
-        prepare(workspace)
+        if task in PREPARATIONS:
+            # In a child process: the peak memory of later ones counts that of their parent.
+            command = [sys.executable, str(Path(__file__).resolve()), "--prepare", task, str(workspace)]
+            subprocess.run(command, check=True, stdout=sys.stderr)
     measured: dict[str, list[Measured]] = {name: [] for name in trees}
     for turn in range(ROUNDS.get(task, 1)):
         for name, tree in trees.items():

@@ -1,5 +1,6 @@
 """The command line: its output, and its exit code."""
 
+import gc
 import io
 import json
 import os
@@ -403,3 +404,10 @@ def test_a_link_that_does_not_hold_is_an_error(
     shown = capsys.readouterr()
     assert "✗ artefact    it is damaged" in shown.out
     assert "artefact of version 2 does not hold" in shown.err
+
+
+def test_a_command_that_reads_looks_for_no_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
+    collecting = []
+    monkeypatch.setattr(cli, "status", lambda _: collecting.append(gc.isenabled()))
+    assert cli.main(["status"]) == 0
+    assert (collecting, gc.isenabled()) == ([False], True)

@@ -18,7 +18,6 @@ def test_a_command_that_finishes_gives_its_code_and_its_time() -> None:
         child.stdout.read()
     assert child.returncode == 3
     assert child.cpu_seconds > 0.5
-    assert 5e6 < child.peak_bytes < 2e8
 
 
 def test_a_process_that_ignores_sigterm_is_killed() -> None:

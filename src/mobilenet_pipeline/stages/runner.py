@@ -185,9 +185,7 @@ def run_stage(
         on_line(f"warning: damaged in DVC's cache: {', '.join(map(str, damaged))}; {remedy}")
         outcome, child, used = _reproduce(name, on_line, env, force)
         cpu_seconds += child.cpu_seconds
-    # Between two measurements, a process may need more memory; its kernel knows the peak of each single process.
-    peak_bytes = max(used.peak_bytes, child.peak_bytes)
-    return StageResult(name, outcome, time.monotonic() - started, cpu_seconds, used.gpu_seconds, peak_bytes)
+    return StageResult(name, outcome, time.monotonic() - started, cpu_seconds, used.gpu_seconds, used.peak_bytes)
 
 
 def _reproduce(

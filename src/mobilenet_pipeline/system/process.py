@@ -19,14 +19,9 @@ GRACE_SECONDS = 10.0
 
 
 class Leashed(subprocess.Popen[bytes]):
-    """A child process.
-
-    After the `with` body, `cpu_seconds` is the CPU time of the child and its descendants, and `peak_bytes` the largest
-    memory of one of these processes.
-    """
+    """A child process. After the `with` body, `cpu_seconds` is the CPU time of the child and its descendants."""
 
     cpu_seconds = 0.0
-    peak_bytes = 0
 
     @property
     def ended(self) -> bool:
@@ -59,7 +54,6 @@ def leashed(
             _, status, usage = os.wait4(child.pid, 0)
             child.returncode = os.waitstatus_to_exitcode(status)
             child.cpu_seconds = usage.ru_utime + usage.ru_stime
-            child.peak_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             if child.stdout:
                 child.stdout.close()
 

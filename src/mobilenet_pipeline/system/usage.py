@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-SECONDS = 1.0
+SECONDS = 0.5
 """Between two measurements, which take milliseconds."""
 
 
@@ -43,8 +43,11 @@ def _measure(pid: int, interval: float, usage: Usage, ended: threading.Event) ->
     gpus = _gpus()
     usage.gpu_seconds = 0.0 if gpus else None
     before = time.monotonic()
-    while not ended.wait(interval):
+    while True:
+        # Not the kernel's `ru_maxrss`: it counts the memory of the parent before `exec`, too.
         usage.peak_bytes = max(usage.peak_bytes, _memory(pid))
+        if ended.wait(interval):
+            return
         now = time.monotonic()
         if usage.gpu_seconds is not None:
             usage.gpu_seconds += sum(map(_utilisation, gpus)) * (now - before)
