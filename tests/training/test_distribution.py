@@ -242,6 +242,23 @@ def test_an_address_without_a_port_is_named(monkeypatch, address):
         distribution.meet()
 
 
+@pytest.mark.parametrize(
+    "task", [{}, {"task": {"type": "worker", "index": 7}}, {"task": {"type": "judge", "index": 0}}]
+)
+def test_a_task_that_is_not_in_the_cluster_is_named(monkeypatch, task):
+    monkeypatch.setenv("TF_CONFIG", json.dumps({"cluster": {"worker": ["127.0.0.1:1", "127.0.0.1:2"]}, **task}))
+    with pytest.raises(ValueError, match=r"TF_CONFIG has no task that is in its cluster \(No "):
+        distribution.meet()
+
+
+def test_a_taken_port_of_a_worker_is_named(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", cluster()[0])
+    address = distribution._own_and_peers()[0]
+    taken, message = socket.create_server(("", int(address.rpartition(":")[2]))), f"cannot listen at {address} .*; end"
+    with taken, pytest.raises(OSError, match=message):
+        distribution.meet()
+
+
 @pytest.mark.parametrize("limit", ["0", "soon", "-5"])
 def test_a_limit_that_is_no_time_is_named(monkeypatch, limit):
     monkeypatch.setenv(distribution.LIMIT, limit)

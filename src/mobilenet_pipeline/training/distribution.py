@@ -58,18 +58,37 @@ def meet() -> None:
     Raises TimeoutError after LIMIT seconds, naming the workers that are missing, ValueError for an address or a limit
     that is none, and OSError if this worker's port cannot be used.
     """
-    limit, resolver = _limit(), tf.distribute.cluster_resolver.TFConfigClusterResolver()
-    addresses = [address for job in resolver.cluster_spec().as_dict().values() for address in job]
-    own = resolver.cluster_spec().task_address(resolver.task_type, resolver.task_id)
-    missing, deadline = [address for address in addresses if address != own], time.monotonic() + limit
-    with socket.create_server(("", _host_and_port(own)[1])):
-        while missing := [address for address in missing if not _listens(address)]:
+    limit, (own, peers) = _limit(), _own_and_peers()
+    deadline = time.monotonic() + limit
+    with _listening(own):
+        while peers := [address for address in peers if not _listens(address)]:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{', '.join(missing)} of TF_CONFIG did not start within {limit} s ({LIMIT}); start every worker, "
+                    f"{', '.join(peers)} of TF_CONFIG did not start within {limit} s ({LIMIT}); start every worker, "
                     "and check that this machine reaches its address"
                 )
             time.sleep(_TRY_SECONDS / 5)
+
+
+def _own_and_peers() -> tuple[str, list[str]]:
+    """Return the addresses of this worker and of the others that train with it."""
+    resolver = tf.distribute.cluster_resolver.TFConfigClusterResolver()
+    cluster = resolver.cluster_spec()
+    try:
+        own = cluster.task_address(resolver.task_type, resolver.task_id)
+    except ValueError as error:
+        raise ValueError(f"TF_CONFIG has no task that is in its cluster ({error}); give type and index") from None
+    trains = [address for job in ("chief", "worker") if job in cluster.jobs for address in cluster.job_tasks(job)]
+    return own, [address for address in trains if address != own]
+
+
+def _listening(address: str) -> socket.socket:
+    try:
+        return socket.create_server(("", _host_and_port(address)[1]))
+    except OSError as error:
+        raise OSError(
+            f"this worker of TF_CONFIG cannot listen at {address} ({error}); end what uses the port, or choose another"
+        ) from None
 
 
 def _listens(address: str) -> bool:
