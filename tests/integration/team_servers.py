@@ -63,8 +63,8 @@ class Servers:
         """Start a service, and wait until its health check passes. `place` has its `cwd` and `env`, if others."""
         stack = self.running[name] = ExitStack()
         log = stack.enter_context((self.folder / f"{name}.log").open("ab"))
-        variables = {**os.environ, **self.services[name].get("environment", {}), **place.pop("env", {})}
         place = {"cwd": self.home if name == "postgres" else self.folder, **place}
+        variables = self._variables(name, place)
         child = stack.enter_context(leashed(self._command(name), variables, stdout=log, **place))
         self.services[name]["child"] = child
         if wait:
@@ -97,7 +97,7 @@ class Servers:
     def once(self, name: str, **place: Any) -> str:
         """Run the command of a service that ends, and return its output. `place` says where it runs."""
         place = {"cwd": self.folder, **place}
-        variables = {**os.environ, **self.services[name].get("environment", {}), **place.pop("env", {})}
+        variables = self._variables(name, place)
         command = [_program(word) for word in self.services[name]["command"]]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, **place)
         assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
@@ -106,6 +106,12 @@ class Servers:
     def settings(self, name: str = "worker") -> dict[str, str]:
         """Return the variables of a service."""
         return dict(self.services[name]["environment"])
+
+    def _variables(self, name: str, place: dict[str, Any]) -> dict[str, str]:
+        """Return the environment of a service in a folder; the container has the workspace in /workspace."""
+        own = self.services[name].get("environment", {})
+        here = {key: value.replace("/workspace", str(place["cwd"])) for key, value in own.items()}
+        return {**os.environ, **here, **place.pop("env", {})}
 
     def query(self, database: str, sql: str) -> list[tuple[Any, ...]]:
         """Return the rows of a query."""

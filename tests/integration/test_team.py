@@ -96,7 +96,8 @@ def test_an_approval_reaches_the_service_of_another_workspace_without_a_lost_req
     with asking(team.service) as client:
         assert team.a.run("approve", better).returncode == 0
         assert team.service.wait_for(better) < MINUTE
-    assert (client.failures, better in client.versions) == ([], True)
+        wait_until(lambda: better in client.versions, lambda: str(client.versions))
+    assert client.failures == []
 
 
 def test_status_tells_that_a_workspace_serves_another_version(team: Team, better: str) -> None:
@@ -123,7 +124,7 @@ def test_the_rollback_is_in_the_registry_and_in_both_histories_once_mlflow_is_ba
 ) -> None:
     servers.start("mlflow")
     wait_until(lambda: team.a.champion == team.champion, lambda: team.service.text)
-    assert [event["what"] for event in team.a.read("history")] == ["promoted", "promoted", "rolled back"]
+    assert [event["what"] for event in team.a.read("history")] == ["rolled back", "promoted", "promoted"]
     assert team.b.read("history") == team.a.read("history")
 
 
