@@ -52,7 +52,8 @@ def test_a_damaged_database_is_named_and_not_tried_again() -> None:
     assert len(tries) == 1
 
 
-def test_a_step_is_tried_again_until_mlflow_answers() -> None:
+def test_a_step_is_tried_again_until_mlflow_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     errors, warnings = [ConnectionAbortedError("gone"), None], []
 
     def step() -> str:

@@ -1,6 +1,7 @@
 """One DVC stage as a child process."""
 
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -188,6 +189,17 @@ def test_a_half_written_lock_of_a_killed_dvc_is_cleared(toy: Toy) -> None:
     assert [*runner.stale(["ingest@digits"])] == ["ingest@digits"]
     (workspace / ".dvc/tmp/rwlock").write_text('{"read": ')
     assert runner.run_stage("ingest@digits", str).outcome == "ran"
+
+
+def test_the_lock_of_a_killed_dvc_is_cleared_though_another_program_has_its_number(toy: Toy) -> None:
+    workspace = toy()
+    (workspace / ".dvc/tmp").mkdir(exist_ok=True)
+    with subprocess.Popen(["sleep", "900"]) as other:
+        killed = {"pid": other.pid, "cmd": "dvc repro"}
+        lock = {"read": {}, "write": {str(workspace / "data"): killed, str(workspace / "models"): killed}}
+        (workspace / ".dvc/tmp/rwlock").write_text(json.dumps(lock))
+        assert runner.run_stage("ingest@digits", str).outcome == "ran"
+        other.kill()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
+import psutil
 from ruamel.yaml import YAML
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
@@ -283,7 +284,7 @@ def _recipe_of(name: str) -> str:
 
 def _prepare(name: str) -> str:
     """Make DVC ready for the stage, and return its address."""
-    _clear_half_written_lock()
+    _clear_left_lock()
     _follow_git()
     choose(_recipe_of(name))
     return address(name)
@@ -301,20 +302,32 @@ def _follow_git() -> None:
         dvc.run("config", "--local", "--unset", "core.no_scm")
 
 
-def _clear_half_written_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
-    """Remove DVC's list of readers and writers if it is not JSON.
+def _clear_left_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Remove DVC's list of readers and writers if it is not JSON, or if it names killed processes only.
 
-    If DVC is killed while it writes the list, it cannot start again.
+    If DVC is killed while it writes the list, it cannot start again. It also waits for a killed process whose number a
+    zombie or another program has.
     """
     for wait in (1.0, 0.0):
         try:
-            json.loads(path.read_text(encoding="utf-8"))
-            return
+            locks = json.loads(path.read_text(encoding="utf-8"))
+            readers = [reader for each in locks.get("read", {}).values() for reader in each]
+            if any(_is_dvc(int(each["pid"])) for each in [*readers, *locks.get("write", {}).values()]):
+                return
+            break
         except FileNotFoundError:
             return
-        except ValueError:
+        except (ValueError, AttributeError, KeyError, TypeError):
             time.sleep(wait)  # another process may be writing the list now
     path.unlink(missing_ok=True)
+
+
+def _is_dvc(pid: int) -> bool:
+    try:
+        one = psutil.Process(pid)
+        return one.status() != psutil.STATUS_ZOMBIE and any("dvc" in word for word in one.cmdline())
+    except psutil.Error:
+        return False
 
 
 def _lines(stream: IO[bytes]) -> Iterator[str]:
