@@ -24,6 +24,7 @@ import pytest
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.evaluation import corruptions
 from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.registry.snapshot import LOCATIONS
 from mobilenet_pipeline.release import bento
 from mobilenet_pipeline.release.bento import Bento
 
@@ -35,14 +36,6 @@ DIGEST = "d" * 64
 OLD_REVISION = "451aebb31d03"
 """The migration of MLflow's database that the stores of these tests start from."""
 ROOT = Path(__file__).resolve().parents[1]
-LOCATIONS = (
-    ("experiments", "artifact_location"),
-    ("runs", "artifact_uri"),
-    ("model_versions", "source"),
-    ("model_versions", "storage_location"),
-    ("logged_models", "artifact_location"),
-)
-"""The columns of MLflow's database that hold the path of a folder."""
 
 Make = Callable[..., None]
 Run = Callable[[], str]

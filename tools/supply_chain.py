@@ -51,7 +51,7 @@ def audit(report: Mapping[str, Any], accepted: Iterable[Mapping[str, str]]) -> l
     if skipped:
         raise AuditFailed(
             f"{len(skipped)} of {len(packages)} packages could not be looked up, such as {skipped[0]}; connect to "
-            "pypi.org, or set PIP_AUDIT_VULNERABILITY_SERVICE=osv to ask api.osv.dev"
+            "the Python package index, or set PIP_AUDIT_VULNERABILITY_SERVICE=osv to ask OSV"
         )
     found = {(package["name"], finding["id"]) for package in packages for finding in package["vulns"]}
     reasons = {(entry["package"], entry["id"]): entry["reason"] for entry in accepted}
@@ -74,7 +74,7 @@ def ask_pip_audit() -> dict[str, Any]:
     except ValueError:
         lines = done.stderr.strip().splitlines()
         raise AuditFailed(
-            f"pip-audit has no answer ({lines[-1][:200] if lines else 'no message'}); it needs a connection to pypi.org"
+            f"pip-audit has no answer ({lines[-1][:200] if lines else 'no message'}); it needs the Python package index"
         ) from None
 
 

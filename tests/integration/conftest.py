@@ -13,7 +13,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     try:
         servers.start_all()
     except CannotStart as reason:
-        pytest.skip(str(reason))
+        pytest.skip(reason=str(reason))
     else:
         yield servers
     finally:
