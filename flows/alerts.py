@@ -1,12 +1,12 @@
 """Tell people: automations of Prefect that send a notification when a run fails or a person has to decide."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
-from prefect import get_client
+from prefect import get_client, get_run_logger
 from prefect.automations import Automation
 from prefect.blocks.core import Block
 from prefect.blocks.notifications import CustomWebhookNotificationBlock, SendgridEmail, SlackWebhook
@@ -79,6 +79,14 @@ def load(name: str) -> Block:
     if "notify" not in block.get_block_capabilities():
         raise ValueError(f"block {name!r} sends no notifications; give one of a type such as slack-webhook")
     return block
+
+
+def write_gauges(write: Callable[[], object]) -> None:
+    """Write gauges of what has happened; a warning if that fails, because it has happened all the same."""
+    try:
+        write()
+    except (OSError, ValueError) as error:
+        get_run_logger().warning("the gauges were not written: %s", error)
 
 
 def set_up(blocks: Iterable[Block]) -> list[str]:

@@ -71,7 +71,7 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
             if alert["cause"] in causes:
                 tell(loaded, REQUESTED, alert)
     look.keep(seen)
-    gauges.write(loaded)
+    alerts.write_gauges(lambda: gauges.write(loaded))
     publish(loaded, seen)
     message = " ".join(sentences(seen.document))
     get_run_logger().info(message)

@@ -5,8 +5,12 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mobilenet_pipeline.system import ports, process
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 PORT = 4200
 _ADDRESS = "api-url"
@@ -43,7 +47,7 @@ def connect() -> str | None:
     setting = Settings().api.url
     if setting:
         with get_client(httpx_settings={"timeout": _ANSWER_SECONDS}, sync_client=True) as client:
-            failure = client.api_healthcheck()
+            failure = client.api_healthcheck() or _why_not_ready(client)
         if failure:
             raise ConnectionError(
                 f"no Prefect server answers at {setting} (PREFECT_API_URL): {failure}. Start it, or unset the setting; "
@@ -131,6 +135,19 @@ def _send_what_waits() -> None:
 
     APILogWorker.drain_all(timeout=_ANSWER_SECONDS)
     EventsWorker.drain_all(timeout=_ANSWER_SECONDS)
+
+
+def _why_not_ready(client: "SyncPrefectClient") -> Exception | None:
+    """Return the error of a server that answers and has lost its database, None if it is ready."""
+    from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            client.request("GET", "/ready")
+    except PrefectHTTPStatusError as error:
+        return error if error.response.status_code >= 500 else None  # Prefect Cloud may not have this address
+    return None
 
 
 def _home() -> Path:

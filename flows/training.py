@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import asdict
 from functools import wraps
@@ -171,8 +171,7 @@ def run_and_note(recipe: Recipe, force: bool) -> str:
         outcome = "succeeded"
         return message
     finally:
-        with suppress(OSError):  # a run is not lost with its gauges
-            gauges.note_run(recipe, outcome, time.monotonic() - began)
+        alerts.write_gauges(lambda: gauges.note_run(recipe, outcome, time.monotonic() - began))
 
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:

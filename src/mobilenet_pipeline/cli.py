@@ -209,7 +209,6 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Run the flow in this process and show its progress."""
-
     from rich.console import Console
 
     recipe = load_recipe(options.recipe)
@@ -453,7 +452,6 @@ def _read_answer(file: str) -> tuple[str, str]:
 
 def schedule(options: argparse.Namespace) -> None:
     """Serve the flow's deployment, on a running Prefect server or on one started here."""
-
     recipe = load_recipe(options.recipe)
     server = flow_module("server")
     server.prepare(quiet=False)
@@ -473,8 +471,6 @@ def schedule(options: argparse.Namespace) -> None:
 
 def monitor(options: argparse.Namespace) -> int:
     """Run the monitoring's flow, once or again and again; the exit code is 3 if drift or a worse champion is open."""
-    from contextlib import nullcontext
-
     from httpx import HTTPError
 
     recipe = load_recipe(options.recipe)
@@ -636,7 +632,6 @@ def _progress(sentence: str) -> None:
 
 def collect(options: argparse.Namespace) -> None:
     """Print what may go and why the rest stays, and remove it if asked to."""
-
     from mobilenet_pipeline.operations import gc
 
     recipe = load_recipe(options.recipe)

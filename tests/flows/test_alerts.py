@@ -87,3 +87,15 @@ def test_a_block_that_sends_nothing_is_refused(prefect: Any) -> None:
 def test_an_unknown_block_is_named(prefect: Any) -> None:
     with pytest.raises(ValueError, match=r"'slack-webhook/nobody'.*`prefect block ls`"):
         alerts.load("slack-webhook/nobody")
+
+
+def test_gauges_that_cannot_be_written_end_no_run(prefect: Any) -> None:
+    def write() -> None:
+        raise OSError("the folder is gone")
+
+    @flow
+    def done() -> str:
+        alerts.write_gauges(write)
+        return "all the same"
+
+    assert done() == "all the same"

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -55,3 +57,21 @@ def test_prefect_s_own_commands_use_the_project_s_home(own_settings: Path) -> No
 
 def test_the_pages_of_a_server_ask_that_server(server: str) -> None:
     assert ports.ask(f"{server.removesuffix('/api')}/ui-settings")["api_url"] == server
+
+
+def test_a_server_that_has_lost_its_database_is_named(own_settings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/api/health" else 503)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Broken) as broken:
+        Thread(target=broken.serve_forever, daemon=True).start()
+        monkeypatch.setenv("PREFECT_API_URL", f"http://127.0.0.1:{broken.server_port}/api")
+        server.prepare(quiet=True)
+        with pytest.raises(ConnectionError, match=r"no Prefect server answers at .*503"):
+            server.connect()
+        broken.shutdown()

@@ -77,3 +77,8 @@ def test_a_damaged_document_leaves_its_gauges_out(recipe: Recipe, workspace: Pat
     gauges.note_run(recipe, "succeeded", 1.0)
     Path("reports/digits/verdict.json").write_text("{")
     assert ("run_duration_seconds", "succeeded") in values(gauges.write(recipe))
+
+
+def test_a_verdict_without_artefacts_waits_for_nobody(recipe: Recipe, workspace: Path) -> None:
+    files.write_json(Path("reports/digits/verdict.json"), {"promote": True, "winner": "scratch"})
+    assert values(gauges.write(recipe))[("waiting_for_approval",)] == 0

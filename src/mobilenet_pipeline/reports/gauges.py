@@ -27,7 +27,10 @@ def note_run(recipe: Recipe, outcome: Outcome, seconds: float, workspace: Path =
 
 
 def write(recipe: Recipe, workspace: Path = HERE) -> Path:
-    """Write the gauges of runs, verdict, champion and drift, from the recipe's documents; return the path."""
+    """Write the gauges of runs, verdict, champion and drift, from the recipe's documents; return the path.
+
+    Raises OSError if the file cannot be written, and HistoryError if the history is damaged.
+    """
     registry, reports = CollectorRegistry(), paths.report_folder(recipe, workspace)
     gauges: dict[str, Gauge] = {}
 
@@ -43,8 +46,9 @@ def write(recipe: Recipe, workspace: Path = HERE) -> Path:
     verdict = _read(reports / "verdict.json")
     if verdict:
         # By hash: the clock may have been set back, and version numbers start again in another registry.
-        artefact = verdict["artefacts"].get(verdict["winner"])
-        waits = verdict["promote"] and all(artefact not in (event.artefact, event.withdraws) for event in events)
+        artefact = verdict.get("artefacts", {}).get(verdict["winner"])  # earlier versions recorded no artefacts
+        decided = {hash_ for event in events for hash_ in (event.artefact, event.withdraws)}
+        waits = verdict["promote"] and bool(artefact) and artefact not in decided
         gauge("verdict_passed", "Whether the gate let the last winner pass.").set(verdict["promote"])
         gauge("waiting_for_approval", "Whether a version waits for a person.").set(waits)
     if events and (champion := events[-1].after):
@@ -56,7 +60,7 @@ def write(recipe: Recipe, workspace: Path = HERE) -> Path:
     if watched:
         gauge("monitoring_timestamp_seconds", "When answers were compared last.").set(_seconds(watched["at"]))
         for alert in watched["drift"]:
-            gauge("drift_open", "Whether pictures have drifted.", cause=alert["cause"]).set(1)
+            gauge("drift_open", "Whether an alert of the monitoring is open.", cause=alert["cause"]).set(1)
     folder = Path(os.environ.get(SETTING) or reports)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"mobilenet_pipeline_{recipe.name}.prom"
