@@ -50,14 +50,20 @@ class Servers:
 
     def start_all(self) -> None:
         """Start every server. Raises CannotStart with the reason."""
-        self._make_databases()
-        for name in ("postgres", "s3"):
-            self.start(name)
-        self._sql(self._here(_interpolated(COMPOSE, SECRETS))["configs"]["databases"]["content"])
+        self.start_databases()
+        self.start("s3")
         for name in ("mlflow", "prefect"):
             self.start(name, wait=False)
         for name in ("mlflow", "prefect"):
             self._wait_for(name)
+
+    def start_databases(self) -> None:
+        """Start PostgreSQL with the databases of all servers. Raises CannotStart with the reason."""
+        self._make_databases()
+        self.start("postgres")
+        # The image's first start makes the records' database, too.
+        script = self._here(_interpolated(COMPOSE, SECRETS))["configs"]["databases"]["content"]
+        self.execute(f"CREATE DATABASE {BUCKET}", *filter(None, map(str.strip, script.split(";"))))
 
     def start(self, name: str, wait: bool = True, **place: Any) -> None:
         """Start a service, and wait until its health check passes. `place` has its `cwd` and `env`, if others."""
@@ -179,14 +185,19 @@ class Servers:
         if done.returncode:
             raise CannotStart(f"PostgreSQL makes no databases: {done.stderr.strip()}")
 
-    def _sql(self, script: str) -> None:
-        """Run the statements of the image's first start, in which the records' database is made, too."""
+    def execute(self, *statements: str) -> None:
+        """Run statements of an administrator, each on its own."""
         connection = psycopg2.connect(**self._login("postgres"))
         connection.autocommit = True
         with connection.cursor() as cursor:
-            for statement in [f"CREATE DATABASE {BUCKET}", *filter(None, map(str.strip, script.split(";")))]:
+            for statement in statements:
                 cursor.execute(statement)
         connection.close()
+
+    def address(self, database: str) -> str:
+        """Return the database as an SQLAlchemy URL."""
+        login = self._login(database)
+        return "postgresql://{user}:{password}@{host}:{port}/{dbname}".format(**login)
 
     def _login(self, database: str) -> dict[str, Any]:
         return {

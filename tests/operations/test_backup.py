@@ -279,6 +279,16 @@ def test_a_decision_after_the_backup_stays_in_the_shared_record(
     assert history.withdrawn(recipe) == {"a" * 64: "rejected by somebody: blurred"}
 
 
+def test_records_in_mlflow_s_own_file_are_not_rewound(
+    runs: Runs, workspace: Path, file: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs((181, 183))
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{workspace}/mlflow.db")
+    backup.backup(file, silent)
+    with pytest.raises(BackupError, match=r"MLflow's own file.*decisions of other workspaces"):
+        backup.restore(file, force=True, say=silent)
+
+
 def test_another_shared_history_refuses_the_backup(
     saved: dict[str, bytes], shared: Path, workspace: Path, file: Path, recipe: Recipe, tmp_path_factory
 ) -> None:

@@ -10,7 +10,7 @@ from registry_fixtures import Runs
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import snapshot
-from mobilenet_pipeline.registry.store import StoreError
+from mobilenet_pipeline.registry.store import StoreError, database_uri
 
 POSTGRES = "postgresql://team:secret@127.0.0.1:9/mlflow"
 
@@ -31,7 +31,7 @@ def test_a_store_that_cannot_be_copied_is_named(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_path_with_a_question_mark_is_that_of_the_file(odd_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", snapshot.database_uri(odd_workspace / "mlflow.db"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", database_uri(odd_workspace / "mlflow.db"))
     assert snapshot.database() == odd_workspace / "mlflow.db"
 
 

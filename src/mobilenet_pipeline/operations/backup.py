@@ -27,7 +27,7 @@ from mobilenet_pipeline.workspace.files import whole, write_json
 from mobilenet_pipeline.workspace.paths import HERE
 
 FORMAT = 1
-MANIFEST = "manifest.json"
+MANIFEST, DUMP = "manifest.json", "mlflow.dump"
 KINDS = ("history", "test_reads", "comparisons", "registry")
 """The records that other workspaces may have written to, too."""
 BENTOML = ("bentos", "models", "live")
@@ -119,9 +119,11 @@ def restore(file: Path, force: bool = False, say: Say = print, workspace: Path =
         if manifest["kind"] == "file":
             snapshot.relocate(former, snapshot.artefacts().resolve(), staging / "mlflow.db")
         at = f"{KEPT}{datetime.now(UTC):%Y%m%dT%H%M%S}"
-        if manifest["kind"] == "database":
-            _load_database(staging / "mlflow.dump", former, root / at / "mlflow.dump", say)
-        _exchange(swaps, at, workspace, say)
+
+        def load() -> None:
+            _load_database(staging / DUMP, former, root / at, say)
+
+        _exchange(swaps, at, workspace, say, load if manifest["kind"] == "database" else None)
         for sentence in snapshot.put_back_runs(sorted((staging / "runs").glob("*"))):
             say(f"attention: {sentence}")
     _update_records(workspace)
@@ -332,6 +334,13 @@ def _check_content(file: Path, manifest: Mapping[str, Any], staging: Path, works
             f"{file} is of a registry in {names[manifest['kind']]}, and MLFLOW_TRACKING_URI names {names[here]}; "
             "set MLFLOW_TRACKING_URI as it was when the backup was made"
         )
+    shared = os.environ.get(records.SETTING, "")
+    own = snapshot.database().resolve() if here == "file" and shared.startswith("sqlite:") else None
+    if own and snapshot.sqlite_file(shared).resolve() == own:
+        raise BackupError(
+            f"{shared} ({records.SETTING}) is MLflow's own file, and a restore would undo the decisions of other "
+            "workspaces since the backup; give the records a copy of that file as their own, and nothing else"
+        )
     newer = [name for name in ("mlflow",) if _number(manifest["versions"][name]) > _number(metadata.version(name))]
     if newer:
         raise BackupError(
@@ -404,24 +413,28 @@ def _check_empty(file: Path, targets: list[Path], force: bool) -> None:
         )
 
 
-def _load_database(dump: Path, former: Path, copy: Path, say: Say) -> None:
-    """Replace the PostgreSQL database, after a copy if it has something to lose."""
+def _load_database(dump: Path, former: Path, kept: Path, say: Say) -> None:
+    """Replace the PostgreSQL database, after a copy in the folder `kept` if it has something to lose."""
     if not snapshot.is_empty():
-        copy.parent.mkdir(exist_ok=True)
-        snapshot.copy_to(copy)
-        say(f"the database as it was is in {copy}")
-    snapshot.load_database(dump)
-    snapshot.relocate(former, snapshot.artefacts().resolve())
+        kept.mkdir(exist_ok=True)
+        snapshot.copy_to(kept / DUMP)
+        say(f"the database as it was is in {kept / 'mlflow.dump'}")
+    snapshot.load_database(dump, former, token=kept.name)
 
 
-def _exchange(swaps: list[Swap], at: str, workspace: Path, say: Say) -> None:
-    """Replace the targets; a mark with the way back lies in the workspace until all are replaced."""
+def _exchange(
+    swaps: list[Swap], at: str, workspace: Path, say: Say, load_database: Callable[[], None] | None = None
+) -> None:
+    """Replace the targets, then the database; a mark with the way back lies in the workspace until all are replaced.
+
+    The database comes last, because it changes at once: with it, the restore is complete.
+    """
     mark = paths.home(workspace) / _MARK
     former = {swap.target: _former(swap.target.absolute(), at, workspace) for swap in swaps if swap.target.exists()}
     way_back = [
         [str(swap.target.absolute()), str(former[swap.target]) if swap.target in former else None] for swap in swaps
     ]
-    write_json(mark, way_back)
+    write_json(mark, {"swaps": way_back, "database": at if load_database else None})
     try:
         for swap in swaps:
             swap.target.parent.mkdir(parents=True, exist_ok=True)
@@ -430,6 +443,8 @@ def _exchange(swaps: list[Swap], at: str, workspace: Path, say: Say) -> None:
                 swap.target.rename(former[swap.target])
             if swap.staged:
                 shutil.move(swap.staged, swap.target)
+        if load_database:
+            load_database()
     except BaseException:
         _undo(workspace)
         raise
@@ -452,7 +467,10 @@ def _undo(workspace: Path) -> None:
     mark = paths.home(workspace) / _MARK
     if not mark.exists():
         return
-    for name, kept in json.loads(mark.read_text(encoding="utf-8")):
+    left = json.loads(mark.read_text(encoding="utf-8"))
+    # The database is the last that is replaced: the files that go with it are here.
+    done = left["database"] and snapshot.is_loaded(left["database"])
+    for name, kept in [] if done else left["swaps"]:
         target, former = Path(name), Path(kept) if kept else None
         if target.exists() and (former is None or former.exists()):
             shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -460,6 +478,10 @@ def _undo(workspace: Path) -> None:
             former.rename(target)
         if former:
             _remove_empty(former.parent)
+    if left["database"] and not done:
+        copy = paths.home(workspace).resolve() / left["database"] / DUMP
+        copy.unlink(missing_ok=True)
+        _remove_empty(copy.parent)
     mark.unlink()
 
 

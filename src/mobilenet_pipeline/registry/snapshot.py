@@ -8,8 +8,7 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Literal
@@ -21,8 +20,9 @@ from mlflow.exceptions import MlflowException
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry.removal import local_path
-from mobilenet_pipeline.registry.store import StoreError, database_uri, default_database, use_store
+from mobilenet_pipeline.registry.store import StoreError, default_database, use_store
 from mobilenet_pipeline.registry.versions import entries_of, is_ours
+from mobilenet_pipeline.workspace import records
 from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import home
 
@@ -35,6 +35,8 @@ LOCATIONS = (
     ("logged_models", "artifact_location"),
 )
 """The columns of MLflow's database that hold the place of artefacts."""
+_MARKED = "alembic_version"
+"""The table whose comment says which dump was loaded last."""
 
 
 def kind() -> Kind:
@@ -54,8 +56,11 @@ def kind() -> Kind:
 def database() -> Path:
     """Return the SQLite file of a store that is one."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        return default_database()
+    return sqlite_file(uri) if uri else default_database()
+
+
+def sqlite_file(uri: str) -> Path:
+    """Return the path in the SQLAlchemy URL of an SQLite file."""
     path, _, query = uri.removeprefix("sqlite:///").partition("?")
     return Path(unquote(path.removeprefix("file:")) if "uri=true" in query else path)
 
@@ -83,7 +88,7 @@ def save(folder: Path) -> list[str]:
         with closing(sqlite3.connect(database())) as source, closing(sqlite3.connect(folder / "mlflow.db")) as copy:
             source.backup(copy)
     elif kind() == "database":
-        _postgres("pg_dump", "--format=custom", "--no-owner", "--no-acl", f"--file={folder / 'mlflow.dump'}")
+        copy_to(folder / "mlflow.dump")
     lost = _save_runs(folder / "runs")
     if kind() != "server":
         return lost
@@ -152,32 +157,52 @@ def check(path: Path) -> None:
         raise StoreError(f"{path.name} is damaged ({answer})")
 
 
-def relocate(former: Path, present: Path, path: Path | None = None) -> None:
-    """Rewrite the places of artefacts from the folder `former` to `present`, in a copied SQLite file or in PostgreSQL.
+def relocate(former: Path, present: Path, path: Path) -> None:
+    """Rewrite the places of artefacts from the folder `former` to `present`, in a copied SQLite file.
 
     MLflow keeps absolute places. They are URIs, and plain paths in databases that MLflow made by itself.
     """
-    from sqlalchemy import create_engine, text
+    with closing(sqlite3.connect(path)) as connection, connection:
+        for statement in _relocation(former, present):
+            connection.execute(statement)
 
+
+def _relocation(former: Path, present: Path) -> Iterator[str]:
+    """Yield the SQL statements that rewrite the places of artefacts."""
     if former == present:
         return
-    engine = create_engine(database_uri(path) if path else os.environ["MLFLOW_TRACKING_URI"])
-    with engine.begin() as connection:
-        for table, column in LOCATIONS:
-            for old, new in ((former.as_uri(), present.as_uri()), (str(former), str(present))):
-                connection.execute(
-                    text(
-                        f"UPDATE {table} SET {column} = :new || substr({column}, :rest) "
-                        f"WHERE {column} = :old OR substr({column}, 1, :rest) = :inside"
-                    ),
-                    {"new": new, "rest": len(old) + 1, "old": old, "inside": f"{old}/"},
-                )
-    engine.dispose()
+    for table, column in LOCATIONS:
+        for old, new in ((former.as_uri(), present.as_uri()), (str(former), str(present))):
+            yield (
+                f"UPDATE {table} SET {column} = {_quoted(new)} || substr({column}, {len(old) + 1}) "
+                f"WHERE {column} = {_quoted(old)} OR substr({column}, 1, {len(old) + 1}) = {_quoted(old + '/')};"
+            )
 
 
-def load_database(dump: Path) -> None:
-    """Replace the PostgreSQL database by a dump. Raises StoreError if that fails; the database is then as it was."""
-    _postgres("pg_restore", "--clean", "--if-exists", "--no-owner", "--no-acl", "--single-transaction", str(dump))
+def _quoted(text: str) -> str:
+    """Return the text as a literal of SQL."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def load_database(dump: Path, former: Path, token: str) -> None:
+    """Replace the PostgreSQL database by a dump whose artefacts were in the folder `former`, all or nothing.
+
+    `is_loaded(token)` says afterwards that this was done. Raises StoreError if it fails; the database is as it was.
+    """
+    script = dump.with_suffix(".sql")
+    options = ["--clean", "--if-exists", "--no-owner", "--no-acl"]
+    _run("pg_restore", *options, f"--file={script}", str(dump))
+    with script.open("a", encoding="utf-8") as file:
+        file.write("RESET search_path;\n")  # the dump has set it to none
+        file.writelines(f"{statement}\n" for statement in _relocation(former, artefacts().resolve()))
+        file.write(f"COMMENT ON TABLE {_MARKED} IS {_quoted(token)};\n")
+    _postgres("psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1", "--single-transaction", f"--file={script}")
+
+
+def is_loaded(token: str) -> bool:
+    """Return whether `load_database` with this token has reached its end."""
+    query = f"SELECT obj_description(to_regclass({_quoted(_MARKED)}), 'pg_class')"
+    return _postgres("psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--command={query}").strip() == token
 
 
 def put_back_runs(folders: Iterable[Path]) -> list[str]:
@@ -198,29 +223,28 @@ def put_back_runs(folders: Iterable[Path]) -> list[str]:
 
 
 def copy_to(path: Path) -> None:
-    """Copy the PostgreSQL database to `path`, before it is replaced."""
-    _postgres("pg_dump", "--format=custom", "--no-owner", "--no-acl", f"--file={path}")
+    """Copy the PostgreSQL database to `path`, without the shared records: other workspaces go on with these."""
+    others = f"--exclude-table=*.{records.TABLE}"
+    _postgres("pg_dump", "--format=custom", "--no-owner", "--no-acl", others, f"--file={path}")
 
 
-def _postgres(program: str, *words: str) -> None:
-    """Run a client program of PostgreSQL for MLflow's database; the password is in no argument."""
+def _postgres(program: str, *words: str) -> str:
+    """Run a client program of PostgreSQL for MLflow's database and return its output; the password is no argument."""
     from sqlalchemy import make_url
 
     url = make_url(os.environ["MLFLOW_TRACKING_URI"])
-    if not shutil.which(program):
-        raise StoreError(f"{program} is not installed, and MLflow's store is PostgreSQL; install postgresql-client")
     address = {"--host": url.host or url.query.get("host"), "--port": url.port, "--username": url.username}
     options = [f"{name}={value}" for name, value in address.items() if value]
-    variables = {**os.environ, **({"PGPASSWORD": str(url.password)} if url.password else {})}
-    with tempfile.TemporaryFile("w+") as errors:
-        done = subprocess.run(
-            [program, "--no-password", *options, f"--dbname={url.database}", *words],
-            env=variables,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            check=False,
-        )
-        errors.seek(0)
-        message = " ".join(errors.read().split())[-300:]
+    return _run(program, "--no-password", *options, f"--dbname={url.database}", *words, password=url.password)
+
+
+def _run(program: str, *words: str, password: object = None) -> str:
+    place = shown(os.environ["MLFLOW_TRACKING_URI"])
+    if not shutil.which(program):
+        raise StoreError(f"{program} is not installed, and MLflow's store is PostgreSQL; install postgresql-client")
+    variables = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
+    done = subprocess.run([program, *words], env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise StoreError(f"{program} failed for {shown(str(url))}: {message or f'exit code {done.returncode}'}")
+        message = " ".join(done.stderr.split())[-300:]
+        raise StoreError(f"{program} failed for {place}: {message or f'exit code {done.returncode}'}")
+    return done.stdout
