@@ -141,7 +141,7 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The same for every store, and reading MLflow's migrations takes 0.1 s a store.
     utils._get_latest_schema_revision = cache(utils._get_latest_schema_revision)
     # These databases need not survive a power failure: SQLite does not wait for the disk.
-    event.listen(Engine, "connect", lambda connection, _: connection.execute("PRAGMA synchronous = OFF"))
+    event.listen(Engine, "connect", _never_wait)
     folder = tmp_path_factory.mktemp("migrated")
     engine = create_engine(f"sqlite:///{folder}/mlflow.db")
     Base.metadata.create_all(engine)
@@ -154,6 +154,11 @@ def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         os.chdir(here)
     return folder / "mlflow.db"
+
+
+def _never_wait(connection: Any, _: object) -> None:
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous = OFF")
 
 
 @pytest.fixture

@@ -124,7 +124,7 @@ def restore(file: Path, force: bool = False, say: Say = print, workspace: Path =
             _load_database(staging / DUMP, former, root / at, say)
 
         _exchange(swaps, at, workspace, say, load if manifest["kind"] == "database" else None)
-        for sentence in snapshot.put_back_runs(sorted((staging / "runs").glob("*"))):
+        for sentence in snapshot.put_back(staging):
             say(f"attention: {sentence}")
     _update_records(workspace)
     params = workspace / "params.yaml"

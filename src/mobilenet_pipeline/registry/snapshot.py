@@ -1,27 +1,30 @@
 """Copies of MLflow's database, and their return to this or another folder.
 
 A store is a "file" (SQLite), a "database" (PostgreSQL), or a "server". Of a server, the artefacts of this pipeline's
-versions are copied; its database has to be backed up there.
+versions are copied, with their logged models; its database has to be backed up there.
 """
 
 import os
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote
 
 import mlflow
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repo import ArtifactRepository
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry.removal import local_path
 from mobilenet_pipeline.registry.store import StoreError, default_database, use_store
-from mobilenet_pipeline.registry.versions import entries_of, is_ours
+from mobilenet_pipeline.registry.versions import ARTEFACT, COMPLETE, SERVED, entries_of, is_ours
 from mobilenet_pipeline.workspace import records
 from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.paths import home
@@ -89,7 +92,7 @@ def save(folder: Path) -> list[str]:
             source.backup(copy)
     elif kind() == "database":
         copy_to(folder / "mlflow.dump")
-    lost = _save_runs(folder / "runs")
+    lost = _save_artefacts(folder)
     if kind() != "server":
         return lost
     return [
@@ -99,27 +102,73 @@ def save(folder: Path) -> list[str]:
     ]
 
 
-def _save_runs(folder: Path) -> list[str]:
-    """Download the artefacts of this pipeline's versions that are elsewhere than in the workspace's folder."""
+def _save_artefacts(folder: Path) -> list[str]:
+    """Download what this pipeline's versions have elsewhere than in the workspace's folder, by run and logged model."""
     client, lost = MlflowClient(), []
-    for entry in (entry for model in client.search_registered_models() for entry in entries_of(model.name)):
-        if not is_ours(entry):
-            continue
+    for entry in filter(is_ours, (entry for name in _model_names(client) for entry in entries_of(name))):
+        version = f"version {entry.version} of {entry.name}"
         try:
-            place = client.get_run(str(entry.run_id)).info.artifact_uri
-            folder_here = local_path(place)
-            if folder_here is None or not folder_here.resolve().is_relative_to(artefacts().resolve()):
-                target = folder / str(entry.run_id)
-                target.mkdir(parents=True, exist_ok=True)
-                client.download_artifacts(str(entry.run_id), "", str(target))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            places = _places(client, client.get_run(str(entry.run_id)))
+            files = {name: _download(place, folder / name) for name, place in places.items()}
+        except OSError:
+            raise
+        except Exception as error:  # every client library raises its own
+            if getattr(error, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
                 raise StoreError(
-                    f"the artefacts of version {entry.version} of {entry.name} cannot be read ({error.message}); "
+                    f"the artefacts of {version} cannot be read ({' '.join(str(error).split())[:300]}); "
                     "`mobilenet-pipeline doctor` says more"
-                ) from None
-            lost.append(f"version {entry.version} of {entry.name} has no run any more, so it has no artefacts here")
+                ) from error
+            lost.append(f"{version} has no run any more, so it has no artefacts here")
+            continue
+        if entry.tags.get(COMPLETE) and f"{SERVED}/{ARTEFACT}" not in files[f"runs/{entry.run_id}"]:
+            lost.append(
+                f"MLflow has lost the model of {version}, so it is not in this backup; `mobilenet-pipeline doctor "
+                "--repair` restores it if a Bento or the workspace has a copy. Then repeat the backup"
+            )
     return lost
+
+
+def _model_names(client: MlflowClient) -> Iterator[str]:
+    """Yield the names of all registered models; the client gives 100 at a time."""
+    token = None
+    while True:
+        page = client.search_registered_models(page_token=token)
+        yield from (model.name for model in page)
+        token = page.token
+        if not token:
+            return
+
+
+def _places(client: MlflowClient, run: Run) -> dict[str, str]:
+    """Return the places of a run's artefacts and of its logged models, by their folder in a backup."""
+    places = {f"runs/{run.info.run_id}": str(run.info.artifact_uri)}
+    for output in run.outputs.model_outputs if run.outputs else []:
+        with suppress(MlflowException):  # somebody has deleted it
+            places[f"models/{output.model_id}"] = str(client.get_logged_model(output.model_id).artifact_location)
+    return places
+
+
+def _download(place: str, target: Path) -> set[str]:
+    """Return the names of the files at a place; those that are not in the workspace's folder are copied to `target`."""
+    repository, folder = _repository(place), local_path(place)
+    names = {*_names(repository)}
+    if names and not (folder and folder.resolve().is_relative_to(artefacts().resolve())):
+        target.mkdir(parents=True, exist_ok=True)
+        repository.download_artifacts("", str(target))
+    return names
+
+
+def _repository(place: str) -> ArtifactRepository:
+    return get_artifact_repository(place, mlflow.get_tracking_uri())
+
+
+def _names(repository: ArtifactRepository, folder: str | None = None) -> Iterator[str]:
+    """Yield the names of all files in a folder of an artefact store and below it."""
+    for entry in repository.list_artifacts(folder):
+        if not entry.is_dir:
+            yield str(entry.path)
+        elif entry.path != folder:
+            yield from _names(repository, str(entry.path))
 
 
 def is_empty() -> bool:
@@ -205,21 +254,34 @@ def is_loaded(token: str) -> bool:
     return _postgres("psql", "--no-psqlrc", "--tuples-only", "--no-align", f"--command={query}").strip() == token
 
 
-def put_back_runs(folders: Iterable[Path]) -> list[str]:
-    """Upload the artefacts that the store has lost; return a sentence for each run that cannot have them.
+def put_back(folder: Path) -> list[str]:
+    """Upload the files of runs and logged models in `folder` that the store has lost.
 
-    Each folder is called by its run.
+    Returns a sentence for each run or model that cannot have them.
     """
     use_store()
     client, lost = MlflowClient(), []
-    for folder in folders:
+    for copy in sorted([*folder.glob("runs/*"), *folder.glob("models/*")]):
         try:
-            client.get_run(folder.name)
-            if not client.list_artifacts(folder.name):
-                client.log_artifacts(folder.name, str(folder))
-        except (MlflowException, OSError) as error:
-            lost.append(f"the artefacts of run {folder.name} are not back: {' '.join(str(error).split())[:200]}")
+            if copy.parent.name == "runs":
+                place = client.get_run(copy.name).info.artifact_uri
+            else:
+                place = client.get_logged_model(copy.name).artifact_location
+            _upload(copy, str(place))
+        except Exception as error:  # every client library raises its own
+            owner = f"{copy.parent.name.removesuffix('s')} {copy.name}"
+            lost.append(f"the artefacts of {owner} are not back: {' '.join(str(error).split())[:200]}")
     return lost
+
+
+def _upload(folder: Path, place: str) -> None:
+    """Upload the files that are not at the place."""
+    repository = _repository(place)
+    stored = {*_names(repository)}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder)
+        if name.as_posix() not in stored:
+            repository.log_artifact(str(path), name.parent.as_posix() if name.parent.name else None)
 
 
 def copy_to(path: Path) -> None:
