@@ -214,6 +214,18 @@ def client(store: Path) -> "mlflow.MlflowClient":
     return mlflow.MlflowClient(use_store())
 
 
+def artefacts_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no artefact store answer, as if it were on a server that was stopped."""
+    import requests
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def refuse(*_: object, **__: object) -> None:
+        raise requests.exceptions.ConnectionError("connection refused")
+
+    for name in ("list_artifacts", "download_artifacts"):
+        monkeypatch.setattr(LocalArtifactRepository, name, refuse)
+
+
 @pytest.fixture
 def make(workspace: Path, recipe: Recipe, dataset: dict[str, Any]) -> Make:
     """Write a candidate's files: `make("scratch", right=190)` classifies 190 of the 200 test images correctly."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from registry_fixtures import ROWS, Make
+from registry_fixtures import ROWS, Make, artefacts_away
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.evaluation.reference import IMAGES, Reference, ReferenceError, describe
@@ -12,6 +12,7 @@ from mobilenet_pipeline.inference import statistics
 from mobilenet_pipeline.monitoring import reference
 from mobilenet_pipeline.registry import reference as store
 from mobilenet_pipeline.registry.register import register
+from mobilenet_pipeline.registry.store import StoreAwayError
 from mobilenet_pipeline.registry.versions import Version
 from mobilenet_pipeline.workspace.candidate import read_candidate
 
@@ -71,3 +72,14 @@ def test_images_of_other_data_are_no_reference(version: Version, recipe: Recipe)
 
 def test_a_deleted_run_keeps_no_reference(version: Version) -> None:
     assert not store.put(replace(version, run_id="f" * 32), b"")
+
+
+def test_a_store_that_is_away_has_not_lost_the_reference(
+    version: Version, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save("data/digits/images.npy", PIXELS)
+    reference.find(recipe, version)
+    monkeypatch.setattr(store, "put", None)  # nothing is written over the stored one
+    artefacts_away(monkeypatch)
+    with pytest.raises(StoreAwayError, match=r"does not answer \(connection refused\)"):
+        reference.find(recipe, version)

@@ -8,11 +8,12 @@ from pathlib import Path
 import mlflow
 import pytest
 from registered import record_verdict, register
-from registry_fixtures import Make
+from registry_fixtures import Make, artefacts_away
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import ArtefactError
 from mobilenet_pipeline.registry import versions
+from mobilenet_pipeline.registry.store import StoreAwayError
 
 
 def artefact_folder(client: mlflow.MlflowClient, version: versions.Version) -> Path:
@@ -53,6 +54,20 @@ def test_missing_artefacts_are_reported_with_their_place(
     shutil.rmtree(artefact_folder(client, version))
     with pytest.raises(versions.RegistryError, match=r"the artefacts of digits-mobilenet version 1 are lost: .*served"):
         versions.fetch(version, tmp_path / "got")
+
+
+def test_a_store_that_is_away_has_lost_nothing(
+    tmp_path: Path, client: mlflow.MlflowClient, recipe: Recipe, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    artefacts_away(monkeypatch)
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        versions.is_stored(version)
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        versions.fetch(version, tmp_path / "got")
+    with pytest.raises(StoreAwayError, match="does not answer"):
+        versions.read_artefact(version, "card.md")
 
 
 def test_fetched_metadata_has_the_verdict(

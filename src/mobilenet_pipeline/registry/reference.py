@@ -7,8 +7,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mobilenet_pipeline.registry import runs
-from mobilenet_pipeline.registry.store import use_store
-from mobilenet_pipeline.registry.versions import Version, find_run
+from mobilenet_pipeline.registry.store import StoreError, use_store
+from mobilenet_pipeline.registry.versions import Version, find_run, has_artefact
 
 FOLDER, NAME = "monitoring", "reference.npz"
 
@@ -23,11 +23,18 @@ def put(version: Version, data: bytes) -> bool:
 
 
 def fetch(version: Version) -> bytes | None:
-    """Return the stored reference, None if there is none."""
+    """Return the stored reference, None if there is none.
+
+    Raises StoreAwayError if the artefact store does not answer, and StoreError if the reference cannot be read.
+    """
     use_store()
+    if not has_artefact(version.run_id, f"{FOLDER}/{NAME}"):
+        return None
     with tempfile.TemporaryDirectory() as scratch:
         try:
             path = MlflowClient().download_artifacts(version.run_id, f"{FOLDER}/{NAME}", scratch)
             return Path(path).read_bytes()
-        except (MlflowException, OSError):
-            return None
+        except MlflowException as error:
+            raise StoreError(
+                f"{FOLDER}/{NAME} of {version.name} version {version.version} cannot be read ({error}); look again"
+            ) from error

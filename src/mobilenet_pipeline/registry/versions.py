@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import check_sha256
+from mobilenet_pipeline.registry.away import answering, is_away
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 from mobilenet_pipeline.workspace.files import read_json
@@ -80,8 +81,8 @@ def fetch(version: Version, folder: Path) -> Path:
     """Download the version's served artefacts into `folder` and return `folder`.
 
     The files are model.tflite, predictions.npz and metadata.json, which includes the gate's verdict if there is one.
-    Raises ArtefactsLost if the artefacts are missing, and ArtefactError, naming the file and both hashes, if a file
-    differs from the registered one.
+    Raises ArtefactsLost if the artefacts are missing, ArtefactError, naming the file and both hashes, if a file
+    differs from the registered one, and StoreAwayError if the artefact store does not answer.
     """
     use_store()
     client = MlflowClient()
@@ -91,6 +92,8 @@ def fetch(version: Version, folder: Path) -> Path:
             source = Path(client.download_artifacts(version.run_id, SERVED, scratch))
         except (MlflowException, OSError) as error:
             run = find_run(version.run_id)
+            if run:
+                has_artefact(version.run_id, f"{SERVED}/{ARTEFACT}")  # raises an error if the store does not answer
             cause = f"there are none at {run.info.artifact_uri}/{SERVED} ({error})" if run else _gone(version)
             raise ArtefactsLost(
                 f"the artefacts of {version.name} version {version.version} are lost: {cause}; if the project's "
@@ -117,15 +120,28 @@ def _reason(version: Version, tags: Mapping[str, str]) -> str:
 
 
 def is_stored(version: Version) -> bool:
-    """Return whether the registry has the version's run and its artefact, whatever the artefact's bytes."""
+    """Return whether the registry has the version's run and its artefact, whatever the artefact's bytes.
+
+    Raises StoreAwayError if the artefact store does not answer.
+    """
     use_store()
-    if find_run(version.run_id) is None:
-        return False
-    try:
-        stored = MlflowClient().list_artifacts(version.run_id, SERVED)
-    except (MlflowException, OSError):
-        return False
-    return f"{SERVED}/{ARTEFACT}" in {entry.path for entry in stored}
+    return find_run(version.run_id) is not None and has_artefact(version.run_id, f"{SERVED}/{ARTEFACT}")
+
+
+def has_artefact(run_id: str, name: str) -> bool:
+    """Return whether a run has the artefact `name`. Raises StoreAwayError if its store does not answer.
+
+    MLflow's downloads raise the same error for an artefact that is missing and a store that is away.
+    """
+    folder, _, _ = name.rpartition("/")
+    with answering():
+        try:
+            stored = MlflowClient().list_artifacts(run_id, folder or None)
+        except (MlflowException, OSError) as error:
+            if is_away(error):
+                raise
+            return False
+    return name in {entry.path for entry in stored}
 
 
 def put_back(version: Version, folder: Path) -> bool:
@@ -198,9 +214,11 @@ def set_tag(version: Version, key: str, value: str) -> None:
 def read_artefact(version: Version, name: str) -> str | None:
     """Return a text artefact of the version's run, such as card.md, or None.
 
-    None means that the run has no such artefact.
+    None means that the run has no such artefact. Raises StoreAwayError if its store does not answer.
     """
     use_store()
+    if not has_artefact(version.run_id, name):
+        return None
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return Path(MlflowClient().download_artifacts(version.run_id, name, scratch)).read_text(encoding="utf-8")
