@@ -208,6 +208,44 @@ def test_a_restore_that_was_killed_is_undone_by_the_next(
     assert {name: data for name, data in snapshot_of(workspace).items() if "before-restore" not in name} == saved
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "state.json"])
+def test_what_the_monitoring_has_kept_comes_back(runs: Runs, workspace: Path, file: Path, name: str) -> None:
+    runs((181, 183))
+    kept = workspace / "reports" / "digits" / "monitoring" / name
+    kept.parent.mkdir(parents=True)
+    kept.write_text("of a week")
+    backup.backup(file, silent)
+    delete_everything(workspace)
+    backup.restore(file, say=silent)
+    assert kept.read_text() == "of a week"
+
+
+def test_a_full_disk_is_that_of_the_workspace(
+    saved: dict[str, bytes], workspace: Path, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup.shutil, "copyfileobj", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with pytest.raises(OSError, match="No space left") as failure:
+        backup.restore(file, force=True, say=silent)
+    assert Path(failure.value.filename).parent == workspace
+
+
+@pytest.mark.parametrize(("kind", "word"), [("file", "champion"), ("server", "live")])
+def test_only_a_restored_registry_has_its_champion_again(
+    saved: dict[str, bytes], file: Path, monkeypatch: pytest.MonkeyPatch, kind: str, word: str
+) -> None:
+    champion = {"version": "4", "sha256": "a" * 64, "bento": "digits:4"}
+    read = backup._read
+    monkeypatch.setattr(
+        backup,
+        "_read",
+        lambda *words, **more: {**read(*words, **more), "kind": kind, "champions": {"digits": champion}},
+    )
+    monkeypatch.setattr(backup.snapshot, "kind", lambda: kind)
+    said: list[str] = []
+    backup.restore(file, force=True, say=said.append)
+    assert f"digits: version 4 is {word} again (aaaaaaaaaaaa), digits:4" in said
+
+
 def test_nothing_is_restored_beside_a_run(saved: dict[str, bytes], workspace: Path, file: Path, recipe: Recipe) -> None:
     with locks.only_run(recipe), pytest.raises(BlockingIOError, match="a run of digits is in progress"):
         backup.restore(file, force=True, say=silent)

@@ -22,6 +22,7 @@ from mobilenet_pipeline.inference.artefact import sha256_of
 from mobilenet_pipeline.registry import snapshot
 from mobilenet_pipeline.registry.store import StoreError
 from mobilenet_pipeline.release import bento
+from mobilenet_pipeline.system import failures
 from mobilenet_pipeline.workspace import history, locks, paths, provenance, records
 from mobilenet_pipeline.workspace.files import whole, write_json
 from mobilenet_pipeline.workspace.paths import HERE
@@ -32,8 +33,8 @@ KINDS = ("history", "test_reads", "comparisons", "registry")
 """The records that other workspaces may have written to, too."""
 BENTOML = ("bentos", "models", "live")
 WORKSPACE = ("dvc.lock", "recipes/dvc.lock", "recipes/chosen.yaml", "recipes/.dvcignore")
-REPORTS = ("verdict.json", "validation.json")
-"""What `status` and `trace` read of a recipe's reports."""
+REPORTS = ("verdict.json", "validation.json", "monitoring/state.json", "monitoring/labels.csv")
+"""What `status`, `trace` and `monitor` read of a recipe's reports, and cannot make again."""
 KEPT = "before-restore-"
 """The beginning of the name of a folder with what a restore has replaced."""
 _MARK, _STAGING = ".restoring.json", ".restore-"
@@ -106,6 +107,8 @@ def restore(file: Path, force: bool = False, say: Say = print, workspace: Path =
         try:
             manifest = _read(file, staging, keep=True)
         except OSError as error:
+            if failures.is_full_disk(error):
+                raise OSError(error.errno, error.strerror, str(staging)) from error
             raise BackupError(f"{file} cannot be read ({error.strerror or error}); nothing was changed") from None
         _check_content(file, manifest, staging, workspace)
         swaps = _swaps(staging, manifest, workspace)
@@ -130,8 +133,9 @@ def restore(file: Path, force: bool = False, say: Say = print, workspace: Path =
     params = workspace / "params.yaml"
     if manifest["params_sha256"] and params.is_file() and sha256_of(params) != manifest["params_sha256"]:
         say(f"attention: {params} is not that of the backup; a run with other settings trains again")
+    again = "live again" if manifest["kind"] == "server" else "champion again"  # a server's registry is as it was
     for name, champion in manifest["champions"].items():
-        say(f"{name}: version {champion['version']} is champion again ({champion['sha256'][:12]}), {champion['bento']}")
+        say(f"{name}: version {champion['version']} is {again} ({champion['sha256'][:12]}), {champion['bento']}")
     say(f"restored {len(manifest['files']):,} files of {manifest['at']}; `mobilenet-pipeline doctor` checks them")
 
 
@@ -383,8 +387,8 @@ def _swaps(staging: Path, manifest: Mapping[str, Any], workspace: Path) -> list[
             swaps.append(Swap(bento.home() / part / model, _staged(staging / "bentoml" / part / model)))
     for name in WORKSPACE:
         swaps.append(Swap(root / name, _staged(staging / "workspace" / name)))
-    for path in sorted((staging / "workspace" / "reports").glob("*/*.json")):
-        swaps.append(Swap(root / path.relative_to(staging / "workspace"), path))
+    for report in (paths.report_folder(load_recipe(name)) / part for name in recipe_names() for part in REPORTS):
+        swaps.append(Swap(root / report, _staged(staging / "workspace" / report)))
     return [swap for swap in swaps if (swap.staged or swap.target.exists()) and not _same(swap)]
 
 
