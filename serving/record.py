@@ -55,9 +55,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Fault:
-    """A request, or a file of a batch, that got no answer, and the HTTP status of its refusal."""
+    """A request, or a file of a batch, that got no answer from `model_name`, and the HTTP status of its refusal."""
 
     endpoint: str
+    model_name: str
     status: int
     at: float = field(default_factory=time.time)
 
@@ -109,7 +110,7 @@ class Record:
             if not answers and not faults:
                 return
             try:
-                lines = chain(describe(answers, self.keep_images), map(_describe_fault, faults))
+                lines = chain(describe(answers, self.keep_images), map(describe_fault, faults))
                 text = "\n".join(orjson.dumps(line, option=NUMPY).decode() for line in lines)
                 self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
             except Exception:  # the disk may raise any error
@@ -154,8 +155,14 @@ def _measure(pixels: np.ndarray) -> Iterator[tuple[Any, ...]]:
     return zip(*(measured[name].round(DIGITS).tolist() for name in statistics.MEASURED), strict=True)
 
 
-def _describe_fault(fault: Fault) -> dict[str, Any]:
-    return {"at": _time(fault.at), "endpoint": fault.endpoint, "status": fault.status}
+def describe_fault(fault: Fault) -> dict[str, Any]:
+    """Return the line of a failed request."""
+    return {
+        "at": _time(fault.at),
+        "endpoint": fault.endpoint,
+        "model_name": fault.model_name,
+        "status": fault.status,
+    }
 
 
 def _time(seconds: float) -> str:

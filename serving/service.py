@@ -62,7 +62,7 @@ def _current() -> "Classifier":
 
 def _record_fault(endpoint: str, status: int) -> None:
     with suppress(bentoml.exceptions.BentoMLException):  # the service has not started yet, and has no record
-        _current().record.fail(Fault(endpoint, status))
+        _current().record_fault(endpoint, status)
 
 
 def _describe() -> dict[str, Any]:
@@ -227,6 +227,10 @@ class Classifier:
         finally:
             self.working -= 1
 
+    def record_fault(self, endpoint: str, status: int) -> None:
+        """Record a request, or a file of a batch, without an answer."""
+        self.record.fail(Fault(endpoint, _champion(self.live.roles).names["model_name"], status))
+
     def png(self, data: bytes, _: float) -> Response:
         """Return an image file as the champion sees it, a PNG."""
         file = io.BytesIO()
@@ -263,7 +267,7 @@ class Classifier:
         predictions = iter(self._ask(model, np.stack(pixels), BATCH_PATH, complete) if pixels else [])
         for image in images:
             if isinstance(image, Refusal):
-                self.record.fail(Fault(BATCH_PATH, image.status))
+                self.record_fault(BATCH_PATH, image.status)
         return [image.document() if isinstance(image, Refusal) else next(predictions) for image in images]
 
     def _ask(self, model: Served, pixels: np.ndarray, endpoint: str, complete: float) -> list[dict[str, Any]]:

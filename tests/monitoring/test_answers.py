@@ -9,7 +9,7 @@ import pytest
 
 from mobilenet_pipeline.inference import statistics
 from mobilenet_pipeline.monitoring.answers import Record, read
-from serving.record import Answer, Fault, answer_ids, describe
+from serving.record import Answer, Fault, answer_ids, describe, describe_fault
 
 NAMES = ["cat", "dog"]
 PIXELS = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
@@ -62,10 +62,14 @@ def test_a_line_from_before_the_statistics_is_read(tmp_path: Path) -> None:
 
 
 def test_failed_requests_are_read(tmp_path: Path) -> None:
-    line = {"at": "1970-01-01T00:01:40+00:00", "endpoint": Fault("/predict", 503).endpoint, "status": 503}
-    record = record_of(tmp_path, line)
+    record = record_of(tmp_path, describe_fault(Fault("/predict", "m", 503, at=100.0)))
     assert record.failures(100, 101).tolist() == [503]
     assert record.failures(0, 100).tolist() == []
+
+
+def test_failed_requests_of_another_model_do_not_count(tmp_path: Path) -> None:
+    record = record_of(tmp_path, describe_fault(Fault("/predict", "another", 500)))
+    assert (len(record.statuses), record.damaged) == (0, 0)
 
 
 @pytest.mark.parametrize(

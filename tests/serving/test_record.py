@@ -64,7 +64,7 @@ def test_failed_requests_are_recorded_up_to_a_bound(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(record.measures, "count_unrecorded", lost.append)
     kept = Record(tmp_path / "answers.jsonl")
     for _ in range(2):
-        kept.fail(Fault("/predict", 503))
+        kept.fail(Fault("/predict", "m", 503))
     kept.write()
     (line,) = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert ((document := json.loads(line))["endpoint"], document["status"], lost) == ("/predict", 503, [1])
@@ -123,6 +123,7 @@ def test_a_stopping_service_records_all_answers_and_refusals(
         service.ask("GET", "/predict")
     lines = [json.loads(line) for line in (tmp_path / "record" / "answers-1.jsonl").read_text().splitlines()]
     assert len({line["answer_id"] for line in lines if "class" in line}) == 21
+    assert {line["model_name"] for line in lines} == {"cifar10-mobilenet"}
     refused = [(line["endpoint"], line["status"]) for line in lines if "status" in line]
     assert sorted(refused) == [("/predict", 400), ("/predict_batch", 400)]
 

@@ -66,7 +66,7 @@ class Record:
 
 
 def read(folder: Path, model: str, class_names: Sequence[str]) -> Record:
-    """Read the files `answers-*.jsonl*` in `folder` and below it; answers of another model than `model` do not count.
+    """Read the files `answers-*.jsonl*` in `folder` and below it; the lines of other models than `model` do not count.
 
     A line that cannot be read is counted: a killed service leaves the beginning of one.
     """
@@ -76,9 +76,11 @@ def read(folder: Path, model: str, class_names: Sequence[str]) -> Record:
         try:
             document = orjson.loads(line)
             at = datetime.fromisoformat(document["at"]).timestamp()
+            if document["model_name"] != model:
+                continue
             if "status" in document:
                 failures.append((at, int(document["status"])))
-            elif document["model_name"] == model:
+            else:
                 rows.append((at, *_row(document, places)))
         except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             damaged += 1
