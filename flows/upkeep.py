@@ -52,15 +52,22 @@ def leftovers(recipe: Recipe, keep: int) -> list[Leftover]:
 
 
 def _finished(client: Any) -> Iterator[Any]:
-    """Yield all flow runs that have ended, the newest first."""
-    from prefect.client.schemas.filters import FlowRunFilter
+    """Yield the runs of this project's flows that have ended, the newest first."""
+    from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
     from prefect.client.schemas.sorting import FlowRunSort
 
+    from flows.alerts import FLOWS
+
     ended = FlowRunFilter.model_validate({"state": {"type": {"any_": ["COMPLETED", "FAILED", "CANCELLED", "CRASHED"]}}})
+    ours = FlowFilter.model_validate({"name": {"any_": FLOWS}})
     offset = 0
     while True:
         page = client.read_flow_runs(
-            flow_run_filter=ended, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=_PAGE, offset=offset
+            flow_filter=ours,
+            flow_run_filter=ended,
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_PAGE,
+            offset=offset,
         )
         yield from page
         if len(page) < _PAGE:
