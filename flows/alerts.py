@@ -55,9 +55,13 @@ CAUSES = {
 
 
 def webhook(url: str) -> Block:
-    """Save a block that posts subject and body as JSON to an address, and return it."""
+    """Save a block that posts subject and body as JSON to an address, and return it.
+
+    The address is a secret of the block: whoever has that of most webhooks can send by them.
+    """
     content = {"subject": "{{subject}}", "text": "{{body}}"}
-    return _saved(CustomWebhookNotificationBlock.model_validate({"name": NAME, "url": url, "json_data": content}))
+    settings = {"name": NAME, "url": "{{url}}", "secrets": {"url": url}, "json_data": content}
+    return _saved(CustomWebhookNotificationBlock.model_validate(settings))
 
 
 def slack(url: str) -> Block:

@@ -67,6 +67,12 @@ def test_a_version_that_waits_is_told_once(prefect: Any, hook: tuple[str, Sent])
     ]
 
 
+def test_prefect_s_page_does_not_show_the_address_of_a_webhook(prefect: Any) -> None:
+    alerts.webhook("http://127.0.0.1:9/a-secret")
+    shown = prefect.read_block_document_by_name(alerts.NAME, "custom-webhook", include_secrets=False)
+    assert "a-secret" not in str(shown.data)
+
+
 def test_set_up_again_replaces_the_automations(prefect: Any, hook: tuple[str, Sent]) -> None:
     for _ in range(2):
         names = alerts.set_up([alerts.webhook(hook[0])])
