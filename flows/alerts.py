@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
 
@@ -121,12 +121,16 @@ def test(blocks: Iterable[Block]) -> None:
 
 
 def tell_approval(recipe: str, version: str, run_id: str, sentence: str) -> None:
-    """Emit the event that a version waits for approval. The same version gives the same event again."""
+    """Emit the event that a version waits for approval.
+
+    People are reminded by later runs while it waits, once a day (UTC).
+    """
+    today = datetime.now(UTC).date()
     emit_event(
         event=APPROVAL,
         resource={"prefect.resource.id": f"mobilenet-pipeline.recipe.{recipe}", "prefect.resource.name": recipe},
         payload={"recipe": recipe, "version": version, "sentence": sentence},
-        id=uuid5(NAMESPACE_URL, f"{APPROVAL}/{run_id}"),
+        id=uuid5(NAMESPACE_URL, f"{APPROVAL}/{run_id}/{today}"),
     )
 
 

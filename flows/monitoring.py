@@ -4,7 +4,7 @@ Events, for automations that tell people:
 
 - `mobilenet-pipeline.drift.raised` and `mobilenet-pipeline.drift.closed`, once for each alert,
 - `mobilenet-pipeline.training.requested`, when drift has started a training,
-- `mobilenet-pipeline.rollback.proposed`, once for each version that labels show to be worse than at promotion.
+- `mobilenet-pipeline.rollback.proposed`, when labels begin to show that the champion is worse than at promotion.
 
 Their resource is `mobilenet-pipeline.recipe.RECIPE`. All payloads have `recipe`, `cause`, `sentence`, `version` and
 `picture`. Those of alerts also have `raised_at`, `closed_at`, `closed_because`, `tests` and `training`.
@@ -29,7 +29,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Completed
 
 from flows import alerts, artifacts, logs
-from flows.training import RecipeName, train_and_promote
+from flows.training import RecipeName, in_a_sentence, train_and_promote
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.monitoring import look, state
 from mobilenet_pipeline.monitoring.alarms import Alert
@@ -38,13 +38,15 @@ from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace import locks
 
-RAISED, CLOSED, PROPOSED = alerts.DRIFT, "mobilenet-pipeline.drift.closed", alerts.PROPOSAL
+EVENTS = {"raised": alerts.DRIFT, "closed": "mobilenet-pipeline.drift.closed", "proposed": alerts.PROPOSAL}
+"""By what has changed."""
 REQUESTED = "mobilenet-pipeline.training.requested"
 outside: ContextVar[Mapping[str, str] | None] = ContextVar("outside", default=None)
 """The environment of a training that outlives this process: that before this process chose a Prefect server."""
 
 
 @flow(name="monitor", persist_result=True, result_serializer="json")
+@in_a_sentence
 def monitor(recipe: str = "digits", labels: str | None = None) -> State:
     """Compare the recorded answers of a recipe's champion with its test images.
 
@@ -58,12 +60,9 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
     logs.set_up(recipe)
     loaded = load_recipe(recipe)
     seen = look.look(loaded, Path(labels) if labels else None)
-    # Before the state is written: a killed look is repeated, and the same event twice counts once.
+    # Before the state is written: a killed look is repeated, and Prefect drops an event that it has got minutes before.
     for change in seen.document["changes"]:
-        tell(loaded, RAISED if change["what"] == "raised" else CLOSED, change)
-    if proposal := seen.document["proposal"]:
-        worse = {"id": "accuracy", "cause": "accuracy", "version": seen.document["version"], "sentence": proposal}
-        tell(loaded, PROPOSED, worse)
+        tell(loaded, EVENTS[change["what"]], change)
     causes = look.needs_training(seen)
     if causes and (sentence := start_training(loaded, seen.state.open)):
         seen = look.with_training(seen, causes, sentence)

@@ -55,7 +55,7 @@ def test_a_failed_run_is_told_with_its_reason_and_the_runbook_s_page(prefect: An
     assert "docs/runbook/run-failed.md" in text
 
 
-def test_a_version_that_waits_is_told_once(prefect: Any, hook: tuple[str, Sent]) -> None:
+def test_a_version_that_waits_is_told_once_a_day(prefect: Any, hook: tuple[str, Sent]) -> None:
     address, sent = hook
     alerts.set_up([alerts.webhook(address)])
     for version in ("7", "7", "8"):

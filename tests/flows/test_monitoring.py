@@ -102,34 +102,50 @@ def test_a_shift_of_served_images_raises_an_alert_and_starts_a_training(served: 
     assert [one["cause"] for one in second.result()["drift"]] == [one["cause"] for one in document["drift"]]
     wait_until(lambda: any(event["event"] == monitoring.REQUESTED for event in events_of(prefect)))
     told = [(event["event"], event["payload"]["cause"]) for event in events_of(prefect)]
-    assert told.count((monitoring.RAISED, "images")) == told.count((monitoring.REQUESTED, "images")) == 1
-    (raised,) = [event for event in events_of(prefect) if event["event"] == monitoring.RAISED][:1]
+    assert told.count((monitoring.EVENTS["raised"], "images")) == told.count((monitoring.REQUESTED, "images")) == 1
+    (raised,) = [event for event in events_of(prefect) if event["event"] == monitoring.EVENTS["raised"]][:1]
     assert raised["resource"]["prefect.resource.id"] == "mobilenet-pipeline.recipe.digits"
     only = {"artifacts": {"key": {"any_": ["digits-monitoring"]}}}
     assert "data:image/png;base64," in prefect.request("POST", "/artifacts/filter", json=only).json()[0]["data"]
 
 
-def test_a_rollback_is_proposed_once_for_a_version(
+def test_a_proposal_is_an_event_of_the_look_that_brings_it(
     workspace: Path, prefect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = {"answers": 9, "from": "", "damaged_lines": 0}
-    empty = {"windows": {}, "drift": [], "changes": [], "labels": None, "accuracy": None}
-    document = {
+    empty = {"windows": {}, "drift": [], "labels": None, "accuracy": None}
+    common = {
         "recipe": "digits",
         "version": "2",
         "at": look.iso(0),
         "record": record,
-        "proposal": "Version 2 is worse",
+        "proposal": "It is worse",
     } | empty
-    seen = look.Look(load_recipe("digits"), 0.0, State("2"), [], document, b"", [])
-    monkeypatch.setattr(look, "look", lambda *_: seen)
-    for _ in range(2):
-        assert monitoring.monitor("digits", return_state=True).message.endswith("Version 2 is worse.")
+    change = {"what": "proposed", "id": "accuracy", "cause": "accuracy", "version": "2", "sentence": "It is worse"}
+    for changes in ([change], []):
+        seen = look.Look(load_recipe("digits"), 0.0, State("2"), common | {"changes": changes}, b"", [])
+        monkeypatch.setattr(look, "look", lambda *_, _seen=seen: _seen)
+        assert monitoring.monitor("digits", return_state=True).message.endswith("It is worse.")
 
     def proposals() -> list[str]:
-        return [one["payload"]["sentence"] for one in events_of(prefect) if one["event"] == monitoring.PROPOSED]
+        proposed = monitoring.EVENTS["proposed"]
+        return [one["payload"]["sentence"] for one in events_of(prefect) if one["event"] == proposed]
 
-    assert wait_until(proposals) == ["Version 2 is worse"]
+    assert wait_until(proposals) == ["It is worse"]
+
+
+def test_an_expected_error_is_a_failed_look_without_a_traceback(
+    workspace: Path, prefect: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise look.MonitoringError("there is no champion")
+
+    monkeypatch.setattr(look, "look", fail)
+    state = monitoring.monitor("digits", return_state=True)
+    assert (state.name, state.message) == ("Failed", "there is no champion")
+    assert "Traceback" not in caplog.text
+    with pytest.raises(look.MonitoringError):
+        state.result()
 
 
 def test_no_training_starts_beside_a_run(workspace: Path) -> None:

@@ -19,6 +19,7 @@ from mobilenet_pipeline.registry import reference as references
 from mobilenet_pipeline.registry.aliases import with_alias
 
 HOUR = 3600.0
+NAMES = ("cat", "dog", "fish", "bird")
 Answered, Recorded = Callable[..., Answers], Callable[..., Record]
 
 
@@ -105,6 +106,19 @@ def test_labels_are_kept_and_their_accuracy_reported(served: Recipe, tmp_path: P
     document = look.look(served, now=2 * HOUR).document
     assert document["accuracy"]["rows"] == 200
     assert "mobilenet-pipeline rollback --recipe digits" in document["proposal"]
+
+
+def test_a_proposal_is_told_when_it_begins(served: Recipe, tmp_path: Path, shifted: Record) -> None:
+    ids, predicted = shifted.answers.ids[-200:], shifted.answers.predicted[-200:]
+    wrong, right = ([(row + error) % 4 for row in predicted] for error in (1, 0))
+    told = []
+    for truths in (wrong, wrong, right, wrong):
+        lines = [f"{name},{NAMES[truth]}" for name, truth in zip(ids, truths, strict=True)]
+        (tmp_path / "truth.csv").write_text("\n".join(["answer_id,truth", *lines]))
+        seen = look.look(served, tmp_path / "truth.csv", now=2 * HOUR)
+        look.keep(seen)
+        told.append([change["what"] for change in seen.document["changes"] if change["what"] == "proposed"])
+    assert told == [["proposed"], [], [], ["proposed"]]
 
 
 def test_without_a_champion_there_is_nothing_to_monitor(recipe: Recipe, store: Path) -> None:

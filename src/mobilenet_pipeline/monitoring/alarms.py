@@ -58,12 +58,17 @@ class Change:
 
 @dataclass(frozen=True)
 class State:
-    """What the monitoring of a version remembers: `since` is the start of the unfinished window of each scale."""
+    """What the monitoring of a version remembers.
+
+    `since` is the start of the unfinished window of each scale. `proposed`: people were told that it is worse in
+    service, and it still is.
+    """
 
     version: str
     since: dict[str, float] = field(default_factory=dict)
     windows: list[Window] = field(default_factory=list)
     alerts: list[Alert] = field(default_factory=list)
+    proposed: bool = False
 
     @property
     def open(self) -> list[Alert]:
@@ -121,7 +126,7 @@ def after_window(
             alerts = [closed if one.id == alert.id else one for one in alerts]
             changes.append(Change("closed", closed))
     since = {**state.since, scale.name: end}
-    return State(state.version, since, _kept(windows, limits), alerts[-KEPT_ALERTS:]), changes
+    return replace(state, since=since, windows=_kept(windows, limits), alerts=alerts[-KEPT_ALERTS:]), changes
 
 
 def _known(alerts: Sequence[Alert], cause: str, tests: Collection[str], version: str, since: float) -> Alert | None:

@@ -46,12 +46,14 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A look at the POSIX second `at`, with document, picture and labels; nothing is written before `keep`."""
+    """A look at the POSIX second `at`, with document, picture and labels; nothing is written before `keep`.
+
+    The document's `changes` are what people must be told: alerts that were raised or closed, and a proposal.
+    """
 
     recipe: Recipe
     at: float
     state: State
-    changes: list[Change]
     document: dict[str, Any]
     picture: bytes
     labels: list[labels.Label]
@@ -129,6 +131,14 @@ def look(recipe: Recipe, new_labels: Path | None = None, workspace: Path = HERE,
     if new_labels:
         all_labels, reading = labels.add(new_labels, all_labels, record.answers, known.class_names)
     accuracy = labels.accuracy(all_labels, champion.version, champion.accuracy, known.rows, recipe.monitoring)
+    proposal = labels.proposal(accuracy, champion.version, recipe.name) if accuracy else None
+    after = replace(seen.state, proposed=proposal is not None)
+    changes = [{"what": one.what, **describe_alert(one.alert)} for one in [*closed, *seen.changes]]
+    if accuracy and proposal and not begun.proposed:
+        # Its id is the same in a look that is repeated, and another one if the version is found worse again.
+        name = f"accuracy-{accuracy.right}-{accuracy.rows}"
+        about = {"id": name, "cause": "accuracy", "version": champion.version, "sentence": proposal}
+        changes.append({"what": "proposed", **about})
     document = {
         "recipe": recipe.name,
         "registered_model": champion.name,
@@ -137,11 +147,11 @@ def look(recipe: Recipe, new_labels: Path | None = None, workspace: Path = HERE,
         "reference": {"images": known.rows},
         "record": _describe_record(folder, record, champion),
         "drift": [describe_alert(alert) for alert in seen.state.open],
-        "changes": [{"what": one.what, **describe_alert(one.alert)} for one in [*closed, *seen.changes]],
+        "changes": changes,
         "windows": _findings(seen.state, record, known, recipe.monitoring),
         "labels": reading and {**asdict(reading), "sentence": reading.sentence},
         "accuracy": accuracy and _rounded(asdict(accuracy)),
-        "proposal": labels.proposal(accuracy, champion.version, recipe.name) if accuracy else None,
+        "proposal": proposal,
     }
     picture = monitoring_figures.draw(
         monitoring_figures.Shown(
@@ -159,7 +169,7 @@ def look(recipe: Recipe, new_labels: Path | None = None, workspace: Path = HERE,
             causes=comparisons.CAUSES,
         )
     )
-    return Look(recipe, at, seen.state, [*closed, *seen.changes], document, picture, all_labels)
+    return Look(recipe, at, after, document, picture, all_labels)
 
 
 def keep(seen: Look, workspace: Path = HERE) -> None:
