@@ -163,15 +163,22 @@ def outcome_of(recipe: Recipe, message: str, skipped: bool) -> dict[str, Any]:
 
 
 def run_and_note(recipe: Recipe, force: bool) -> str:
-    """Run the pipeline, and note in the gauges whether it succeeded; return its summary."""
+    """Run the pipeline, and note in the gauges whether it succeeded; return its summary.
+
+    A run that a person or Prefect ends has done neither.
+    """
     began = time.monotonic()
-    outcome: gauges.Outcome = "failed"
+
+    def note(outcome: gauges.Outcome) -> None:
+        alerts.write_gauges(lambda: gauges.note_run(recipe, outcome, time.monotonic() - began))
+
     try:
         message = run_pipeline(recipe, force)
-        outcome = "succeeded"
-        return message
-    finally:
-        alerts.write_gauges(lambda: gauges.note_run(recipe, outcome, time.monotonic() - began))
+    except Exception:
+        note("failed")
+        raise
+    note("succeeded")
+    return message
 
 
 def run_pipeline(recipe: Recipe, force: bool) -> str:

@@ -1,9 +1,11 @@
 """The flow, run in this process against a real Prefect server, over stages that make up their outputs."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from prefect.exceptions import TerminationSignal
 from toy_fixtures import Toy
 from waiting import Recorder, ran
 
@@ -54,6 +57,32 @@ def artifacts_of(prefect: Any, state: Any) -> dict[str, Any]:
     only = {"flow_runs": {"id": {"any_": [str(state.state_details.flow_run_id)]}}}
     rows = prefect.request("POST", "/artifacts/filter", json=only).json()
     return {row["key"]: row["data"] for row in rows if row["key"]}
+
+
+@pytest.mark.parametrize(
+    ("error", "noted"),
+    [
+        (None, ["succeeded"]),
+        (OSError(), ["failed"]),
+        (KeyboardInterrupt(), []),
+        (TerminationSignal(signal.SIGTERM), []),
+    ],
+)
+def test_only_an_error_makes_a_run_fail(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch, error: Any, noted: list[str]
+) -> None:
+    outcomes: list[str] = []
+    monkeypatch.setattr(training.gauges, "note_run", lambda _, outcome, seconds: outcomes.append(outcome))
+
+    def end(*_: object) -> str:
+        if error:
+            raise error
+        return "done"
+
+    monkeypatch.setattr(training, "run_pipeline", end)
+    with pytest.raises(type(error)) if error else nullcontext():
+        training.run_and_note(recipe, force=False)
+    assert outcomes == noted
 
 
 def test_a_run_does_every_stage_and_sums_itself_up(finished: Any) -> None:
