@@ -96,7 +96,7 @@ def after_window(
 ) -> tuple[State, list[Change]]:
     """Return the state after a window (start, end, number of images) of this scale, and what people must be told."""
     start, end, images = window
-    found = {finding.test: finding for finding in drifted(list(findings))}
+    found = {finding.test: finding for finding in drifted(findings)}
     entry = Window(scale.name, start, end, images, {test: finding.cause for test, finding in found.items()})
     windows = [*state.windows, entry]
     recent = _recent(windows, scale.name, limits.windows)

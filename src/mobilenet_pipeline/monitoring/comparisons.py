@@ -11,7 +11,7 @@ in a change that is too small to matter, and a window of few images finds none i
   the test images have no latency in service.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -178,6 +178,6 @@ def _more_than(count: int, trials: int, share: float) -> float:
     return float(binom.sf(count - 1, trials, share))
 
 
-def drifted(findings: list[Finding], matches: Callable[[Finding], bool] = lambda _: True) -> list[Finding]:
+def drifted(findings: Iterable[Finding]) -> list[Finding]:
     """Return the findings of drift, those with the smallest p-values first."""
-    return sorted((one for one in findings if one.drifted and matches(one)), key=lambda one: one.p)
+    return sorted((one for one in findings if one.drifted), key=lambda one: one.p)
