@@ -4,15 +4,17 @@
 """
 
 import argparse
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe
+from mobilenet_pipeline.registry import away
 from mobilenet_pipeline.release import judging
 from mobilenet_pipeline.stages import runner
-from mobilenet_pipeline.system import environment
+from mobilenet_pipeline.system import environment, failures
 from mobilenet_pipeline.workspace import paths
 from mobilenet_pipeline.workspace.files import WorkspaceError, read_json, write_text
 
@@ -38,9 +40,11 @@ def comment(recipe: Recipe, base: str | None) -> str:
 
 def last_promotion(recipe: Recipe) -> str | None:
     """Return the newest tag of a promotion, which has the dvc.lock of the champion; None if there is none."""
-    words = ["git", "tag", "--list", f"promoted/{recipe.registered_model}-*", "--sort=-creatordate"]
+    words = ["git", "tag", "--list", "promoted/*", "--sort=-creatordate"]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
-    return next(iter(done.stdout.split()), None)
+    # Git's own pattern would also match the tags of a model whose name begins with that of this one.
+    own = re.compile(rf"promoted/{re.escape(recipe.registered_model)}-\d+-[0-9a-f]{{8}}")
+    return next(filter(own.fullmatch, done.stdout.split()), None)
 
 
 def metrics(recipe: Recipe, base: str) -> str:
@@ -67,7 +71,8 @@ def validation(recipe: Recipe) -> str:
 def gate(recipe: Recipe) -> str:
     """Return the gate's decision on the workspace's candidates with its checks, or why there is none."""
     try:
-        decision = judging.preview(recipe)
+        with away.answering():
+            decision = judging.preview(recipe)
     except (ValueError, OSError) as error:
         return f"No verdict: {error}"
     checks = "\n".join(f"- {'✓' if check.passed else '✗'} {check.sentence}" for check in decision.checks)
@@ -76,19 +81,35 @@ def gate(recipe: Recipe) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the stages, or write the comment to reports/RECIPE/pull-request.md and print it."""
+    """Run the stages, or write the comment to reports/RECIPE/pull-request.md and print it.
+
+    An expected error, such as that of a failed stage, ends the program with its sentence.
+    """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
     parser.add_argument("--stages", action="store_true", help="run the stages that are out of date, and no more")
     parser.add_argument("--base", help="a Git revision with a dvc.lock (default: the last promotion's tag, else HEAD)")
     options = parser.parse_args(arguments)
-    environment.prepare()
-    recipe = load_recipe(options.recipe)
-    if options.stages:
-        for name in runner.stage_names(recipe):
-            print(f"{name} {runner.run_stage(name, print).outcome}", flush=True)
-        return
-    text = comment(recipe, options.base or None)
+    try:
+        environment.prepare()
+        recipe = load_recipe(options.recipe)
+        run_stages(recipe) if options.stages else write_comment(recipe, options.base or None)
+    except Exception as error:
+        sentence = failures.explain(error, runner.EXPECTED)
+        if sentence is None:
+            raise
+        sys.exit(f"error: {sentence}")
+
+
+def run_stages(recipe: Recipe) -> None:
+    """Bring the stages up to date. Raises StageFailed at the first that fails."""
+    for name in runner.stage_names(recipe):
+        print(f"{name} {runner.run_stage(name, print).outcome}", flush=True)
+
+
+def write_comment(recipe: Recipe, base: str | None) -> None:
+    """Write the comment to reports/RECIPE/pull-request.md, and print it."""
+    text = comment(recipe, base)
     write_text(Path(paths.report_folder(recipe)) / "pull-request.md", text)
     print(text, end="")
 

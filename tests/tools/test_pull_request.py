@@ -1,14 +1,17 @@
 """The comment on a pull request."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pull_request
 import pytest
+import requests
 from registry_fixtures import Runs
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.stages.runner import StageFailed
 
 
 def put_validation(workspace: Path, *failed: str) -> None:
@@ -37,20 +40,38 @@ def test_a_gate_without_candidates_says_why(recipe: Recipe, workspace: Path) -> 
     assert pull_request.gate(recipe).startswith("No verdict: models/digits/scratch/training.json does not exist")
 
 
+def test_a_gate_without_an_answer_of_mlflow_says_why(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Recipe) -> None:
+        raise requests.exceptions.ConnectionError("connection refused")
+
+    monkeypatch.setattr(pull_request.judging, "preview", fail)
+    assert re.match(r"No verdict: MLflow at .* does not answer \(connection refused\)", pull_request.gate(recipe))
+
+
+def test_a_failed_stage_is_a_sentence(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, _: object) -> None:
+        raise StageFailed(name, 1, ["error: 2 images are black"])
+
+    monkeypatch.setattr(pull_request.runner, "run_stage", fail)
+    with pytest.raises(SystemExit, match=r"^error: stage ingest@digits failed \(exit code 1\): 2 images are black$"):
+        pull_request.main(["digits", "--stages"])
+
+
 def test_the_newest_promotion_is_the_base(recipe: Recipe, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("GIT_AUTHOR", "GIT_COMMITTER"):
         monkeypatch.setenv(f"{name}_NAME", "somebody")
         monkeypatch.setenv(f"{name}_EMAIL", "somebody@localhost")
     subprocess.run(["git", "init", "--quiet"], check=True)
     for day, tag in (
-        (1, "promoted/digits-mobilenet-2-aa"),
-        (2, "promoted/digits-mobilenet-4-bb"),
-        (3, "promoted/seed"),
+        (1, "promoted/digits-mobilenet-2-aaaaaaaa"),
+        (2, "promoted/digits-mobilenet-4-bbbbbbbb"),
+        (3, "promoted/digits-mobilenet-10m-3-cccccccc"),
+        (4, "promoted/digits-mobilenet"),
     ):
         monkeypatch.setenv("GIT_COMMITTER_DATE", f"2027-01-0{day}T00:00:00Z")
         subprocess.run(["git", "commit", "--quiet", "--allow-empty", "--message", tag], check=True)
         subprocess.run(["git", "tag", tag], check=True)
-    assert pull_request.last_promotion(recipe) == "promoted/digits-mobilenet-4-bb"
+    assert pull_request.last_promotion(recipe) == "promoted/digits-mobilenet-4-bbbbbbbb"
 
 
 def test_without_a_promotion_there_is_no_base(recipe: Recipe, workspace: Path) -> None:

@@ -43,6 +43,24 @@ def test_no_text_of_a_pull_request_is_part_of_a_command(path: Path):
     assert [step["run"] for step in steps(path) if "${{" in step.get("run", "")] == []
 
 
+def pull_request_step(word: str) -> dict[str, Any]:
+    """Return the step of the pull request's workflow with this word in its command."""
+    return next(one for one in steps(ROOT / ".github/workflows/pull-request.yml") if word in one.get("run", ""))
+
+
+@pytest.mark.parametrize("word", ["make pull-request", "GITHUB_STEP_SUMMARY", "gh pr comment"])
+def test_a_failed_stage_is_commented_too(word: str):
+    assert "!cancelled()" in pull_request_step(word)["if"]
+
+
+def test_a_fork_has_no_servers_because_it_has_no_passwords():
+    step = pull_request_step("servers.env")
+    assert step["if"] == "github.event.pull_request.head.repo.full_name != github.repository"
+    (job,) = read(ROOT / ".github/workflows/pull-request.yml")["jobs"].values()
+    assert job["steps"].index(step) < job["steps"].index(pull_request_step("make stages"))
+    assert {"PGPASSWORD", "AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_PASSWORD"} <= {*job["env"]}
+
+
 def test_only_the_comment_may_be_written():
     writing = {
         path.stem: name for path in WORKFLOWS for name, right in read(path)["permissions"].items() if right != "read"
