@@ -28,7 +28,7 @@ from mobilenet_pipeline.registry.versions import find_run, tags_of_run
 from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import costs, gauges, page, results
-from mobilenet_pipeline.stages import runner, team
+from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.system import environment, failures
 from mobilenet_pipeline.workspace import locks, paths
 from mobilenet_pipeline.workspace.files import read_json
@@ -219,7 +219,7 @@ def release(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str
     """
     summary, judgement = decide(recipe, stages, mlflow_run_id)
     # Outside the lock of decisions: a push may take minutes.
-    return " ".join([summary, *share(recipe, judgement)])
+    return " ".join([summary, *promotion.share(recipe, judgement)])
 
 
 def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str | None) -> tuple[str, Judgement]:
@@ -246,15 +246,6 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
         else ""
     )
     return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}", judgement
-
-
-def share(recipe: Recipe, judgement: Judgement) -> list[str]:
-    """Give the team the outputs of a candidate that is champion, if the settings name where; return what was done."""
-    champion = judgement.state.champion if promotion.waiting(recipe, judgement) else judgement.champion
-    if champion is None or champion.sha256 not in judgement.verdict.artefacts.values():
-        return []  # a champion of an earlier training; its outputs are not in this workspace any more
-    addresses = [runner.address(name) for name in runner.stage_names(recipe)]
-    return team.share(recipe, addresses, champion.version, champion.run_id)
 
 
 def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:

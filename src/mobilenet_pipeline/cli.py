@@ -342,11 +342,14 @@ def _preview(recipe: Recipe, options: argparse.Namespace) -> None:
 
 def approve(options: argparse.Namespace) -> None:
     """Promote the version that waits."""
-    from mobilenet_pipeline.release import review
+    from mobilenet_pipeline.release import judging, promotion, review
     from mobilenet_pipeline.workspace import history
 
     recipe = load_recipe(options.recipe)
     _decide(recipe, lambda: f"{review.approve(recipe, options.version, history.person())} {TAKEN_OVER}")
+    judgement = judging.recall(recipe)
+    for sentence in promotion.share(recipe, judgement) if judgement else []:
+        print(sentence, flush=True)
 
 
 def reject(options: argparse.Namespace) -> None:
@@ -471,8 +474,6 @@ def schedule(options: argparse.Namespace) -> None:
 
 def monitor(options: argparse.Namespace) -> int:
     """Run the monitoring's flow, once or again and again; the exit code is 3 if drift or a worse champion is open."""
-    from httpx import HTTPError
-
     recipe = load_recipe(options.recipe)
     if options.every is not None and options.every < 1:
         raise ValueError(f"--every is {options.every}; give a number of minutes from 1")
@@ -485,9 +486,8 @@ def monitor(options: argparse.Namespace) -> int:
         while options.every:
             try:
                 _look(recipe, monitoring, options)
-            except (ValueError, OSError, RuntimeError, HTTPError) as error:
-                # A server that is away for a minute must not end the monitoring. Prefect raises the last two of these.
-                print(f"error: {error}", file=sys.stderr, flush=True)
+            except Exception as error:  # a server that is away for a minute must not end the monitoring
+                print(_warning(error), file=sys.stderr, flush=True)
             time.sleep(60 * options.every)
         return ATTENTION if _look(recipe, monitoring, options) else 0
 
@@ -548,35 +548,40 @@ def fetch(options: argparse.Namespace) -> None:
 
 def _serve_and_follow(recipe: Recipe, address: str, port: int) -> NoReturn:
     """Serve the registry's champion, and the next ones as they are promoted; ends with the server."""
-    from mobilenet_pipeline.registry.store import StoreError
+    from mobilenet_pipeline.registry.identity import OtherRegistry
     from mobilenet_pipeline.release import bento, follow
     from mobilenet_pipeline.system.process import leashed
-    from mobilenet_pipeline.workspace.records import RecordsAway
 
     said = ""
     try:
         sentences = follow.look(recipe)
-    except (StoreError, RecordsAway) as away:  # this machine's Bento serves until they answer
-        bento.must_be_live(recipe)
-        sentences, said = [str(away)], str(away)
+    except Exception as error:  # this machine's Bento serves until the cause is put right
+        if isinstance(error, OtherRegistry) or bento.live(recipe) is None:
+            raise
+        said = _warning(error)
+        sentences = [said]
     while True:
         print(*sentences, sep="\n", flush=True)
         live = bento.must_be_live(recipe).tag
         command = bento.serve_command(live, address, port, bento.record_of(live))
         with leashed(command, grace=STOP_SECONDS) as server:
-            while not server.ended:
+            outdated = False
+            while not (server.ended or outdated):
                 time.sleep(LOOK_SECONDS)
                 try:
-                    sentences, said = follow.look(recipe), ""
-                except (ValueError, OSError) as error:  # it is said once, and the service goes on
-                    sentences = [f"warning: {error}"] if str(error) != said else []
-                    said = str(error)
+                    sentences = follow.look(recipe)
+                    outdated, said = not bento.has_code_of(live, bento.must_be_live(recipe).tag), ""
+                except Exception as error:  # whatever it is, it is said once, and the service goes on
+                    sentences = [_warning(error)] if _warning(error) != said else []
+                    said = _warning(error)
                 print(*sentences, sep="\n", end="\n" if sentences else "", flush=True)
-                if not bento.has_code_of(live, bento.must_be_live(recipe).tag):
-                    sentences = ["The service's code has changed: it starts again."]
-                    break
-            else:
+            if server.ended:
                 raise ChildProcessError(f"the service has ended with exit code {server.returncode}; its log is above")
+        sentences = ["The service's code has changed: it starts again."]
+
+
+def _warning(error: Exception) -> str:
+    return f"warning: {_explain(error) or repr(error)}"
 
 
 def predict(options: argparse.Namespace) -> None:

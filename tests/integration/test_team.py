@@ -2,12 +2,11 @@
 
 import json
 import re
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pytest
-from clones import MODEL, Clone, Done, Service, asking, change_params, make_team, serving
+from clones import MODEL, Clone, Done, Service, asking, change_params, git, make_team, serving
 from team_servers import BIN, Servers
 from waiting import wait_until
 
@@ -46,6 +45,13 @@ def better(team: Team) -> str:
     return str(team.a.read("status")["waiting"]["version"])
 
 
+def lock_of_the_champion(team: Team) -> str:
+    """Return dvc.lock as the Git tag of the promotion has it."""
+    champion = team.a.read("status")["champion"]
+    tag = f"promoted/{MODEL}-{champion['version']}-{champion['run'][:8]}"
+    return git(team.a.origin, "show", f"{tag}:dvc.lock")
+
+
 def test_the_first_run_promotes(team: Team) -> None:
     assert team.first.returncode == 0, team.first.stdout + team.first.stderr
     assert team.a.read("status")["champion"]
@@ -63,10 +69,7 @@ def test_artefacts_and_dvc_s_outputs_are_on_s3(team: Team, servers: Servers) -> 
 
 
 def test_the_lock_of_the_promotion_is_a_tag_of_the_team_s_repository(team: Team) -> None:
-    champion = team.a.read("status")["champion"]
-    tag = f"promoted/{MODEL}-{champion['version']}-{champion['run'][:8]}"
-    shown = subprocess.run(["git", "show", f"{tag}:dvc.lock"], cwd=team.a.origin, capture_output=True, check=False)
-    assert b"models/digits" in shown.stdout
+    assert "models/digits" in lock_of_the_champion(team)
 
 
 def test_the_second_workspace_restores_what_the_first_has_trained(team: Team) -> None:
@@ -100,6 +103,11 @@ def test_an_approval_reaches_the_service_of_another_workspace_without_a_lost_req
     assert client.failures == []
 
 
+def test_the_lock_of_an_approval_is_a_tag_of_the_team_s_repository(team: Team, better: str) -> None:
+    assert team.a.champion == better
+    assert "models/digits" in lock_of_the_champion(team)
+
+
 def test_status_tells_that_a_workspace_serves_another_version(team: Team, better: str) -> None:
     done = team.a.run("status", "--json", BENTOML_HOME=str(team.a.folder / "elsewhere"))
     assert (done.returncode, json.loads(done.stdout)["champion"]["version"]) == (3, better)
@@ -130,8 +138,8 @@ def test_the_rollback_is_in_the_registry_and_in_both_histories_once_mlflow_is_ba
 
 @pytest.fixture(scope="session")
 def flow_run(team: Team, servers: Servers) -> Done:
-    """A run of the team's deployment by a worker in the first clone, with a longer training."""
-    change_params(team.a, epochs=12)
+    """A run of the team's deployment by a worker in the first clone, with another training."""
+    change_params(team.a, epochs=9)
     place = {"cwd": team.a.folder, "env": team.a.env}
     servers.once("deployments", **place)
     with servers.started("worker", **place):
@@ -161,11 +169,26 @@ def test_a_wrong_password_is_not_repeated(team: Team) -> None:
     assert "password authentication failed" in done.stderr
 
 
+def test_a_rollback_without_s3_is_served_at_once(team: Team, servers: Servers, better: str) -> None:
+    servers.stop("s3")
+    done = team.b.run("rollback", "--to", better, "--reason", "the pictures of Tuesday")
+    assert done.returncode == 0, done.stderr
+    assert team.service.wait_for(better) < MINUTE
+
+
+def test_an_emptied_s3_gets_the_artefact_of_the_champion_back(team: Team, servers: Servers, better: str) -> None:
+    servers.start("s3")
+    wait_until(lambda: team.a.champion == better, lambda: team.service.text)
+    assert any(name.endswith("model.tflite") for name in servers.objects("mlflow/"))
+    assert team.service.serves == better
+
+
 @pytest.mark.parametrize("command", ["status", "history", "run"])
 def test_a_record_that_is_away_is_a_sentence(team: Team, postgresql_away: None, command: str) -> None:
     done = team.a.run(command)
     assert "Traceback" not in done.stdout + done.stderr
-    assert re.search(r"postgresql://127\.0\.0\.1\S* .*do not answer|answers 50\d", done.stderr), done.stderr
+    expected = r"postgresql://127\.0\.0\.1\S* .*do not answer|answers 50\d|Database is not available"
+    assert re.search(expected, done.stderr), done.stderr
 
 
 def test_the_service_answers_while_postgresql_is_away(team: Team, postgresql_away: None) -> None:

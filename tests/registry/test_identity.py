@@ -88,6 +88,35 @@ def test_a_second_workspace_must_share_the_records(
         identity.check(recipe)
 
 
+def test_another_database_of_the_records_is_refused_and_stays_empty(
+    recipe: Recipe, joined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{joined}/records.db")
+    runs.check_store(recipe)
+    history.append(recipe, PROMOTED)
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{joined}/typo.db")
+    with pytest.raises(OtherRegistry, match=r"was at sqlite:///.*/records\.db, and .*/typo\.db is another one"):
+        identity.check(recipe)
+    (joined / "records/digits/history.jsonl").unlink()
+    assert history.read(recipe) == []
+
+
+def test_another_database_of_the_records_is_accepted_once_it_is_wanted(
+    recipe: Recipe, joined: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("records.db", "new.db"):
+        monkeypatch.setenv(records.SETTING, f"sqlite:///{joined}/{name}")
+        identity.start_new(recipe)
+    identity.check(recipe)
+
+
+def test_a_workspace_of_an_earlier_version_refuses_another_registry(recipe: Recipe, joined: Path) -> None:
+    history.append(recipe, PROMOTED)
+    (joined / "records/digits/registry.jsonl").unlink()
+    with pytest.raises(OtherRegistry, match="belongs to a registry with the versions of its history"):
+        identity.check(recipe)
+
+
 def test_a_damaged_record_is_named(recipe: Recipe, joined: Path) -> None:
     with (joined / "records/digits/registry.jsonl").open("a") as file:
         file.write("{\n")

@@ -3,9 +3,13 @@
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 from registry_fixtures import Packaging, Runs
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.registry.identity import OtherRegistry
+from mobilenet_pipeline.registry.store import StoreAwayError
 from mobilenet_pipeline.release import bento, follow, offline, promotion, review
 from mobilenet_pipeline.workspace import history, paths, records
 
@@ -96,6 +100,7 @@ def test_an_alias_that_moves_during_the_trial_is_followed_by_the_next_look(
     monkeypatch.setattr(bento, "check", move)
     assert follow.look(recipe) == []
     assert served(recipe, machine) is None
+    assert machine.bentos == []
     follow.look(recipe)
     assert served(recipe, machine) == "2"
 
@@ -108,3 +113,25 @@ def test_decisions_of_the_outage_come_before_the_alias(recipe: Recipe, machine: 
     follow.look(recipe)
     assert served(recipe, machine) == "2"
     assert not paths.journal_path(recipe).read_text()
+
+
+def test_a_machine_that_only_serves_notices_a_forgotten_setting(
+    recipe: Recipe, machine: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(records.SETTING)
+    follow.look(recipe)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(OtherRegistry, match="MLFLOW_TRACKING_URI is not set"):
+        follow.look(recipe)
+    assert not Path("mlflow.db").exists()
+
+
+def test_a_server_s_error_is_one_that_the_service_outlives(
+    recipe: Recipe, machine: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise MlflowException("the database is starting up", error_code=TEMPORARILY_UNAVAILABLE)
+
+    monkeypatch.setattr(promotion, "read_state", fail)
+    with pytest.raises(StoreAwayError, match="the database is starting up"):
+        follow.look(recipe)

@@ -7,7 +7,7 @@ from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import aliases, versions
 from mobilenet_pipeline.registry.versions import number_of
-from mobilenet_pipeline.release import offline, review
+from mobilenet_pipeline.release import offline, promotion, review
 from mobilenet_pipeline.release.review import ReviewError
 from mobilenet_pipeline.workspace import history, paths
 from mobilenet_pipeline.workspace.records import RecordError
@@ -124,3 +124,19 @@ def test_the_command_decides_without_mlflow_and_the_next_with_it(
     assert "attention   The decision on version 4 waits for MLflow" in capsys.readouterr().out
     assert cli.main(["reject", "3", "--reason", "slow"]) == 0
     assert champion(recipe) == "2"
+
+
+def test_a_rollback_that_mlflow_left_half_recorded_is_noted(
+    recipe: Recipe, champions: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object, **__: object) -> None:
+        raise ConnectionError("MLflow went away")
+
+    with monkeypatch.context() as outage:
+        outage.setattr(promotion, "settle", away)
+        with pytest.raises(ConnectionError):
+            review.rollback(recipe, "2", "cats look odd", "ann")
+        assert "Version 4 is withdrawn" in offline.rollback(recipe, "2", "cats look odd", "ann")
+    offline.replay(recipe)
+    event = history.read(recipe)[-1]
+    assert (event.what, event.version, event.who) == ("rolled back", "2", "ann")

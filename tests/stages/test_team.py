@@ -75,6 +75,34 @@ def test_the_tag_goes_to_the_git_remote(
     assert git("tag", "--list", folder=bare).strip() == TAG
 
 
+def test_a_tag_of_another_workspace_stays(
+    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare.git"
+    git("init", "--quiet", "--bare", str(bare))
+    monkeypatch.setenv(team.GIT_REMOTE, str(bare))
+    share(recipe)
+    before = git("rev-parse", TAG, folder=bare)
+    git("tag", "--delete", TAG)
+    git("commit", "--quiet", "--allow-empty", "-m", "another commit")
+    assert share(recipe) == []
+    assert git("rev-parse", TAG, folder=bare) == before
+
+
+def test_a_remote_that_is_set_later_gets_the_outputs(
+    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share(recipe)
+    monkeypatch.setenv(team.DVC_REMOTE, str(tmp_path / "later"))
+    assert share(recipe)[0] == f"The outputs are in {tmp_path / 'later'}."
+    assert list((tmp_path / "later").iterdir())
+
+
+def test_a_token_in_the_git_remote_is_not_shown(trained: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(team.GIT_REMOTE, "https://secret@127.0.0.1:9/team.git")
+    assert "secret" not in " ".join(share(recipe))
+
+
 def test_a_git_remote_that_is_away_is_tried_again(
     trained: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

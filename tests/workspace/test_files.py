@@ -45,3 +45,19 @@ def test_a_full_disk_leaves_the_appended_file_unchanged(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "first\n"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ann:secret@host:5432/team", "postgresql://host:5432/team"),
+        ("postgresql://ann:sec/ret@host/team", "postgresql://host/team"),
+        ("postgresql://ann:sec@ret@host/team", "postgresql://host/team"),
+        ("postgresql://host/team?user=ann&password=secret", "postgresql://host/team?user=…&password=…"),
+        ("https://token@host/team.git", "https://host/team.git"),
+        ("http://host:5000/models@3", "http://host:5000/models@3"),
+        ("sqlite:////srv/team@work/records.db", "sqlite:////srv/team@work/records.db"),
+    ],
+)
+def test_an_address_is_shown_without_login(url: str, shown: str) -> None:
+    assert files.shown(url) == shown

@@ -1,5 +1,6 @@
 """Records that several workspaces share: two folders, and one SQLite database that both name."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.workspace import history, ledger, paths, records
+from mobilenet_pipeline.workspace import files, history, ledger, paths, records
 from mobilenet_pipeline.workspace.history import Event, HistoryError
 from mobilenet_pipeline.workspace.records import RecordError, RecordsAway
 
@@ -171,3 +172,70 @@ def test_a_line_is_json_with_the_hash_of_the_line_before(recipe: Recipe, databas
     history.append(recipe, PROMOTED, ours)
     (line,) = records.lines(paths.history_path(recipe, ours))
     assert json.loads(line)["previous"] == history.START
+
+
+def test_a_line_that_a_reader_has_copied_in_between_is_written_once(
+    recipe: Recipe, database: Path, ours: Path, theirs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    insert = records._insert
+
+    def insert_and_read(path: Path, new: list[str], number: int) -> bool:
+        done = insert(path, new, number)
+        monkeypatch.setattr(records, "_insert", insert)
+        history.read(recipe, ours)
+        return done
+
+    monkeypatch.setattr(records, "_insert", insert_and_read)
+    history.append(recipe, PROMOTED, ours)
+    assert history.read(recipe, ours) == history.read(recipe, theirs) == [PROMOTED]
+
+
+def test_a_torn_line_of_a_workspace_stays_out_of_the_shared_record(
+    recipe: Recipe, ours: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.record_read(recipe, "scratch", "d1", "a" * 64, ours)
+    with paths.ledger_path(recipe, ours).open("a") as file:
+        file.write('{"at": "2026-')
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{tmp_path}/records.db")
+    with pytest.raises(RecordError, match=r"ours/records/digits/test_reads\.jsonl, line 2 is damaged"):
+        ledger.count_reads("d1", ours)
+    assert ledger.count_reads("d1", theirs) == 0
+
+
+def test_a_changed_history_of_a_workspace_stays_out_of_the_shared_record(
+    recipe: Recipe, ours: Path, theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for event in (PROMOTED, REJECTED):
+        history.append(recipe, event, ours)
+    path = paths.history_path(recipe, ours)
+    path.write_text(path.read_text().replace("0.9", "0.8"))
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{tmp_path}/records.db")
+    with pytest.raises(HistoryError, match="line 2 does not follow line 1"):
+        history.read(recipe, ours)
+    assert history.read(recipe, theirs) == []
+
+
+def test_a_copy_that_cannot_be_written_loses_no_decision(
+    recipe: Recipe,
+    database: Path,
+    ours: Path,
+    theirs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_text", full)
+        history.append(recipe, PROMOTED, ours)
+    assert "history.jsonl is not up to date: [Errno 28] No space left on device" in caplog.text
+    assert history.read(recipe, theirs) == history.read(recipe, ours) == [PROMOTED]
+
+
+def test_a_database_has_one_identity(database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = records.identity()
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{database.with_name('typo.db')}")
+    assert records.identity() not in (None, first)
+    monkeypatch.setenv(records.SETTING, f"sqlite:///{database}")
+    assert records.identity() == first

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException, RestException
 from mobilenet_pipeline.registry.store import StoreAwayError, StoreError
 from mobilenet_pipeline.system import failures
 from mobilenet_pipeline.workspace.files import shown
-from mobilenet_pipeline.workspace.records import RecordsAway
+from mobilenet_pipeline.workspace.records import RecordsAway, is_refused
 
 Result = TypeVar("Result")
 
@@ -85,13 +85,16 @@ def patiently(step: Callable[[], Result], warn: Callable[[str], object]) -> Resu
     """Return the result of a step that can be repeated.
 
     While MLflow or the shared records do not answer, the step is tried again after `RETRY_SECONDS`. `warn` gets a
-    sentence before each wait. Raises StoreAwayError or RecordsAway after the last try.
+    sentence before each wait. Raises StoreAwayError or RecordsAway after the last try, and at once if they refuse the
+    login.
     """
     for seconds in RETRY_SECONDS:
         try:
             with answering(), _impatient():
                 return step()
         except (StoreAwayError, RecordsAway) as error:
+            if is_refused(str(error)):
+                raise
             warn(f"{error}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
     with answering(), _impatient():

@@ -21,8 +21,10 @@ from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
 
-_IDENTITY, _ADDRESS, _RECORDS = "registry_id", "registry_address", "records"
-"""Tags of the experiment: a UUID, the address at which the first run found the store, and where records are shared."""
+_IDENTITY, _ADDRESS = "registry_id", "registry_address"
+"""Tags of the experiment: a UUID, and the address at which the first run found the store."""
+_RECORDS, _RECORDS_ID = "records", "records_id"
+"""Tags of the experiment: the address and the UUID of the database of the shared records."""
 
 
 @dataclass(frozen=True)
@@ -46,31 +48,28 @@ def check(recipe: Recipe, workspace: Path = HERE) -> None:
 
     Raises OtherRegistry, too, if decisions are recorded in a database that this workspace does not use.
     """
-    former, events = remembered(recipe, workspace), history.read(recipe, workspace, copy=True)
     exists = bool(os.environ.get("MLFLOW_TRACKING_URI")) or default_database().exists()
     entry = _experiment(recipe) if exists else None
+    _check_records(recipe, entry)  # reading them would bring this workspace's lines into another database
+    former, events = remembered(recipe, workspace), history.read(recipe, workspace, copy=True)
     identity = entry.tags.get(_IDENTITY) if entry else None
-    if (identity and not former) or (former and former.identity == identity):
+    if former and former.identity == identity:
         # Between `start_new` and the first promotion, the history is that of the former registry.
-        complete = not former or len(events) <= former.events or _has_versions(recipe)
+        complete = len(events) <= former.events or _has_versions(recipe)
+    elif identity and not former:
+        complete = not events or _has_versions(recipe, events)
     else:
         # The identity is lost with the experiment, and workspaces of earlier versions have none.
         complete = (not former and not events) or (exists and identity is None and _has_versions(recipe, events))
     if not complete:
         raise OtherRegistry(_refusal(recipe, former, entry))
-    place = entry.tags.get(_RECORDS) if entry else None
-    if place and not records.shared():
-        raise OtherRegistry(
-            f"the decisions on {recipe.registered_model} are recorded at {place}, and {records.SETTING} is not set; "
-            "set it to that database, with user and password where it needs them"
-        )
 
 
 def join(recipe: Recipe, workspace: Path = HERE) -> None:
     """Remember the registry as the recipe's, give it an identity if it has none, and check it; see `check`."""
     check(recipe, workspace)
     former, tags = remembered(recipe, workspace), _experiment_of(recipe).tags
-    if not former or _IDENTITY not in tags or (records.shared() and _RECORDS not in tags):
+    if not former or _IDENTITY not in tags or (records.shared() and _RECORDS_ID not in tags):
         _remember(recipe, former, 0, workspace)
 
 
@@ -94,11 +93,41 @@ def remembered(recipe: Recipe, workspace: Path = HERE) -> Registry | None:
         ) from None
 
 
+def _check_records(recipe: Recipe, entry: Experiment | None) -> None:
+    """Raise OtherRegistry if the decisions on the registry's versions are recorded elsewhere."""
+    tags = entry.tags if entry else {}
+    if _RECORDS in tags and not records.shared():
+        raise OtherRegistry(
+            f"the decisions on {recipe.registered_model} are recorded at {tags[_RECORDS]}, and {records.SETTING} is "
+            "not set; set it to that database, with user and password where it needs them"
+        )
+    if _RECORDS_ID in tags and _records_id() not in (None, tags[_RECORDS_ID]):
+        raise OtherRegistry(
+            f"the decisions on {recipe.registered_model} are recorded in the database that was at {tags[_RECORDS]}, "
+            f"and {records.SETTING}={records.shared()} is another one; correct the setting, or leave that record for "
+            f"good with `mobilenet-pipeline run --recipe {recipe.name} --new-registry`"
+        )
+
+
+def _records_id() -> str | None:
+    """Return the UUID of the shared records, None if there are none or they do not answer."""
+    try:
+        return records.identity()
+    except records.RecordsAway:
+        return None
+
+
 def _remember(recipe: Recipe, former: Registry | None, events: int, workspace: Path) -> None:
+    with records.exclusively(f"registry-{recipe.name}", workspace):  # two first runs agree on one identity
+        _remember_alone(recipe, former, events, workspace)
+
+
+def _remember_alone(recipe: Recipe, former: Registry | None, events: int, workspace: Path) -> None:
     client, entry = MlflowClient(), _experiment_of(recipe)
     tags = {_ADDRESS: shown(mlflow.get_tracking_uri()), _IDENTITY: former.identity if former else uuid.uuid4().hex}
     present = {key: entry.tags.get(key, value) for key, value in tags.items()}
-    for key, value in (present | ({_RECORDS: place} if (place := records.shared()) else {})).items():
+    place = {_RECORDS: records.shared(), _RECORDS_ID: records.identity()} if records.shared() else {}
+    for key, value in (present | place).items():
         if entry.tags.get(key) != value:
             client.set_experiment_tag(entry.experiment_id, key, value)
     registry = Registry(present[_IDENTITY], present[_ADDRESS], former.events if former else events)

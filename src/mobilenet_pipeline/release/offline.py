@@ -38,17 +38,21 @@ def rollback(recipe: Recipe, to: str | None, why: str, who: str, workspace: Path
     """
     live, waiting = bento.must_be_live(recipe), pending(recipe, workspace)
     present = live.versions["champion"]
-    if present is None or to == present or (waiting and waiting[-1].instead == present and to is None):
-        return f"Version {present} of {recipe.registered_model} is served already."
+    served_already = f"Version {present} of {recipe.registered_model} is served already."
+    if present is None or (waiting and waiting[-1].instead == present and to in (None, present)):
+        return served_already
+    changes = history.champions(recipe, workspace, copy=True)
+    if changes and changes[-1].version != present and to in (None, present):
+        # MLflow went away after a rollback had made `present` live, and before it was recorded.
+        _note(recipe, Decision("rollback", changes[-1].version, present, why, who), workspace)
+        return _outlook(recipe, present, changes[-1].version)
+    if to == present:
+        return served_already
     target = _target(recipe, present, to, workspace)
     tag = _build(recipe, live, target)
-    decision = Decision("rollback", present, target.version, why, who)
-    files.append_line(paths.journal_path(recipe, workspace), json.dumps(asdict(decision), ensure_ascii=False))
+    _note(recipe, Decision("rollback", present, target.version, why, who), workspace)
     bento.put_live(tag)
-    return (
-        f"Version {target.version} of {recipe.registered_model} is served on this machine. Version {present} is "
-        "withdrawn, and other machines follow, as soon as a command or `serve --follow` reaches MLflow."
-    )
+    return _outlook(recipe, target.version, present)
 
 
 def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HERE) -> str:
@@ -60,8 +64,7 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
             f"{recipe.name} --reason …` replaces it first"
         )
     if not any((it.what, it.version) == ("reject", number) for it in pending(recipe, workspace)):
-        decision = Decision("reject", number, None, why, who)
-        files.append_line(paths.journal_path(recipe, workspace), json.dumps(asdict(decision), ensure_ascii=False))
+        _note(recipe, Decision("reject", number, None, why, who), workspace)
     return f"Version {number} of {recipe.registered_model} is rejected as soon as a command reaches MLflow."
 
 
@@ -95,6 +98,17 @@ def replay(recipe: Recipe, workspace: Path = HERE) -> list[str]:
         files.write_text(paths.journal_path(recipe, workspace), "".join(lines))
         sentences.append(sentence)
     return sentences
+
+
+def _note(recipe: Recipe, decision: Decision, workspace: Path) -> None:
+    files.append_line(paths.journal_path(recipe, workspace), json.dumps(asdict(decision), ensure_ascii=False))
+
+
+def _outlook(recipe: Recipe, served: str, withdrawn: str) -> str:
+    return (
+        f"Version {served} of {recipe.registered_model} is served on this machine. Version {withdrawn} is withdrawn, "
+        "and other machines follow, as soon as a command or `serve --follow` reaches MLflow."
+    )
 
 
 def _apply(recipe: Recipe, decision: Decision, workspace: Path) -> str:

@@ -17,6 +17,7 @@ from mobilenet_pipeline.registry.versions import ArtefactsLost, Version, number_
 from mobilenet_pipeline.release import bento, restore
 from mobilenet_pipeline.release.bento import Bento
 from mobilenet_pipeline.release.judging import Judgement, read_verdict, recall
+from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.workspace import history, ledger, paths
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
@@ -97,7 +98,7 @@ def install(recipe: Recipe, state: State, champion: Version, challenger: Version
         # The check took seconds, in which another workspace may have promoted, or a person moved the alias.
         aliases.move_aliases(state, champion, challenger)
     except BaseException:  # an interrupt too
-        _discard(recipe, tag)
+        discard(recipe, tag)
         raise
     bento.put_live(tag)
     return tag
@@ -122,12 +123,12 @@ def build(recipe: Recipe, state: State, champion: Version, challenger: Version |
     try:
         bento.check(tag, recipe.gate.milliseconds)
     except BaseException:  # an interrupt too
-        _discard(recipe, tag)
+        discard(recipe, tag)
         raise
     return tag
 
 
-def _discard(recipe: Recipe, tag: str) -> None:
+def discard(recipe: Recipe, tag: str) -> None:
     """Delete a Bento that does not go live, unless it is live already."""
     live = bento.live(recipe)
     if live is None or live.tag != tag:
@@ -220,6 +221,15 @@ def is_applied(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> 
     live = bento.live(recipe)
     settled = live is not None and _settled(judgement.state, live, champion, judgement.challenger)
     return settled and is_recorded(history.champions(recipe, workspace), champion)
+
+
+def share(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> list[str]:
+    """Give the team the outputs of a candidate that is champion, if the settings name where; return what was done."""
+    champion = judgement.state.champion if waiting(recipe, judgement) else judgement.champion
+    if champion is None or champion.sha256 not in judgement.verdict.artefacts.values():
+        return []  # a champion of an earlier training; its outputs are not in this workspace any more
+    addresses = [runner.address(name) for name in runner.stage_names(recipe)]
+    return team.share(recipe, addresses, champion.version, champion.run_id, workspace)
 
 
 @dataclass(frozen=True)

@@ -191,8 +191,14 @@ def _partial(recipe: Recipe, events: list[Event], version: Version, workspace: P
     document = registry.read_artefact(version, "verdict.json")
     judged_after = json.loads(document).get("test_reads", 0) if document else 0
     remedy = f"other workspaces have more; share the records ({records.SETTING})"
-    if version.verdict == "promoted" and not any(event.makes_champion for event in events):
+    if _was_promoted(recipe, version) and not any(event.makes_champion for event in events):
         return f"the registry has a promotion that is not recorded here: {remedy}"
     if reads < judged_after:
         return f"the verdict counted {judged_after} reads of the test images, here are {reads}: {remedy}"
     return None
+
+
+def _was_promoted(recipe: Recipe, version: Version) -> bool:
+    """Return whether the version became champion, if it is not withdrawn; people may decide on what passed the gate."""
+    decided = recipe.promotion == "automatic" or version.approval == "approved"
+    return version.verdict == "promoted" and decided and not version.withdrawn

@@ -56,26 +56,29 @@ def share(recipe: Recipe, addresses: list[str], version: str, run_id: str, works
     failure is a sentence, too: the promotion stands, and the next one pushes what is missing.
     """
     tag, sentences = f"promoted/{recipe.registered_model}-{version}-{run_id[:8]}", []
-    shares_outputs, remote = follow_setting(), os.environ.get(GIT_REMOTE)
-    if not (shares_outputs or remote) or _has_tag(tag, workspace):
+    place, remote = shown(os.environ[DVC_REMOTE]) if follow_setting() else None, os.environ.get(GIT_REMOTE)
+    message = f"Outputs of version {version} of {recipe.registered_model}, run {run_id}"
+    message += f", in {place}" if place else ""
+    if not (place or remote) or _is_shared(tag, message, remote, workspace):
         return []
-    if shares_outputs:
+    if place:
         failure = _failure(dvc.run("push", "--run-cache", "--quiet", *addresses))
-        place = shown(os.environ[DVC_REMOTE])
         if failure:
             return [f"DVC cannot push to {place} ({DVC_REMOTE}): {failure}; the next run tries again."]
         sentences.append(f"The outputs are in {place}.")
     try:
-        keep_lock(recipe, tag, f"Outputs of version {version} of {recipe.registered_model}, run {run_id}", workspace)
+        keep_lock(recipe, tag, message, workspace)
         sentences.append(f"Their dvc.lock is in the Git tag {tag}.")
     except GitFailed as error:
         return [*sentences, f"The tag with dvc.lock was not made: {error}."]
     if remote:
         try:
-            git(workspace, "push", "--quiet", "--force", remote, f"refs/tags/{tag}")
+            git(workspace, "push", "--quiet", remote, f"refs/tags/{tag}")
         except GitFailed as error:
             git(workspace, "tag", "--delete", tag)
-            sentences.append(f"Git cannot push the tag to {remote} ({GIT_REMOTE}): {error}; the next run tries again.")
+            sentences.append(
+                f"Git cannot push the tag to {shown(remote)} ({GIT_REMOTE}): {error}; the next run tries again."
+            )
     return sentences
 
 
@@ -93,12 +96,15 @@ def keep_lock(recipe: Recipe, tag: str, message: str, workspace: Path = HERE) ->
         git(workspace, "add", "--force", str(lock), variables=variables)
         tree = git(workspace, "write-tree", variables=variables)
         commit = git(workspace, "commit-tree", tree, "-p", head, "-m", message, variables=variables)
-    git(workspace, "tag", tag, commit)
+    git(workspace, "tag", "--force", tag, commit)
 
 
-def _has_tag(tag: str, workspace: Path) -> bool:
+def _is_shared(tag: str, message: str, remote: str | None, workspace: Path) -> bool:
+    """Return whether the tag is where all workspaces see it: on the remote, else here, for the same outputs."""
     try:
-        return bool(git(workspace, "tag", "--list", tag))
+        if remote:
+            return bool(git(workspace, "ls-remote", "--tags", remote, f"refs/tags/{tag}"))
+        return git(workspace, "tag", "--list", tag, "--format=%(contents:subject)") == message
     except GitFailed:
         return False
 

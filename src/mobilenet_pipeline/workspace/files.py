@@ -93,5 +93,8 @@ def existing(path: Path) -> Path:
 
 
 def shown(url: str) -> str:
-    """Return the address without user name and password."""
-    return re.sub(r"//[^/]*@", "//", url, count=1)
+    """Return the address without user name and password, also where the password has characters that need escapes."""
+    plain = re.sub(r"^([\w+.-]+://)[^/?#]*@", r"\1", url)
+    # SQLAlchemy reads a password with any character but @.
+    plain = re.sub(r"^((?!http)[\w+.-]+://)[^:/@]*:[^@]*@", r"\1", plain)
+    return re.sub(r"([?&](?:user|\w*password)=)[^&]*", r"\1…", plain)

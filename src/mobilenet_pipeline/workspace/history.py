@@ -59,7 +59,7 @@ def append(recipe: Recipe, event: Event, workspace: Path = HERE) -> None:
         chain = _hash(lines[-1]) if lines else START
         return json.dumps({**asdict(event), "previous": chain}, ensure_ascii=False)
 
-    records.append(paths.history_path(recipe, workspace), next_line)
+    records.append(paths.history_path(recipe, workspace), next_line, parse)
 
 
 def read(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> list[Event]:
@@ -69,7 +69,7 @@ def read(recipe: Recipe, workspace: Path = HERE, copy: bool = False) -> list[Eve
     line that is damaged or was changed, and what `records.lines` raises.
     """
     path = paths.history_path(recipe, workspace)
-    return parse(path, records.lines(path, copy))
+    return parse(path, records.lines(path, copy, parse))
 
 
 def parse(path: Path, lines: list[str]) -> list[Event]:

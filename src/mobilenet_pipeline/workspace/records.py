@@ -6,9 +6,11 @@ that append at once cannot both write the same number: the slower one reads agai
 """
 
 import fcntl
+import json
 import logging
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import cache
@@ -24,8 +26,17 @@ SETTING = "MOBILENET_PIPELINE_RECORDS"
 TABLE = "mobilenet_pipeline_records"
 MERGED = ("test_reads", "comparisons")
 """Kinds of which the lines of a workspace that was on its own are added to the shared record."""
+Check = Callable[[Path, list[str]], object]
+"""Raises RecordError if lines, which are those of a file at a path, are damaged."""
 _ANSWER_SECONDS = 5
 _WAIT_SECONDS = 0.2
+_PATIENCE_SECONDS = 300
+"""How long a decision waits for one of another workspace."""
+_LOST_SECONDS = {"tcp_keepalives_idle": 30, "tcp_keepalives_interval": 10, "tcp_keepalives_count": 3}
+"""Settings of a session by which PostgreSQL notices, in about a minute, that its machine is lost."""
+_REFUSED = ("authentication failed", "permission denied", "no pg_hba.conf entry", "no password supplied")
+_IDENTITY = ("", "identity")
+"""The recipe and kind of the row that holds the database's UUID."""
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +45,12 @@ class RecordError(ValueError):
 
 
 class RecordsAway(ConnectionError):
-    """The database of the shared records does not answer. A later try may succeed."""
+    """The database of the shared records does not answer, or refuses this user. The message has the remedy."""
+
+
+def is_refused(message: str) -> bool:
+    """Return whether a server has answered, and refuses the login or the right: waiting changes nothing."""
+    return any(words in message for words in _REFUSED)
 
 
 def shared() -> str | None:
@@ -43,11 +59,33 @@ def shared() -> str | None:
     return files.shown(url) if url else None
 
 
-def lines(path: Path, copy: bool = False) -> list[str]:
+def identity() -> str | None:
+    """Return the UUID of the database of the shared records, None if this workspace has its own records."""
+    if not shared():
+        return None
+    place = Path(*_IDENTITY)
+    if not (found := _shared_lines(place)):
+        _insert(place, [uuid.uuid4().hex], 0)
+        found = _shared_lines(place)  # another workspace may have been faster
+    return found[0]
+
+
+def are_json(path: Path, lines: list[str]) -> None:
+    """Raise RecordError, naming the line, if one of a file's lines is not JSON."""
+    for number, line in enumerate(lines, start=1):
+        try:
+            json.loads(line)
+        except ValueError:
+            raise RecordError(
+                f"{path}, line {number} is damaged: {line[:80]!r}; restore the file, or correct that line"
+            ) from None
+
+
+def lines(path: Path, copy: bool = False, check: Check = are_json) -> list[str]:
     """Return all lines of the record at `path`, the oldest first, and bring its file up to date.
 
     With `copy`, the file counts if the database does not answer. Raises RecordsAway otherwise, and RecordError if the
-    file has lines that the shared record lacks.
+    file has lines that the shared record cannot take in; `check` is asked first.
     """
     own = own_lines(path)
     if not shared():
@@ -59,10 +97,10 @@ def lines(path: Path, copy: bool = False) -> list[str]:
             return own
         raise
     if own != everything[: len(own)]:
-        everything = _join(path, own, everything)
+        everything = _join(path, own, everything, check)
     elif not everything[len(own) :]:
         return own
-    files.write_text(path, "".join(f"{line}\n" for line in everything))
+    _write_copy(path, everything)
     return everything
 
 
@@ -78,20 +116,32 @@ def agrees(path: Path) -> bool:
     return path.stem in MERGED or own[: len(everything)] == everything[: len(own)]
 
 
-def append(path: Path, next_line: Callable[[list[str]], str]) -> None:
-    """Append `next_line(lines so far)` to the record, in the database first if the records are shared.
+def append(path: Path, next_line: Callable[[list[str]], str], check: Check = are_json) -> None:
+    """Append `next_line(lines so far)` to the record: to the database if the records are shared, else to the file.
 
-    Raises OSError if the line cannot be written; the record is then as it was.
+    Raises OSError if the line cannot be written there; the record is then as it was. `check` is that of `lines`.
     """
     if not shared():
         files.append_line(path, next_line(own_lines(path)))
         return
     while True:
-        before = lines(path)
+        before = lines(path, check=check)
         line = next_line(before)
         if _insert(path, [line], len(before)):
-            files.append_line(path, line)
+            _write_copy(path, [*before, line])
             return
+
+
+def _write_copy(path: Path, everything: list[str]) -> None:
+    """Write the file of a shared record as a whole: a line that is added to it may be there already.
+
+    Another process may have read the database in between. A file that cannot be written is a warning, for the next
+    reading writes it.
+    """
+    try:
+        files.write_text(path, "".join(f"{line}\n" for line in everything))
+    except OSError as error:
+        _log.warning("the copy of the shared record %s is not up to date: %s", path, error)
 
 
 def of_kind(kind: str, workspace: Path = paths.HERE) -> list[Path]:
@@ -105,8 +155,9 @@ def of_kind(kind: str, workspace: Path = paths.HERE) -> list[Path]:
 def exclusively(name: str, workspace: Path = paths.HERE, everywhere: bool = True) -> Iterator[None]:
     """Hold the lock `name` during the `with` body: among all workspaces if the records are shared, else in this one.
 
-    Without `everywhere`, it is this workspace's in any case. It is freed when its process or its machine ends. Raises
-    RecordsAway if the database does not answer.
+    Without `everywhere`, it is this workspace's in any case. It is freed when its process ends, and a minute or two
+    after its machine is lost. Raises RecordsAway if the database does not answer, or if another workspace has held the
+    lock for minutes.
     """
     folder = paths.records_folder(workspace)
     folder.mkdir(parents=True, exist_ok=True)
@@ -116,7 +167,7 @@ def exclusively(name: str, workspace: Path = paths.HERE, everywhere: bool = True
             yield
 
 
-def _join(path: Path, own: list[str], everything: list[str]) -> list[str]:
+def _join(path: Path, own: list[str], everything: list[str], check: Check) -> list[str]:
     """Add the lines that only this workspace has to the shared record, and return all lines.
 
     That is possible if the order does not matter, or if the shared record is the beginning of the workspace's.
@@ -127,8 +178,9 @@ def _join(path: Path, own: list[str], everything: list[str]) -> list[str]:
             f"{path} differs from the shared record of {path.parent.name} at {shared()} ({SETTING}); move the file "
             "away to follow the shared record, which stays as it is"
         )
+    check(path, own)
     if not _insert(path, more, len(everything)):
-        return lines(path)
+        return lines(path, check=check)
     return everything + more
 
 
@@ -172,14 +224,16 @@ def _answering() -> Iterator[None]:
 
     try:
         yield
-    except (IntegrityError, ProgrammingError):
+    except IntegrityError:
         raise
     except DBAPIError as error:
-        cause = " ".join(str(error.orig).split())[:200]
-        raise RecordsAway(
-            f"the shared records at {shared()} ({SETTING}) do not answer ({cause}); start that database, or correct "
-            "the setting"
-        ) from None
+        cause, place = " ".join(str(error.orig).split())[:200], f"the shared records at {shared()} ({SETTING})"
+        remedy = "start that database, or correct the setting"
+        if isinstance(error, ProgrammingError):
+            remedy = f"their user needs the right to create the table {TABLE}, or to select and insert its rows"
+        elif is_refused(cause):
+            remedy = "correct user, password or database, for example in ~/.pgpass"
+        raise RecordsAway(f"{place} do not answer ({cause}); {remedy}") from None
 
 
 def _shared_lines(path: Path) -> list[str]:
@@ -241,11 +295,19 @@ def _lock_of_all(name: str) -> Iterator[None]:
     with _answering():
         connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
     try:
+        with _answering():
+            for setting, value in _LOST_SECONDS.items():
+                connection.execute(text(f"SET {setting} = {value}"))
         while True:
             with _answering():
                 if connection.execute(text("SELECT pg_try_advisory_lock(hashtext(:name))"), key).scalar():
                     break
-            if not warned and time.monotonic() - began > _ANSWER_SECONDS:
+            waited = time.monotonic() - began
+            if waited > _PATIENCE_SECONDS:
+                raise RecordsAway(
+                    f"another workspace has held the lock {name} for {waited / 60:.0f} minutes; try later"
+                )
+            if not warned and waited > _ANSWER_SECONDS:
                 _log.warning("another workspace decides on %s; waiting until it ends", name)
                 warned = True
             time.sleep(_WAIT_SECONDS)
