@@ -182,6 +182,8 @@ class Workspace:
 def torture(folder: Path, moments: int, seed: int) -> dict[str, Any]:
     """Kill runs and rollbacks in a new workspace in `folder`, and return what was seen."""
     chance, workspace = random.Random(seed), Workspace(folder)
+    workspace.must("run")
+    workspace.change()
     began = time.monotonic()
     workspace.must("run")
     run_seconds = time.monotonic() - began
