@@ -411,3 +411,16 @@ def test_a_command_that_reads_looks_for_no_garbage(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli, "status", lambda _: collecting.append(gc.isenabled()))
     assert cli.main(["status"]) == 0
     assert (collecting, gc.isenabled()) == ([False], True)
+
+
+def test_a_person_does_not_wait_for_mlflow_s_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def note(options: object) -> None:
+        tries.append(os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
+    monkeypatch.setattr(cli, "rollback", note)
+    assert cli.main(["rollback", "--reason", "odd"]) == 0
+    assert tries == ["2"]
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ

@@ -95,7 +95,10 @@ COMPOSE: Variables = {
 INTERNAL: Variables = {
     "MOBILENET_PIPELINE_PARENT_RUN": ("the flow", "MLflow run that a training belongs to."),
     "MOBILENET_PIPELINE_KERAS_HOME": ("every command", "Your `KERAS_HOME`, with Keras's downloads."),
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": ("the check of MLflow", "`1` while it writes to the artefact store."),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": (
+        "every command but trainings",
+        "`2`, to answer within seconds if MLflow is away.",
+    ),
     "MLFLOW_HTTP_REQUEST_TIMEOUT": ("the check of MLflow", "`5` seconds while it writes to the artefact store."),
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": ("`ui`", "`false`: MLflow's server starts no helper processes."),
     "PREFECT__FLOW_RUN_ID": ("the flow", "Flow run that a training belongs to."),

@@ -57,7 +57,9 @@ def _run_command(arguments: Sequence[str] | None) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         environment.prepare()
-        with _uncollected() if options.command in (status, review, show_history, trace) else nullcontext():
+        # Somebody waits for an answer; the flows have their own patience.
+        waits = nullcontext() if options.command in (run, schedule) else environment.impatient()
+        with waits, _uncollected() if options.command in (status, review, show_history, trace) else nullcontext():
             return options.command(options) or 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

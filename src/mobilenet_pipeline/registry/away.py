@@ -1,6 +1,5 @@
 """Turn the errors of MLflow's clients, databases and artefact stores that do not answer into one error."""
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ import mlflow
 from mlflow.exceptions import MlflowException, RestException
 
 from mobilenet_pipeline.registry.store import StoreAwayError, StoreError
-from mobilenet_pipeline.system import failures
+from mobilenet_pipeline.system import environment, failures
 from mobilenet_pipeline.workspace.files import shown
 from mobilenet_pipeline.workspace.records import RecordsAway, is_refused
 
@@ -33,14 +32,14 @@ _AWAY = {
 }
 """The errors by which the libraries below MLflow say that a server does not answer, with those derived from them."""
 AGAIN = "start it and run the same command again: what is recorded stays"
-_CLIENT_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 
 @contextmanager
 def answering(remedy: str = AGAIN) -> Iterator[None]:
-    """Raise what `translated` makes of an error in the `with` body; other errors stay as they are."""
+    """Raise what `translated` makes of an error in the `with` body, within seconds; other errors stay as they are."""
     try:
-        yield
+        with environment.impatient():
+            yield
     except Exception as error:
         if sentence := translated(error, remedy):
             raise sentence from error
@@ -90,25 +89,12 @@ def patiently(step: Callable[[], Result], warn: Callable[[str], object]) -> Resu
     """
     for seconds in RETRY_SECONDS:
         try:
-            with answering(), _impatient():
+            with answering():
                 return step()
         except (StoreAwayError, RecordsAway) as error:
             if is_refused(str(error)):
                 raise
             warn(f"{error}; trying again in {seconds:.0f} s")
             time.sleep(seconds)
-    with answering(), _impatient():
+    with answering():
         return step()
-
-
-@contextmanager
-def _impatient() -> Iterator[None]:
-    """Let MLflow's client try a request three times in the `with` body; its default of eight takes four minutes."""
-    if _CLIENT_TRIES in os.environ:
-        yield
-        return
-    os.environ[_CLIENT_TRIES] = "2"
-    try:
-        yield
-    finally:
-        del os.environ[_CLIENT_TRIES]

@@ -8,7 +8,8 @@ import os
 import pwd
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -44,6 +45,8 @@ FIXED = {
 """Variables with one right value, whatever the user has set."""
 KERAS_DOWNLOADS = "MOBILENET_PIPELINE_KERAS_HOME"
 """The variable with the KERAS_HOME of the user, in which Keras keeps its downloads."""
+
+_CLIENT_TRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 
 REMOVED = {
     "Git": ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"),
@@ -160,3 +163,16 @@ def _no_proxy(variables: Mapping[str, str]) -> dict[str, str]:
     hosts = [host.strip("[]") for host in hosts if not re.search(r":.*/", host) or "://" in host]
     joined = "*" if "*" in hosts else ",".join(dict.fromkeys([*hosts, *LOOPBACK]))
     return {"NO_PROXY": joined, "no_proxy": joined}
+
+
+@contextmanager
+def impatient() -> Iterator[None]:
+    """Let MLflow's client try a request three times in the `with` body; its default of eight takes four minutes."""
+    if _CLIENT_TRIES in os.environ:
+        yield
+        return
+    os.environ[_CLIENT_TRIES] = "2"
+    try:
+        yield
+    finally:
+        os.environ.pop(_CLIENT_TRIES, None)
