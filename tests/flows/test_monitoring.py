@@ -196,4 +196,4 @@ def test_a_look_that_fails_does_not_end_the_monitoring(
     monkeypatch.setattr(monitoring, "monitor", fail)
     monkeypatch.setattr("time.sleep", lambda _: None)
     assert cli.main(["monitor", "--every", "1"]) == 130
-    assert "error: Failed to reach API" in capsys.readouterr().err
+    assert "Failed to reach API" in capsys.readouterr().err
