@@ -65,22 +65,21 @@ def test_outputs_are_shared_once(trained: Path, recipe: Recipe) -> None:
     assert share(recipe) == []
 
 
-def test_the_tag_goes_to_the_git_remote(
-    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Git remote of the team."""
     bare = tmp_path / "bare.git"
     git("init", "--quiet", "--bare", str(bare))
     monkeypatch.setenv(team.GIT_REMOTE, str(bare))
+    return bare
+
+
+def test_the_tag_goes_to_the_git_remote(trained: Path, recipe: Recipe, bare: Path) -> None:
     share(recipe)
     assert git("tag", "--list", folder=bare).strip() == TAG
 
 
-def test_a_tag_of_another_workspace_stays(
-    trained: Path, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bare = tmp_path / "bare.git"
-    git("init", "--quiet", "--bare", str(bare))
-    monkeypatch.setenv(team.GIT_REMOTE, str(bare))
+def test_a_tag_of_another_workspace_stays(trained: Path, recipe: Recipe, bare: Path) -> None:
     share(recipe)
     before = git("rev-parse", TAG, folder=bare)
     git("tag", "--delete", TAG)
