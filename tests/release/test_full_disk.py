@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from registry_fixtures import Packaging, Runs
+from registry_fixtures import Make, Packaging, Runs
 
 from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import aliases
 from mobilenet_pipeline.registry.versions import number_of
-from mobilenet_pipeline.release import bento
+from mobilenet_pipeline.release import bento, judging, promotion
+from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.system import failures
 
 PACKAGE = bento.package
 
@@ -70,3 +72,20 @@ def test_a_rollback_names_the_full_disk_of_the_bentos(
     assert cli.main(["rollback", "--reason", "cats look odd"]) == 1
     assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {disk}")
     assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("4", "4")
+
+
+def test_a_promotion_leaves_the_champion_on_a_full_disk(
+    runs: Runs, make: Make, recipe: Recipe, disk: Path, packaging: Packaging, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs((181, 183))
+    make("scratch", right=182)
+    make("pretrained", right=195)
+    fill(disk)
+    monkeypatch.setenv("BENTOML_HOME", str(disk))
+    monkeypatch.setattr(bento, "package", PACKAGE)
+    with pytest.raises(Exception) as full:  # noqa: PT011
+        promotion.promote(recipe, judging.judge(recipe))
+    sentence = failures.explain(full.value, runner.EXPECTED)
+    assert sentence is not None
+    assert sentence.startswith(f"no space is left on the disk of {disk}")
+    assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("2", "2")
