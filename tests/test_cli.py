@@ -4,6 +4,7 @@ import gc
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 from mobilenet_pipeline import cli, config
 from mobilenet_pipeline.registry.versions import Version
 from mobilenet_pipeline.release import bento, promotion, trace
+from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.workspace import history
 from mobilenet_pipeline.workspace.history import Event
 
@@ -167,7 +169,18 @@ def test_status_as_json_has_the_same_keys_before_the_first_run(
     assert cli.main(["status", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     names = {"recipe": "digits", "registered_model": "digits-mobilenet"}
-    assert document == names | dict.fromkeys(["champion", "challenger", "waiting", "bento", "verdict", "attention"])
+    assert document == names | dict.fromkeys(
+        ["champion", "challenger", "waiting", "bento", "verdict", "last_run", "attention"]
+    )
+
+
+def test_status_says_that_the_last_run_has_failed(
+    recipe: config.Recipe, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gauges.note_run(recipe, "succeeded", 90.0)
+    gauges.note_run(recipe, "failed", 5.0)
+    assert cli.main(["status"]) == 0
+    assert re.search(r"^last run    failed 20\S+\+00:00; Prefect's page", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_status_as_json_names_a_version_with_its_hash(

@@ -250,9 +250,10 @@ def run(options: argparse.Namespace) -> None:
 def status(options: argparse.Namespace) -> int:
     """Print `promotion.status`; the exit code is 3 if something needs attention."""
     from mobilenet_pipeline.release import bento, offline, promotion
+    from mobilenet_pipeline.reports import gauges
 
     recipe = load_recipe(options.recipe)
-    found = promotion.status(recipe)
+    found, last = promotion.status(recipe), gauges.last_run(recipe)
     waiting = [decision.version for decision in offline.pending(recipe)]
     attention = found.drift
     if waiting:
@@ -267,11 +268,12 @@ def status(options: argparse.Namespace) -> int:
                 "waiting": _version(found.waiting),
                 "bento": found.bento,
                 "verdict": found.verdict and found.verdict.model_dump(mode="json"),
+                "last_run": last and dict(zip(("outcome", "at"), last, strict=True)),
                 "attention": attention,
             }
         )
         return ATTENTION if attention else 0
-    if not any(vars(found).values()):
+    if not (last or any(vars(found).values())):
         print(f"{recipe.name} has not been run yet: mobilenet-pipeline run --recipe {recipe.name}")
         return 0
     for role, version in (("champion", found.champion), ("challenger", found.challenger)):
@@ -284,6 +286,9 @@ def status(options: argparse.Namespace) -> int:
     if found.waiting:
         number = found.waiting.version
         print(f"{'waiting':<12}version {number}: mobilenet-pipeline approve {number} --recipe {recipe.name}, or reject")
+    if last:
+        where = "; Prefect's page of flow runs says why" if last[0] == "failed" else ""
+        print(f"{'last run':<12}{' '.join(last)}{where}")
     if attention:
         print(f"{'attention':<12}{attention}")
     return ATTENTION if attention else 0

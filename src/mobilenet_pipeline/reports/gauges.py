@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,14 @@ def note_run(recipe: Recipe, outcome: Outcome, seconds: float, workspace: Path =
     path = _last_runs(recipe, workspace)
     files.write_json(path, _read(path) | {outcome: {"at": time.time(), "seconds": seconds}})
     write(recipe, workspace)
+
+
+def last_run(recipe: Recipe, workspace: Path = HERE) -> tuple[str, str] | None:
+    """Return how the last run in this workspace ended, and when (ISO 8601, UTC); None before the first."""
+    ended = {run["at"]: outcome for outcome, run in _read(_last_runs(recipe, workspace)).items()}
+    if not ended:
+        return None
+    return ended[max(ended)], datetime.fromtimestamp(max(ended), UTC).isoformat(timespec="seconds")
 
 
 def write(recipe: Recipe, workspace: Path = HERE) -> Path:

@@ -21,7 +21,11 @@ def main(recipe: Recipe) -> None:
     document = validation.validate(folder / "manifest.parquet", recipe, digest, reports, additions(recipe))
     write_json(reports / "validation.json", document)
     if not document["success"]:
-        raise ValueError("\n".join(["the data did not pass validation:", *validation.failures(document)]))
+        remedy = (
+            f"correct the images at their source or, if these are right, recipes.{recipe.name}.data in params.yaml, "
+            "which says what is expected"
+        )
+        raise ValueError("\n".join(["the data did not pass validation:", *validation.failures(document), remedy]))
     print(f"{document['rows']:,} images meet all {len(document['expectations'])} expectations")
 
 
