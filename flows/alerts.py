@@ -1,9 +1,11 @@
 """Tell people: automations of Prefect that send a notification when a run fails or a person has to decide."""
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect import get_client, get_run_logger
@@ -57,20 +59,34 @@ CAUSES = {
 def webhook(url: str) -> Block:
     """Save a block that posts subject and body as JSON to an address, and return it.
 
-    The address is a secret of the block: whoever has that of most webhooks can send by them.
+    The address is a secret of the block: whoever has that of most webhooks can send by them. Raises ValueError if it is
+    no address.
     """
+    _check(url)
     content = {"subject": "{{subject}}", "text": "{{body}}"}
     settings = {"name": NAME, "url": "{{url}}", "secrets": {"url": url}, "json_data": content}
     return _saved(CustomWebhookNotificationBlock.model_validate(settings))
 
 
 def slack(url: str) -> Block:
-    """Save a block for an incoming webhook of Slack, and return it."""
+    """Save a block for an incoming webhook of Slack, and return it. Raises ValueError if it is no address."""
+    _check(url)
     return _saved(SlackWebhook(url=SecretStr(url)))
 
 
+def _check(url: str) -> None:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{url!r} is no address of a webhook; give one such as https://hooks.example.com/PATH")
+
+
 def email(address: str, key: str) -> Block:
-    """Save a block that sends e-mail from and to an address by SendGrid, with SendGrid's API key; return it."""
+    """Save a block that sends e-mail from and to an address by SendGrid, with SendGrid's API key; return it.
+
+    Raises ValueError if it is no address.
+    """
+    if not re.fullmatch(r"[^@\s]+@[^@\s]+", address):
+        raise ValueError(f"{address!r} is no e-mail address; give one such as team@example.com")
     return _saved(SendgridEmail(api_key=SecretStr(key), sender_email=address, to_emails=[address]))
 
 

@@ -1,7 +1,7 @@
 """Notifications of a real Prefect server, to a webhook that listens here."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 from typing import Any
@@ -105,3 +105,15 @@ def test_gauges_that_cannot_be_written_end_no_run(prefect: Any) -> None:
         return "all the same"
 
     assert done() == "all the same"
+
+
+@pytest.mark.parametrize("make", [alerts.webhook, alerts.slack])
+@pytest.mark.parametrize("url", ["nonsense", "hooks.example.com/x", "https:///path"])
+def test_an_address_that_is_none_is_refused(make: Callable[[str], object], url: str) -> None:
+    with pytest.raises(ValueError, match=f"'{url}' is no address of a webhook; give one such as https://"):
+        make(url)
+
+
+def test_an_address_of_mail_without_a_host_is_refused() -> None:
+    with pytest.raises(ValueError, match="'ann' is no e-mail address"):
+        alerts.email("ann", "key")
