@@ -14,7 +14,7 @@ import tensorflow as tf
 from mobilenet_pipeline import models, training
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.metrics.temperature import fit_temperature
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import initial, mobilenet
 from mobilenet_pipeline.training import checkpoint, distribution
 from mobilenet_pipeline.training.batches import Images
 from mobilenet_pipeline.training.loop import Epoch, Loop
@@ -93,6 +93,7 @@ def train(
     keras.utils.set_random_seed(candidate.seed)
     with distribution.name_lost_peers(), strategy.scope():
         model = mobilenet.build_trained(candidate, data.classes)
+        initial.draw(model, candidate.seed)
     origin = mobilenet.load_pretrained(model, candidate)
     stepper = Stepper(candidate, model, strategy, data.training)
     validator = Validator(candidate, model, data.validation)

@@ -1,0 +1,30 @@
+import random
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from mobilenet_pipeline import config
+from mobilenet_pipeline.models import initial, mobilenet
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+
+
+def test_weights_are_those_of_keras_for_the_seed_whatever_else_draws_random_numbers():
+    keras.utils.set_random_seed(7)
+    theirs = mobilenet.build_trained(DIGITS, 10).get_weights()
+    random.random()
+    model = mobilenet.build_trained(DIGITS, 10)
+    initial.draw(model, 7)
+    assert all(np.array_equal(a, b) for a, b in zip(theirs, model.get_weights(), strict=True))
+
+
+def test_another_seed_draws_other_weights():
+    model = mobilenet.build_trained(DIGITS, 10)
+    kernels = []
+    for seed in (1, 2):
+        initial.draw(model, seed)
+        kernels.append([w for w in model.get_weights() if w.ndim > 1])
+    assert not any(np.allclose(a, b) for a, b in zip(*kernels, strict=True))
+
