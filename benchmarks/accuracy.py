@@ -38,7 +38,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
-    parser.add_argument("candidate", choices=config.CANDIDATES)
+    parser.add_argument("candidate")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
     parser.add_argument("--commit", help="the commit of code and recipe (default: the commit that is checked out)")
     chosen = parser.parse_args()

@@ -78,7 +78,7 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", help="a section of params.yaml")
-    parser.add_argument("candidate", choices=config.CANDIDATES)
+    parser.add_argument("candidate")
     parser.add_argument("--model", type=Path, help="default: models/RECIPE/CANDIDATE/model.keras")
     parser.add_argument("--seconds", type=float, default=1, help="for each figure and turn (default: %(default)g)")
     parser.add_argument("--results", type=Path, default=RESULTS, help="default: %(default)s")

@@ -39,7 +39,7 @@ def main() -> None:
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
     changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
-    candidate = config.Candidate.model_validate(recipe.candidates.pretrained.model_dump() | changes)
+    candidate = config.Candidate.model_validate(recipe.candidate("pretrained").model_dump() | changes)
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     rng = np.random.default_rng(0)
     count = candidate.batch_size * chosen.batches

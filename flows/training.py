@@ -19,7 +19,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from flows import alerts, artifacts, logs, others
-from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe, recipe_names
+from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import away, runs
 from mobilenet_pipeline.registry.aliases import ChampionChanged
@@ -276,7 +276,7 @@ def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) ->
 
 def parent_of_last_training(recipe: Recipe) -> str | None:
     """Return the id of the MLflow run of the flow that trained last, None if no flow did or MLflow lacks that run."""
-    trainings = [read_json(paths.model_folder(recipe, name) / "training.json") for name in CANDIDATES]
+    trainings = [read_json(paths.model_folder(recipe, name) / "training.json") for name in recipe.candidates]
     last = max(trainings, key=lambda training: str(training.get("trained_at")))
     parent = tags_of_run(str(last["run_id"])).get("mlflow.parentRunId")
     return parent if parent and find_run(parent) else None

@@ -60,12 +60,9 @@ def decide(
     champion: Predictions | None,
     limits: config.Gate = LIMITS,
     comparisons: int = 0,
-    timings: dict[str, tuple[float, float]] | None = None,
 ) -> Decision:
     """Return the decision after so many earlier comparisons on these test images."""
-    return verdict.decide(
-        {"scratch": scratch, "pretrained": pretrained}, champion, limits, "p1", usage(comparisons), timings
-    )
+    return verdict.decide({"scratch": scratch, "pretrained": pretrained}, champion, limits, "p1", usage(comparisons))
 
 
 def usage(comparisons: int = 0) -> Usage:

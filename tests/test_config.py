@@ -21,7 +21,7 @@ def edited(tmp_path: Path, keys: str, value: object, recipe: str = "digits") -> 
         del section[last]
     else:
         section[last] = value
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(document, sort_keys=False))
     return tmp_path / "params.yaml"
 
 
@@ -84,7 +84,7 @@ def test_a_missing_file_says_where_to_run_from(tmp_path):
 def test_a_recipe_has_the_values_of_its_base_except_its_own():
     base, heir = (config.load_recipe(name, ROOT / "params.yaml") for name in ("cifar10", "cifar10_10m"))
     own = {"epochs": None, "cpu_minutes": 20}
-    assert heir.candidates.scratch == base.candidates.scratch.model_copy(update=own)
+    assert heir.candidate("scratch") == base.candidate("scratch").model_copy(update=own)
     assert heir.gate == base.gate
 
 
@@ -120,14 +120,14 @@ def test_dvc_s_set_param_changes_one_line_and_stays_readable(tmp_path):
     after = (tmp_path / "params.yaml").read_text(encoding="utf-8")
     changed = [new for old, new in zip(before.splitlines(), after.splitlines(), strict=True) if old != new]
     assert changed == ["        weight_decay: 5e-05"]
-    assert config.load_recipe("digits", tmp_path / "params.yaml").candidates.scratch.weight_decay == 0.00005
+    assert config.load_recipe("digits", tmp_path / "params.yaml").candidate("scratch").weight_decay == 0.00005
 
 
 @pytest.mark.parametrize("number", ["5e-4", "5.0e-4", "0.0005", "5E-4"])
 def test_numbers_are_read_as_dvc_reads_them(tmp_path, number):
     text = (ROOT / "params.yaml").read_text().replace("weight_decay: 5.0e-4", f"weight_decay: {number}", 1)
     (tmp_path / "params.yaml").write_text(text)
-    assert config.load_recipe("digits", tmp_path / "params.yaml").candidates.scratch.weight_decay == 0.0005
+    assert config.load_recipe("digits", tmp_path / "params.yaml").candidate("scratch").weight_decay == 0.0005
 
 
 def test_a_key_that_is_given_twice_is_named(tmp_path):
@@ -160,6 +160,56 @@ def test_a_shift_must_be_less_than_the_image_size(tmp_path, shift):
 def test_the_largest_shift_is_one_less_than_the_image_size(tmp_path):
     path = edited(tmp_path, "candidates.pretrained.shift", 31)
     assert config.load_recipe("digits", path).candidate("pretrained").shift == 31
+
+
+@pytest.mark.parametrize("names", [["only"], ["a", "b", "c", "d", "e"]], ids=["one", "five"])
+def test_a_recipe_has_one_to_five_candidates_of_any_name(tmp_path, names):
+    one = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").model_dump()
+    recipe = config.load_recipe("digits", edited(tmp_path, "candidates", dict.fromkeys(names, one)))
+    assert list(recipe.candidates) == list(recipe.artefacts) == names
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ([], "at least 1 item"),
+        (list("abcdef"), "at most 5 items"),
+        (["my-net"], "'my-net' is no name of a candidate"),
+        (["net", "net_int8"], "net_int8 is called like another candidate's twin"),
+    ],
+)
+def test_impossible_candidates_are_refused(tmp_path, names, words):
+    one = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").model_dump()
+    with pytest.raises(ValueError, match=re.escape(words)):
+        config.load_recipe("digits", edited(tmp_path, "candidates", dict.fromkeys(names, one)))
+
+
+def test_every_candidate_has_a_twin_in_the_second_number_format(tmp_path):
+    recipe = config.load_recipe("digits", edited(tmp_path, "serving.precision", ["float32", "int8"]))
+    assert list(recipe.artefacts) == ["scratch", "scratch_int8", "pretrained", "pretrained_int8"]
+    assert recipe.artefacts["scratch_int8"] == ("scratch", "int8")
+    assert recipe.candidate("scratch_int8") is recipe.candidate("scratch")
+
+
+def test_the_first_number_format_has_the_candidate_s_name(tmp_path):
+    recipe = config.load_recipe("digits", edited(tmp_path, "serving.precision", ["int8"]))
+    assert recipe.artefacts["scratch"].precision == "int8"
+
+
+def test_a_number_format_is_named_once(tmp_path):
+    with pytest.raises(ValueError, match="names int8 twice"):
+        config.load_recipe("digits", edited(tmp_path, "serving.precision", ["int8", "int8"]))
+
+
+def test_an_empty_value_leaves_out_a_candidate_of_the_base(tmp_path):
+    text = (
+        (ROOT / "params.yaml")
+        .read_text()
+        .replace("pretrained: {input_sizes: [128], epochs: null, cpu_minutes: 20}", "pretrained:")
+    )
+    (tmp_path / "params.yaml").write_text(text)
+    recipe = config.load_recipe("cifar10_10m", tmp_path / "params.yaml")
+    assert list(recipe.candidates) == ["scratch"]
 
 
 def test_two_recipes_cannot_share_a_registered_model(tmp_path):

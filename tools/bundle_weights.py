@@ -30,7 +30,7 @@ CHANGES = {"alpha": 0.25, "epochs": 24}
 def main() -> None:
     """Train on the training split; read the test set once, at the end."""
     recipe = load_recipe("cifar10")
-    candidate = recipe.candidates.scratch.model_copy(update=CHANGES)
+    candidate = recipe.candidate("scratch").model_copy(update=CHANGES)
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     data = dataset.open_dataset(paths.data_folder(recipe))
     training, validation = split_rows(data, recipe.split)

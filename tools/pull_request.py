@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe
+from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.registry import away
 from mobilenet_pipeline.release import judging
 from mobilenet_pipeline.stages import runner
@@ -49,7 +49,7 @@ def last_promotion(recipe: Recipe) -> str | None:
 
 def metrics(recipe: Recipe, base: str) -> str:
     """Return DVC's table of the accuracies here and at `base`, or DVC's message."""
-    files = [str(paths.accuracy_path(recipe, candidate)) for candidate in CANDIDATES]
+    files = [str(paths.accuracy_path(recipe, candidate)) for candidate in recipe.artefacts]
     command = [sys.executable, "-P", "-m", "dvc", "metrics", "diff", base, "--md", "--all", "--targets", *files]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     message = next(reversed(done.stderr.strip().splitlines()), "no message").removeprefix("ERROR: ")

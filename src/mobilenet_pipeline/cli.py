@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import shtab
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe, did_you_mean, load_recipe
+from mobilenet_pipeline.config import Recipe, did_you_mean, load_recipe
 from mobilenet_pipeline.stages.runner import EXPECTED
 from mobilenet_pipeline.system import environment, failures, ports
 
@@ -202,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--keep", type=int, required=True, metavar="N", help="the newest versions and flow runs that stay")
     sub.add_argument("--yes", action="store_true", help="remove what is listed; without it, nothing is removed")
     sub = add("anatomy", anatomy, "List parameters and multiply-adds per layer, beside standard convolutions.")
-    sub.add_argument("--candidate", choices=CANDIDATES, help="only this one (default: all)")
+    sub.add_argument("--candidate", metavar="NAME", help="only this one (default: all)")
     sub = add("ui", ui, "Show the pages of MLflow and Prefect, until Ctrl-C.")
     sub.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     sub.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
@@ -663,7 +663,7 @@ def anatomy(options: argparse.Namespace) -> None:
     from mobilenet_pipeline.reports.tables import print_anatomy
 
     recipe = load_recipe(options.recipe)
-    for candidate in [options.candidate] if options.candidate else CANDIDATES:
+    for candidate in [options.candidate] if options.candidate else recipe.candidates:
         print_anatomy(recipe, candidate)
 
 

@@ -4,7 +4,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
@@ -150,17 +150,15 @@ class Candidate(Section):
         return self
 
 
-class Candidates(Section):
-    """The models that every recipe trains and compares; the one place that names them."""
+def _fits_stages_and_folders(name: str) -> str:
+    if not re.fullmatch(r"[a-z][a-z0-9_]{0,30}", name):
+        raise ValueError(
+            f"{name!r} is no name of a candidate; use at most 31 lower-case letters, digits and '_', a letter first"
+        )
+    return name
 
-    scratch: Candidate
-    """The candidate that starts from random weights."""
-    pretrained: Candidate
-    """The candidate that starts from pretrained weights."""
 
-
-CANDIDATES = tuple(Candidates.model_fields)
-"""The candidates' names, in the order in which they train; of equals, the gate prefers the first."""
+CandidateName = Annotated[str, AfterValidator(_fits_stages_and_folders)]
 
 
 class Lighter(Section):
@@ -247,8 +245,23 @@ ServedPrecision = Literal["float32", "int8"]
 class Serving(Section):
     """How the artefact is exported."""
 
+    precision: Annotated[list[ServedPrecision], Field(min_length=1, max_length=2)]
+    """Number formats of the artefacts. `int8` is smaller, faster and less accurate; the gate scores what is exported.
+    With two formats, every candidate has a twin in the second one, called for example `scratch_int8`, which competes
+    like a candidate."""
+
+    @model_validator(mode="after")
+    def _two_differ(self) -> Self:
+        if len(set(self.precision)) < len(self.precision):
+            raise ValueError(f"precision names {self.precision[0]} twice; name it once")
+        return self
+
+
+class Artefact(NamedTuple):
+    """An exported model: a candidate in a number format."""
+
+    candidate: str
     precision: ServedPrecision
-    """Number format of the artefact. `int8` is smaller, faster and less accurate; the gate scores what is exported."""
 
 
 class Recipe(Section):
@@ -265,8 +278,9 @@ class Recipe(Section):
     """Source and expected contents of the dataset."""
     split: Split
     """Validation split."""
-    candidates: Candidates
-    """Architecture and training of the candidates."""
+    candidates: Annotated[dict[CandidateName, Candidate], Field(min_length=1, max_length=5)]
+    """One to five candidates by name, each with its architecture and training. They train in this order; of equals, the
+    gate prefers the first."""
     serving: Serving
     """Export of the artefact."""
     gate: Gate
@@ -274,23 +288,40 @@ class Recipe(Section):
     monitoring: Monitoring
     """Limits of the monitoring of answers."""
 
+    @property
+    def artefacts(self) -> dict[str, Artefact]:
+        """What the gate compares, by name: the candidates in the first number format, each followed by its twin."""
+        first = self.serving.precision[0]
+        return {
+            name if precision == first else f"{name}_{precision}": Artefact(name, precision)
+            for name in self.candidates
+            for precision in self.serving.precision
+        }
+
     def candidate(self, name: str) -> Candidate:
-        """Return the candidate called `name`. Raises ValueError for a name that is not in `CANDIDATES`."""
-        if name not in CANDIDATES:
-            raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(CANDIDATES)}")
-        return getattr(self.candidates, name)
+        """Return the candidate called `name`, or whose twin is. Raises ValueError for a name of neither."""
+        if name not in self.artefacts:
+            raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(self.artefacts)}")
+        return self.candidates[self.artefacts[name].candidate]
 
     def with_precision(self, *, bfloat16: bool) -> Self:
         """Return the recipe with the precision that `auto` means on such a processor."""
-        candidates = {name: self.candidate(name).with_precision(bfloat16=bfloat16) for name in CANDIDATES}
-        return self.model_copy(update={"candidates": Candidates(**candidates)})
+        candidates = {name: it.with_precision(bfloat16=bfloat16) for name, it in self.candidates.items()}
+        return self.model_copy(update={"candidates": candidates})
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        for name in self.candidates:
+            if any(name == f"{other}_{precision}" for other in self.candidates for precision in ("float32", "int8")):
+                raise ValueError(f"candidates.{name} is called like another candidate's twin; give it another name")
+        return self
 
     @model_validator(mode="after")
     def _shifts_fit(self) -> Self:
-        for name in CANDIDATES:
-            if self.candidate(name).shift >= self.data.image_size:
+        for name, candidate in self.candidates.items():
+            if candidate.shift >= self.data.image_size:
                 raise ValueError(
-                    f"candidates.{name}.shift is {self.candidate(name).shift}; it must be less than data.image_size, "
+                    f"candidates.{name}.shift is {candidate.shift}; it must be less than data.image_size, "
                     f"{self.data.image_size}"
                 )
         return self
@@ -377,6 +408,9 @@ def _resolve(recipes: Mapping[str, Any], name: str, path: Path) -> dict[str, Any
         own = {key: value for key, value in section.items() if key != "base"}
         section = _merge(_section(recipes, base, path), own)
         chain.append(base)
+    candidates = section.get("candidates")
+    if isinstance(candidates, dict) and len(chain) > 1:  # a recipe leaves out a candidate of its base by an empty value
+        section = {**section, "candidates": {key: value for key, value in candidates.items() if value is not None}}
     return section
 
 
@@ -392,7 +426,7 @@ def _merge(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 def _sentences(path: Path, recipe: str, error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
-        key = ".".join(["recipes", recipe, *map(str, fault["loc"])])
+        key = ".".join(["recipes", recipe, *(str(part) for part in fault["loc"] if part != "[key]")])
         # A rule about several keys names the values itself; its input is the whole section.
         value = "" if fault["type"] == "missing" or isinstance(fault["input"], dict) else f" (it is {fault['input']!r})"
         lines.append(f"{path}: {key}: {fault['msg'].removeprefix('Value error, ')}{value}")

@@ -124,7 +124,8 @@ def big(right: np.ndarray, **changes: object) -> Predictions:
 
 def test_as_good_and_lighter_is_promoted_where_the_recipe_says_so() -> None:
     right = np.arange(100) < 80
-    decision = decide(big(right), big(right, sure=0.79), big(right), LIGHTER, timings={"pretrained": (0.7, 1.0)})
+    light, other = (big(right, sure=sure, facts=facts(in_turn_ms=ms)) for sure, ms in ((0.79, 0.7), (0.8, 1.0)))
+    decision = decide(big(right), light, other, LIGHTER)
     assert (decision.promote, decision.winner) == (True, "pretrained")
     assert all(number in decision.reason for number in ("0.700 ms", "1.000 ms", "30%", "20%"))
 
@@ -137,10 +138,11 @@ def test_times_that_were_not_measured_in_turn_save_nothing() -> None:
     assert "saves 0%" in decision.reason
 
 
-@pytest.mark.parametrize(("changes", "timings"), [({"bytes": 900_000}, None), ({}, {"pretrained": (0.9, 1.0)})])
-def test_saving_too_little_is_not_enough(changes: dict, timings: dict | None) -> None:
+@pytest.mark.parametrize("changes", [{"bytes": 900_000}, {"in_turn_ms": 0.9}])
+def test_saving_too_little_is_not_enough(changes: dict) -> None:
     right = np.arange(100) < 80
-    decision = decide(big(right), big(right, sure=0.79, facts=facts(**changes)), big(right), LIGHTER, timings=timings)
+    champion = big(right, facts=facts(in_turn_ms=1.0))
+    decision = decide(big(right), big(right, sure=0.79, facts=facts(**changes)), champion, LIGHTER)
     assert ("pretrained", checks.AS_GOOD) in failed(decision)
     assert not decision.promote
 
@@ -269,3 +271,37 @@ def test_the_champion_itself_is_no_new_model() -> None:
 
 def test_a_champion_that_cannot_be_served_is_named() -> None:
     assert "version 7" in checks.vacancy("scratch", 0.9, unservable="7").sentence
+
+
+RIGHT = np.arange(100) < 80
+LIGHT = facts(bytes=300_000)
+
+
+@pytest.mark.parametrize("champion", [None, big(np.arange(100) < 70, version="3")], ids=["no champion", "a champion"])
+def test_a_lighter_candidate_takes_the_place_of_one_that_is_as_good(champion: Predictions | None) -> None:
+    decision = decide(big(RIGHT), big(np.append(np.resize(RIGHT, 9_999), False), facts=LIGHT), champion, LIGHTER)
+    assert (decision.promote, decision.winner) == (True, "pretrained")
+    assert "pretrained is promoted in place of scratch: " in decision.reason
+    assert "it saves 70% of size or time" in decision.reason
+
+
+def test_a_lighter_candidate_that_loses_a_point_does_not() -> None:
+    decision = decide(big(RIGHT), big(np.arange(100) < 79, facts=LIGHT), None, LIGHTER)
+    assert decision.winner == "scratch"
+    assert failed(decision) == [("pretrained", checks.TAKES_PLACE)]
+
+
+def test_a_lighter_candidate_that_loses_a_class_does_not() -> None:
+    wrong = np.arange(150) * 10  # of the first class
+    other = np.resize(RIGHT, 10_000).copy()
+    gained = np.setdiff1d(np.flatnonzero(~other), wrong)[: other[wrong].sum()]
+    other[wrong], other[gained] = False, True
+    decision = decide(big(RIGHT), big(other, facts=LIGHT), None, LIGHTER.model_copy(update={"loss_margin": 1.0}))
+    assert decision.winner == "scratch"
+    assert "percentage points on class 0 compared with scratch" in next(
+        check.sentence for check in decision.checks if check.name == checks.TAKES_PLACE
+    )
+
+
+def test_without_the_rule_a_lighter_candidate_takes_no_place() -> None:
+    assert decide(big(RIGHT), big(RIGHT, facts=LIGHT), None).winner == "scratch"

@@ -27,4 +27,3 @@ def test_another_seed_draws_other_weights():
         initial.draw(model, seed)
         kernels.append([w for w in model.get_weights() if w.ndim > 1])
     assert not any(np.allclose(a, b) for a, b in zip(*kernels, strict=True))
-

@@ -9,8 +9,9 @@ import pytest
 from registry_fixtures import DIGEST, ROWS, Make, Packaging, Run, Runs
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import Dataset
+from mobilenet_pipeline.gate.checks import AS_GOOD
 from mobilenet_pipeline.release import evidence, judging
 from mobilenet_pipeline.workspace import ledger
 
@@ -44,7 +45,7 @@ def test_judging_reads_each_predictions_file_once(make: Make, recipe: Recipe, mo
     make("pretrained", right=195)
     monkeypatch.setattr(np, "load", count)
     judging.judge(recipe)
-    assert opened == [f"models/digits/{name}/predictions.npz" for name in CANDIDATES]
+    assert opened == [f"models/digits/{name}/predictions.npz" for name in recipe.artefacts]
 
 
 def test_a_champion_of_other_data_is_evaluated_on_the_new_test_images(
@@ -87,18 +88,18 @@ def test_a_champion_with_fewer_measurements_is_evaluated_again(
 def test_if_lighter_counts_champion_and_candidates_are_timed_in_turn(
     make: Make, recipe: Recipe, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timed: list[tuple[bytes, bytes]] = []
+    timed: list[bytes] = []
 
-    def time_in_turn(candidate: Path, champion: Path) -> tuple[float, float]:
-        timed.append((candidate.read_bytes()[:11], champion.read_bytes()[:14]))
-        return 0.5, 1.0
+    def time_in_turn(artefacts: list[Path]) -> list[float]:
+        timed.extend(path.read_bytes()[:11] for path in artefacts)
+        return [0.5, 0.75, 1.0]
 
     runs((185, 195))
     make("scratch", right=194)
     monkeypatch.setattr(evidence, "time_in_turn", time_in_turn)
     verdict = judging.judge(lighter(recipe)).verdict
-    assert timed == [(b"scratch 194", b"pretrained 195")]  # pretrained is the champion itself
-    sentences = {check.candidate: check.sentence for check in verdict.checks if "lighter" in check.name}
+    assert timed == [b"scratch 194", b"pretrained ", b"pretrained "]  # pretrained is the champion itself
+    sentences = {check.candidate: check.sentence for check in verdict.checks if check.name == AS_GOOD}
     assert "0.500 ms" in sentences["scratch"]
     assert "1.000 ms" in sentences["scratch"]
 

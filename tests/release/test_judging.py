@@ -13,6 +13,7 @@ from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.evaluation.reference import Reference
 from mobilenet_pipeline.gate.verdict import GateError
 from mobilenet_pipeline.registry import reference
+from mobilenet_pipeline.registry import runs as training_runs
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.identity import OtherRegistry
 from mobilenet_pipeline.release import judging
@@ -197,3 +198,23 @@ def test_a_dry_run_does_not_score_a_champion_of_other_images(recipe: Recipe, run
         make(candidate, right=197, digest="e" * 64)
     with pytest.raises(ValueError, match="a dry run does not score it"):
         judging.preview(recipe)
+
+
+def test_a_twin_is_a_version_with_a_run_of_its_own_beside_its_candidate(
+    recipe: Recipe, make: Make, dataset: dict[str, Any], client: mlflow.MlflowClient
+) -> None:
+    with_twins = recipe.model_copy(
+        update={
+            "candidates": {"wide": recipe.candidate("scratch")},
+            "serving": recipe.serving.model_copy(update={"precision": ["float32", "int8"]}),
+        }
+    )
+    with training_runs.candidate_run(with_twins, "wide", None, dataset) as training:
+        run_id = training.run_id
+    for name in with_twins.artefacts:
+        make(name, right=190, run_id=run_id, artefact=name.encode())
+    verdict = judging.judge(with_twins).verdict
+    assert verdict.versions == {"wide": "1", "wide_int8": "2"}
+    first, second = (registry.find(recipe.registered_model, number) for number in ("1", "2"))
+    assert (first.run_id, second.candidate) == (run_id, "wide_int8")
+    assert client.get_run(second.run_id).data.tags["training_run"] == run_id

@@ -5,7 +5,6 @@ import pytest
 from figure_pixels import pixels_of, shows
 from PIL import Image
 
-from mobilenet_pipeline.config import CANDIDATES
 from mobilenet_pipeline.reports import figures
 
 NAMES = ["cat", "dog", "a $price$ tag"]
@@ -17,13 +16,16 @@ HISTORY = {f"{split}_{key}": [0.9, 0.5, 0.4] for split in ("train", "validation"
 
 def test_learning_curves_show_both_candidates_in_their_colours() -> None:
     png = figures.learning_curves({"scratch": HISTORY, "pretrained": HISTORY})
-    assert not shows(png, figures.OTHER_COLOUR)
-    assert all(shows(png, figures.colour_of(name)) for name in CANDIDATES)
+    assert all(shows(png, colour) for colour in figures.palette(["scratch", "pretrained"]).values())
 
 
-def test_candidates_have_colours_of_their_own() -> None:
-    colours = [figures.colour_of(name) for name in (*CANDIDATES, "version 3")]
-    assert len(set(colours)) == len(colours)
+def test_candidates_and_twins_have_colours_of_their_own() -> None:
+    names = [f"{name}{twin}" for name in "abcde" for twin in ("", "_int8")]
+    assert len(set(figures.palette(names).values())) == len(names)
+
+
+def test_a_twin_does_not_change_the_colours_of_the_candidates() -> None:
+    assert figures.palette(["a", "a_int8", "b"])["b"] == figures.palette(["a", "b"])["b"]
 
 
 def test_learning_curves_of_one_quantity_are_half_as_wide() -> None:
@@ -43,7 +45,7 @@ def test_learning_curves_of_a_single_epoch_can_be_drawn() -> None:
     history = {key: values[:1] for key, values in HISTORY.items()}
     png = figures.learning_curves({"scratch": history})
     assert pixels_of(png).shape[0] > 300
-    assert shows(png, figures.colour_of("scratch"))
+    assert shows(png, figures.PALETTE[0])
 
 
 def test_confusion_matrices_stand_side_by_side() -> None:

@@ -52,7 +52,7 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
             json.loads((tmp_path / f"metrics/digits/{name}.json").read_text()),
             "p1",
         )
-        for name in config.CANDIDATES
+        for name in recipe.artefacts
     }
     limits = recipe.gate.model_copy(update={"accuracy_floor": 0.7, "calibration_error": 1.0})
     judged = verdict_on(verdict.decide(candidates, None, limits, "p1", usage()), limits=limits)
@@ -115,7 +115,7 @@ def test_the_page_loads_nothing_from_outside_itself(recipe: config.Recipe, works
 
 def test_the_page_has_the_figures_of_both_candidates(recipe: config.Recipe, workspace: Path) -> None:
     html = html_of(recipe, workspace)
-    for name in config.CANDIDATES:
+    for name in recipe.artefacts:
         assert f'alt="Confusion matrix of {name}"' in html
         assert f'alt="Most confident wrong answers of {name}"' in html
     images = re.findall(r"base64,([^\"]+)", html)
@@ -230,6 +230,16 @@ def test_a_verdict_on_earlier_evaluations_is_marked(recipe: config.Recipe, works
     document = json.loads(path.read_text())
     write(path, {**document, "test": {**document["test"], "accuracy": 0.8}})
     assert "about earlier evaluations" in html_of(recipe, workspace)
+
+
+def test_a_candidate_that_the_verdict_does_not_know_makes_it_an_earlier_one(
+    recipe: config.Recipe, workspace: Path
+) -> None:
+    write_candidate(workspace, "third", np.arange(ROWS) % 10, 35)
+    candidates = {**recipe.candidates, "third": recipe.candidate("scratch")}
+    html = html_of(recipe.model_copy(update={"candidates": candidates}), workspace)
+    assert "about earlier evaluations" in html
+    assert 'alt="Confusion matrix of third"' in html
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 import numpy as np
 from figure_pixels import pixels_of, shows
 
-from mobilenet_pipeline.config import CANDIDATES
 from mobilenet_pipeline.reports import figures, verdict_figures
 
 NAMES = ["cat", "dog", "a $price$ tag"]
@@ -15,7 +14,7 @@ def answers(sure: float) -> tuple[np.ndarray, np.ndarray]:
 
 def test_reliability_shows_both_candidates_in_their_colours():
     drawn = verdict_figures.reliability({"scratch": answers(0.7), "pretrained": answers(0.9)})
-    assert all(shows(drawn, figures.colour_of(name)) for name in CANDIDATES)
+    assert all(shows(drawn, colour) for colour in figures.palette(["scratch", "pretrained"]).values())
 
 
 def test_corruptions_show_a_row_for_each():

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from toy_fixtures import Toy
 from waiting import alive, ran, read_process, wait_until
 
@@ -43,7 +44,19 @@ def test_a_chosen_recipe_is_seen_by_dvc(workspace: Path) -> None:
         runner.choose(name)
     assert before == set()
     assert {"recipe@cifar10", "train@seed-scratch"} <= stages_that_dvc_sees()
-    assert (workspace / "recipes/chosen.yaml").read_text() == "recipe_names: [cifar10, seed]\n"
+    chosen = yaml.safe_load((workspace / "recipes/chosen.yaml").read_text())
+    assert chosen["recipe_names"] == ["cifar10", "seed"]
+    assert [*chosen["artefacts"]][:2] == ["cifar10-scratch", "cifar10-scratch_int8"]
+
+
+def test_candidates_that_dvc_yaml_lacks_are_named_with_what_to_write(workspace: Path) -> None:
+    params = workspace / "params.yaml"
+    params.write_text(params.read_text().replace("      pretrained:\n", "      tuned:\n", 1))
+    shutil.copy(ROOT / "dvc.yaml", workspace)
+    with pytest.raises(
+        ValueError, match=r"(?s)dvc\.yaml does not have.*digits-tuned: {recipe: digits, candidate: tuned}"
+    ):
+        runner.choose("digits")
 
 
 def stages_that_dvc_sees() -> set[str]:

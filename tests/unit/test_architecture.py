@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mobilenet_pipeline.config import CANDIDATES
+from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.stages import runner
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "src"
@@ -159,8 +160,13 @@ def test_the_table_of_packages_names_every_module(package):
     assert named == {module.split(".")[1] for module in MODULES if module.startswith(f"{package}.")}
 
 
-def pipeline() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))
+def document(path: str = "dvc.yaml") -> dict[str, Any]:
+    return yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))
+
+
+def stages_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the stages without what multiplies them."""
+    return {name: stage.get("do", stage) for name, stage in document["stages"].items()}
 
 
 def reached(module: str) -> set[str]:
@@ -177,29 +183,33 @@ def reached(module: str) -> set[str]:
 
 @pytest.mark.parametrize("stage", ["ingest", "validate", "train", "export", "evaluate"])
 def test_a_stage_depends_on_the_code_that_decides_its_result(stage):
-    places = [dep for dep in pipeline()["stages"][stage]["deps"] if dep.startswith("src/")]
+    places = [dep for dep in stages_of(document())[stage]["deps"] if dep.startswith("src/")]
     covered = {module for module, path in MODULES.items() if any(path.is_relative_to(ROOT / dep) for dep in places)}
     assert covered == {f"stages.{stage}", *reached(f"stages.{stage}")}
 
 
-@pytest.mark.parametrize("dep", sorted({dep for stage in pipeline()["stages"].values() for dep in stage["deps"]}))
+@pytest.mark.parametrize("dep", sorted({dep for stage in stages_of(document()).values() for dep in stage["deps"]}))
 def test_a_dependency_on_code_exists(dep):
     assert not dep.startswith("src/") or (ROOT / dep).exists()
 
 
-def test_every_stage_is_a_matrix_over_recipes_and_candidates():
-    assert pipeline()["vars"] == [{"recipe_names": ["digits"]}, {"candidate_names": list(CANDIDATES)}]
-    for stage in pipeline()["stages"].values():
-        assert stage["matrix"]["recipe"] == "${recipe_names}"
-        assert stage["matrix"].get("candidate", "${candidate_names}") == "${candidate_names}"
+def test_every_stage_follows_the_recipes_and_their_candidates():
+    expected = runner.variables(load_recipe("digits", ROOT / "params.yaml"))
+    assert document("dvc.yaml")["vars"] == [{"recipe_names": ["digits"]}, *({key: expected[key]} for key in expected)]
+    over = {name: stage.get("foreach") or stage["matrix"] for name, stage in document("dvc.yaml")["stages"].items()}
+    assert over == {
+        "ingest": {"recipe": "${recipe_names}"},
+        "validate": {"recipe": "${recipe_names}"},
+        "train": "${trainings}",
+        "export": "${artefacts}",
+        "evaluate": "${artefacts}",
+    }
 
 
 def test_recipes_apart_have_the_same_stages_with_completed_params():
-    document = yaml.safe_load((ROOT / "recipes/dvc.yaml").read_text(encoding="utf-8"))
-    stages = document["stages"]
-    (completed,) = stages.pop("recipe")["outs"]
-    for stage in stages.values():
+    apart, root = document("recipes/dvc.yaml"), document()
+    (completed,) = apart["stages"].pop("recipe")["outs"]
+    for stage in stages_of(apart).values():
         assert stage.pop("wdir") == ".."
         stage["params"] = [f"recipes.${{item.recipe}}.{key}" for key in stage["params"][0][completed]]
-    assert stages == pipeline()["stages"]
-    assert document["vars"] == ["chosen.yaml", {"candidate_names": list(CANDIDATES)}]
+    assert apart == {"vars": ["chosen.yaml"], "stages": root["stages"]}

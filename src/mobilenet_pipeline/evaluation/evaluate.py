@@ -122,16 +122,15 @@ def _latency(artefact: Artefact, image: np.ndarray) -> dict[str, float]:
     return {"p50_ms": round(float(p50), 4), "p99_ms": round(float(p99), 4)}
 
 
-def time_in_turn(candidate: Path, champion: Path) -> tuple[float, float]:
-    """Return the median latencies of both artefacts for one image, in ms.
+def time_in_turn(paths: Sequence[Path]) -> list[float]:
+    """Return the median latencies of the artefacts for one image, in ms.
 
-    The artefacts answer in turn, so that other load on the machine affects both.
+    The artefacts answer in turn, so that other load on the machine affects all of them.
     """
-    both = [Artefact(path, threads=1) for path in (candidate, champion)]
-    image = np.zeros((1, *both[0].image_shape), np.uint8)
-    turns = [[_milliseconds(artefact, image) for artefact in both] for _ in range(WARM_UP + TIMED)]
-    first, second = np.median(turns[WARM_UP:], axis=0)
-    return round(float(first), 4), round(float(second), 4)
+    artefacts = [Artefact(path, threads=1) for path in paths]
+    image = np.zeros((1, *artefacts[0].image_shape), np.uint8)
+    turns = [[_milliseconds(artefact, image) for artefact in artefacts] for _ in range(WARM_UP + TIMED)]
+    return [round(float(median), 4) for median in np.median(turns[WARM_UP:], axis=0)]
 
 
 def _milliseconds(artefact: Artefact, image: np.ndarray) -> float:

@@ -22,7 +22,8 @@ class Facts:
     `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
     `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`
     is the fingerprint of the image decoder at training. `overlap` is the number of test images that are also training
-    images. `withdrawn` is the reason of the person who withdrew the model, or None.
+    images. `withdrawn` is the reason of the person who withdrew the model, or None. `in_turn_ms` is the latency in a
+    comparison that timed all its models in turn; no other times can be compared.
     """
 
     corrupted: Mapping[str, np.ndarray]
@@ -32,6 +33,7 @@ class Facts:
     preprocessing: str
     overlap: int
     withdrawn: str | None = None
+    in_turn_ms: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +41,7 @@ class Predictions:
     """A model's answers for the test images.
 
     `probabilities` (n, k), `labels` (n,) integers, the `data_digest` of the dataset, and the registered `version` of
-    the model, None if it has none.
+    the model, None if it has none. Sentences of the gate call it by its `name`.
     """
 
     probabilities: np.ndarray
@@ -47,6 +49,7 @@ class Predictions:
     data_digest: str
     facts: Facts
     version: str | None = None
+    name: str = "the champion"
 
     @cached_property
     def right(self) -> np.ndarray:

@@ -105,7 +105,7 @@ def _model(recipe: Recipe, files: CandidateFiles) -> str:
             f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {settings.seed}",
             "processor": machine.get("cpu", "unknown") + (f", {replicas} replicas" if replicas > 1 else ""),
             "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
-            "serving precision": recipe.serving.precision,
+            "serving precision": recipe.artefacts[files.name].precision,
             "validation accuracy": f"{files.metrics['validation']['accuracy']:.2%}",
         }
     )

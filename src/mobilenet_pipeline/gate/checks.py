@@ -12,6 +12,9 @@ from mobilenet_pipeline.metrics import paired, scores, spending
 VACANT, BETTER, AS_GOOD = REPLACES = ("no champion", "better than the champion", "as good and lighter")
 """Of these champion checks, one has to pass; the others all have to."""
 
+TAKES_PLACE = "as good as the best and lighter"
+"""The check of a candidate that passes all others, whether it takes the place of the best such candidate."""
+
 FALSE_BLOCKS = 0.05
 """The chance that the checks on classes and corrupted images block a candidate that loses nothing; each has half."""
 
@@ -24,7 +27,8 @@ class Comparison:
     that the candidate is better. `lower_bound` is the one-sided (1 − `level`) bound of the difference of accuracies.
     `number` counts the comparisons on these test images, and `level` is the significance level that the error budget
     has for this one; both are None in verdicts from before there was a budget. `milliseconds` per image are of
-    candidate and champion, if they were timed in turn.
+    candidate and champion, if they were timed in turn. The same holds for two candidates, whose comparison has no
+    number.
     """
 
     only_candidate_right: int
@@ -122,21 +126,23 @@ def compare(
     champion: Predictions,
     budget: float,
     number: int | None,
-    milliseconds: tuple[float, float] | None,
 ) -> Comparison:
     """Compare a candidate with the champion by the exact one-sided McNemar test.
 
     It is comparison `number` of those that share the error `budget` of the test images; without a number its level is
     0, at which nothing is significant.
     """
-    both = paired.pair(candidate.right, champion.right)
-    level = spending.level(budget, number) if number else 0.0
+    return _compare(candidate, champion, spending.level(budget, number) if number else 0.0, number)
+
+
+def _compare(candidate: Predictions, other: Predictions, level: float, number: int | None = None) -> Comparison:
+    both, times = paired.pair(candidate.right, other.right), (candidate.facts.in_turn_ms, other.facts.in_turn_ms)
     return Comparison(
         both.only_candidate,
         both.only_champion,
         paired.p_better(both),
-        paired.lower_bound(both, level) if number else -1.0,
-        milliseconds,
+        paired.lower_bound(both, level) if level else -1.0,
+        (times[0], times[1]) if times[0] and times[1] else None,
         number,
         level,
     )
@@ -190,28 +196,62 @@ def _improvement(
 ) -> Check:
     level, number = comparison.level or 0.0, comparison.number or 0
     better = comparison.p_value < level
-    gain, rule = comparison.only_candidate_right - comparison.only_champion_right, limits.as_good_and_lighter
+    where = f" in comparison {number:,} on these test images" if number else ""
+    rule = limits.as_good_and_lighter
     text = (
         f"alone classifies {comparison.only_candidate_right:,} test images correctly, {_called(champion)} alone "
         f"{comparison.only_champion_right:,}: {'a' if better else 'no'} significant gain (exact one-sided McNemar "
-        f"test, p {_small(comparison.p_value)}, must be below {level:.2g} in comparison {number:,} on these test "
-        "images)"
+        f"test, p {_small(comparison.p_value)}, must be below {level:.2g}{where})"
     )
     if better or rule is None:
         return _check(winner, BETTER, better, comparison.p_value, level, text)
-    saving, timed = 1 - candidate.facts.bytes / champion.facts.bytes, "the two were not timed in turn"
+    passes, sentence = _is_as_good_and_lighter(candidate, champion, comparison, rule)
+    text += f"; the recipe also accepts as good and lighter: {sentence}"
+    return _check(winner, AS_GOOD, passes, comparison.lower_bound, -rule.margin, text)
+
+
+def _is_as_good_and_lighter(
+    candidate: Predictions, other: Predictions, comparison: Comparison, rule: config.Lighter
+) -> tuple[bool, str]:
+    """Return whether the candidate is not inferior and saves enough, and a part of a sentence with the numbers."""
+    gain = comparison.only_candidate_right - comparison.only_champion_right
+    saving, timed = 1 - candidate.facts.bytes / other.facts.bytes, "the two were not timed in turn"
     if comparison.milliseconds:
         ours, theirs = comparison.milliseconds
         saving = max(saving, 1 - ours / theirs)
-        timed = f"timed in turn, it needs {ours:.3f} ms per image and {_called(champion)} {theirs:.3f} ms"
-    as_good, lighter = comparison.lower_bound > -rule.margin, saving >= rule.saving
-    text += (
-        f"; the recipe also accepts as good and lighter: the accuracy differs by "
-        f"{gain / len(candidate.labels) * 100:+.2f} percentage points, one-sided bound at the same level "
-        f"{comparison.lower_bound * 100:+.2f} (must be above {-rule.margin * 100:+g}); {timed}; it saves {saving:.0%} "
-        f"of size or time (at least {rule.saving:.0%})"
+        timed = f"timed in turn, it needs {ours:.3f} ms per image and {_called(other)} {theirs:.3f} ms"
+    sentence = (
+        f"the accuracy differs by {gain / len(candidate.labels) * 100:+.2f} percentage points, one-sided bound at the "
+        f"level {comparison.level:.2g} {comparison.lower_bound * 100:+.2f} (must be above {-rule.margin * 100:+g}); "
+        f"{timed}; it saves {saving:.0%} of size or time (at least {rule.saving:.0%})"
     )
-    return _check(winner, AS_GOOD, as_good and lighter, comparison.lower_bound, -rule.margin, text)
+    return comparison.lower_bound > -rule.margin and saving >= rule.saving, sentence
+
+
+def replaces_best(name: str, candidate: Predictions, best: Predictions, limits: config.Gate, level: float) -> Check:
+    """Return the check whether `candidate` takes the place of the `best` one, which is called `best.name`.
+
+    Its accuracy must not be inferior at `level`, it must save as much as the limits ask for, and no class, the loss or
+    the corrupted images may be worse than the limits allow.
+    """
+    rule = limits.as_good_and_lighter
+    if rule is None:
+        raise ValueError("the limits accept no candidate as good and lighter")
+    comparison = _compare(candidate, best, level)
+    passes, sentence = _is_as_good_and_lighter(candidate, best, comparison, rule)
+    text = f"{'is' if passes else 'is not'} as good as {best.name} and lighter: {sentence}"
+    worse = [
+        check
+        for check in (
+            _classes(name, candidate, best, limits),
+            _loss(name, candidate, best, limits),
+            _robustness(name, candidate, best, limits),
+        )
+        if not check.passed
+    ]
+    if passes and worse:
+        text = worse[0].sentence.removeprefix(f"{name} ").removesuffix(".")
+    return _check(name, TAKES_PLACE, passes and not worse, comparison.lower_bound, -rule.margin, text)
 
 
 def _classes(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:
@@ -273,7 +313,7 @@ def _small(p_value: float) -> str:
 
 
 def _called(champion: Predictions) -> str:
-    return "the champion" if champion.version is None else f"the champion (version {champion.version})"
+    return champion.name if champion.version is None else f"the champion (version {champion.version})"
 
 
 def accuracy_and_loss(predictions: Predictions) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Self
 
@@ -20,6 +20,7 @@ from mobilenet_pipeline.gate.checks import (
     class_names,
     compare,
     own_checks,
+    replaces_best,
     vacancy,
 )
 from mobilenet_pipeline.metrics import scores, spending
@@ -148,57 +149,72 @@ def decide(
     limits: config.Gate,
     preprocessing: str,
     usage: Usage,
-    timings: Mapping[str, tuple[float, float]] | None = None,
     unservable: str | None = None,
 ) -> Decision:
     """Decide which candidate is promoted, if any.
 
     A candidate that fails one of its own checks is out: accuracy, calibration, size, latency, integrity. Without a
-    champion, the best of the others is promoted (highest accuracy, then lowest loss, then the order of
-    `config.CANDIDATES`). With a champion, the best candidate that passes every champion check is promoted: better, or
-    as good and lighter if the limits allow it; no class much worse; loss and accuracy on corrupted images as good.
+    champion, the best of the others is promoted (highest accuracy, then lowest loss, then the order of `candidates`).
+    With a champion, the best candidate that passes every champion check is promoted: better, or as good and lighter if
+    the limits allow it; no class much worse; loss and accuracy on corrupted images as good. If the limits allow it,
+    another candidate that passes takes the place of the best one: the lightest of those that are as good in all this.
 
     `preprocessing` is the fingerprint of the service's decoder. `usage` says how the test images were used before, from
-    which follows the significance level of each comparison. `timings` maps a candidate to the milliseconds per
-    image of itself and the champion, timed in turn; no other times count as lighter. `unservable` is the version of a
-    champion that is left out because the service decodes images differently from its training.
+    which follows the significance level of each comparison. `unservable` is the version of a champion that is left out
+    because the service decodes images differently from its training.
 
     Raises GateError if predictions are missing, are not probabilities, or are not of the same test images.
     """
     _check_comparable(candidates, champion)
-    own = {name: own_checks(name, candidates[name], limits, preprocessing) for name in config.CANDIDATES}
-    standings = {name: _standing(candidates[name], own[name]) for name in config.CANDIDATES}
+    own = {name: own_checks(name, it, limits, preprocessing) for name, it in candidates.items()}
+    standings = {name: _standing(it, own[name]) for name, it in candidates.items()}
     ranking = _ranking(standings)
     if champion is None:
         comparisons = {}
         beside = {name: [vacancy(name, standings[name].accuracy, unservable)] for name in ranking[:1]}
     else:
-        times = timings or {}
         comparisons = {
-            name: compare(candidates[name], champion, limits.significance, usage.numbers.get(name), times.get(name))
-            for name in ranking
+            name: compare(candidates[name], champion, limits.significance, usage.numbers.get(name)) for name in ranking
         }
         beside = {
             name: champion_checks(name, candidates[name], champion, comparisons[name], limits) for name in ranking
         }
-    passing = [name for name in beside if all(check.passed for check in beside[name])]
-    winner = next(iter([*passing, *ranking]), None)
-    reference = candidates[config.CANDIDATES[0]]
+    passing = [name for name in ranking if all(check.passed for check in beside.get(name, []))]
+    best = next(iter([*passing, *ranking]), None)
+    lighter = _lighter(passing, candidates, limits)
+    winner = next((check.candidate for check in lighter if check.passed), best)
+    reference = next(iter(candidates.values()))
     budget_left = spending.left(usage.last)
     return Decision(
         promote=bool(passing),
         winner=winner,
-        reason=_reason(winner, bool(passing), own, beside),
+        reason=_reason(winner, best, bool(passing), own, beside, lighter),
         candidates=standings,
         champion=None if champion is None else _champion(champion),
         comparison=comparisons.get(winner) if winner else None,
-        checks=[*chain.from_iterable(own.values()), *chain.from_iterable(beside.values())],
+        checks=[*chain.from_iterable(own.values()), *chain.from_iterable(beside.values()), *lighter],
         data_digest=reference.data_digest,
         test_rows=len(reference.labels),
         test_reads=usage.reads,
         warning=_warning(usage.last, budget_left),
         budget_left=budget_left,
     )
+
+
+def _lighter(passing: list[str], candidates: Mapping[str, Predictions], limits: config.Gate) -> list[Check]:
+    """Return a check of each lighter candidate that passes, whether it takes the place of the best; the lightest first.
+
+    The comparisons share the level `limits.significance` equally (Bonferroni).
+    """
+    if limits.as_good_and_lighter is None or len(passing) < 2:
+        return []
+    best, *others = passing
+    reference = replace(candidates[best], version=None, name=best)
+    return [
+        replaces_best(name, candidates[name], reference, limits, limits.significance / len(others))
+        for name in sorted(others, key=lambda name: candidates[name].facts.bytes)
+        if candidates[name].facts.bytes < reference.facts.bytes
+    ]
 
 
 def _warning(comparisons: int, left: float) -> str | None:
@@ -211,20 +227,15 @@ def _warning(comparisons: int, left: float) -> str | None:
 
 
 def _check_comparable(candidates: Mapping[str, Predictions], champion: Predictions | None) -> None:
-    for name in config.CANDIDATES:
-        if candidates.get(name) is None:
-            raise GateError(f"there are no predictions of candidate {name}; evaluate it first")
-    unknown = set(candidates) - set(config.CANDIDATES)
-    if unknown:
-        raise GateError(f"unknown candidates {sorted(unknown)}; there are: {', '.join(config.CANDIDATES)}")
-    reference = candidates[config.CANDIDATES[0]]
-    named = {**candidates, "the champion": champion} if champion is not None else dict(candidates)
+    if not candidates:
+        raise GateError("there are no candidates to compare")
+    first = next(iter(candidates))
+    named = {**candidates, "the champion": champion} if champion is not None else candidates
     for name, predictions in named.items():
-        _check_one(name, predictions, reference)
+        _check_one(name, predictions, first, candidates[first])
 
 
-def _check_one(name: str, predictions: Predictions, reference: Predictions) -> None:
-    first = config.CANDIDATES[0]
+def _check_one(name: str, predictions: Predictions, first: str, reference: Predictions) -> None:
     if not predictions.data_digest or predictions.data_digest != reference.data_digest:
         raise GateError(
             f"predictions of {name} are of data {predictions.data_digest or 'without a digest'}, those of {first} of "
@@ -260,13 +271,18 @@ def _champion(predictions: Predictions) -> Champion:
 
 
 def _ranking(standings: Mapping[str, Standing]) -> list[str]:
-    """Return the eligible candidates, the best first; equals stay in the order of config.CANDIDATES."""
+    """Return the eligible candidates, the best first; equals stay in their order."""
     eligible = [name for name, standing in standings.items() if standing.eligible]
     return sorted(eligible, key=lambda name: (-standings[name].accuracy, standings[name].loss))
 
 
 def _reason(
-    winner: str | None, promote: bool, own: Mapping[str, list[Check]], beside: Mapping[str, list[Check]]
+    winner: str | None,
+    best: str | None,
+    promote: bool,
+    own: Mapping[str, list[Check]],
+    beside: Mapping[str, list[Check]],
+    lighter: list[Check],
 ) -> str:
     """Return the reason in sentences: why the winner wins, and the first failed check of each other candidate."""
     against = {
@@ -278,5 +294,8 @@ def _reason(
         return f"Nothing is promoted:{others}"
     if not promote:
         return f"The champion stays, {winner} is not promoted: {against[winner]}{others}"
-    why = next(check.sentence for check in beside[winner] if check.name in REPLACES)
+    why = next(check.sentence for check in beside[best or winner] if check.name in REPLACES)
+    if winner != best:
+        place = next(check.sentence for check in lighter if check.candidate == winner)
+        return f"{winner} is promoted in place of {best}: {why} {place}{others}"
     return f"{winner} is promoted: {why}{others}"

@@ -14,8 +14,7 @@ def draw(model: keras.Model, seed: int) -> None:
     numbers = random.Random(seed)
     for layer in model.layers:
         for name in ("kernel_initializer", "depthwise_initializer"):
-            initializer = getattr(layer, name, None)
-            config = initializer.get_config() if initializer else {}
-            if "seed" in config:
+            initializer: keras.Initializer | None = getattr(layer, name, None)
+            if initializer and "seed" in (config := initializer.get_config()):
                 seeded = type(initializer).from_config({**config, "seed": numbers.randint(1, 10**9)})
                 layer.kernel.assign(seeded(layer.kernel.shape, layer.kernel.dtype))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe, load_recipe, recipe_names
+from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import GateError
 from mobilenet_pipeline.inference.artefact import sha256_of
 from mobilenet_pipeline.operations import cache
@@ -170,7 +170,7 @@ def _mentioned(recipe: Recipe, stock: Stock, workspace: Path) -> dict[str, list[
 def _trained_here(recipe: Recipe, workspace: Path) -> set[str]:
     """Return the runs of the models in the workspace, which the next run may register."""
     found = set()
-    for candidate in CANDIDATES:
+    for candidate in recipe.candidates:
         try:
             document = read_json(paths.model_folder(recipe, candidate, workspace) / "training.json")
         except WorkspaceError:

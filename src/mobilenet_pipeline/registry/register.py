@@ -9,7 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import reference, runs
@@ -111,7 +111,8 @@ def _create(recipe: Recipe, files: CandidateFiles, taken: set[str]) -> Version:
     run = find_run(str(files.training["run_id"]))
     if run is None or run.info.run_id in taken:
         # A run has the artefacts of one version. A second export of the same training gets its own run.
-        run_id = runs.restore_run(recipe, files.name, files.training, files.history, files.dataset)
+        parent = run.data.tags.get(MLFLOW_PARENT_RUN_ID) if run else None
+        run_id = runs.restore_run(recipe, files.name, files.training, files.history, files.dataset, parent)
         run = client.get_run(run_id)
     try:
         client.create_registered_model(recipe.registered_model, description=model_description(recipe))

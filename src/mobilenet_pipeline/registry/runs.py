@@ -205,18 +205,21 @@ def restore_run(
     training: Mapping[str, Any],
     history: Sequence[Mapping[str, float]],
     dataset: Mapping[str, Any],
+    parent_run_id: str | None = None,
 ) -> str:
     """Make a finished run from a training's files and return its id.
 
-    It replaces a run that the store lacks. `training` is the content of training.json, `history` the rows of
-    history.csv. The tag `training_run` has the id of the original run.
+    It replaces a run that the store lacks, or is that of a second export, such as the candidate's int8 twin. `training`
+    is the content of training.json, `history` the rows of history.csv. The tag `training_run` has the id of the
+    training's run.
     """
     recipe = recipe.with_precision(bfloat16=training.get("precision") == "pointwise_bfloat16")
     tags = {"candidate": candidate, "data_digest": str(dataset["digest"]), "training_run": str(training["run_id"])}
     # They describe this process, not the training's.
     tags |= dict.fromkeys(("git_commit", MLFLOW_GIT_COMMIT), training.get("git_commit") or "")
     tags |= dict.fromkeys(("git_dirty", "flow_run", _WORKSPACE), "")
-    source = f"dvc repro train@{recipe.name}-{candidate}"
+    tags |= {MLFLOW_PARENT_RUN_ID: parent_run_id} if parent_run_id else {}
+    source = f"dvc repro {'train' if candidate in recipe.candidates else 'export'}@{recipe.name}-{candidate}"
     run_id = _start(recipe, f"{candidate} · {recipe.name}", source, None, tags, training.get("trained_at"))
     _describe(run_id, parameters(recipe, candidate), recipe, dataset)
     for row in history:
@@ -320,7 +323,7 @@ def parameters(recipe: Recipe, candidate: str) -> dict[str, str]:
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:
-    """Return the settings that both candidates share, called SECTION.KEY."""
+    """Return the settings that all candidates share, called SECTION.KEY."""
     sections = {section: getattr(recipe, section).model_dump() for section in ("data", "split", "gate", "serving")}
     return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
 from mobilenet_pipeline.evaluation.evaluate import evaluate, is_complete, time_in_turn
@@ -22,6 +22,8 @@ from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidat
 from mobilenet_pipeline.workspace.files import read_json
 from mobilenet_pipeline.workspace.paths import HERE
 
+CHAMPION = "the champion"  # no candidate can have this name
+
 
 class JudgingError(ValueError):
     """The champion and the candidates cannot be compared."""
@@ -29,14 +31,10 @@ class JudgingError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """The champion on the candidates' test images: its predictions, and whether it was evaluated for that.
-
-    `timings` maps a candidate to the milliseconds per image of itself and the champion, timed in turn.
-    """
+    """The champion on the candidates' test images: its predictions, and whether it was evaluated for that."""
 
     predictions: Predictions
     again: bool
-    timings: Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,27 +65,36 @@ def collect(recipe: Recipe, workspace: Path = HERE, dry: bool = False) -> Eviden
 
     Raises ValueError naming the file or version that is missing, damaged or of other data.
     """
-    files = {name: read_candidate(recipe, name, workspace) for name in CANDIDATES}
+    files = {name: read_candidate(recipe, name, workspace) for name in recipe.artefacts}
     arrays = {name: read_predictions(files[name].folder / "predictions.npz") for name in files}
     preprocessing = preprocess.fingerprint()
     withdrawn = history.withdrawn(recipe, workspace)
     state = read_state(recipe.registered_model, withdrawn)
     tags = {name: tags_of_run(str(files[name].training["run_id"])) for name in files}
     known = {name: next((v for v in state.versions if v.is_of(recipe, files[name])), None) for name in files}
-    champion = None
-    if state.champion and state.champion.decodes_like(preprocessing):
-        with tempfile.TemporaryDirectory() as scratch:
+    champion, artefacts = None, {name: it.folder / "model.tflite" for name, it in files.items()}
+    with tempfile.TemporaryDirectory() as scratch:
+        if state.champion and state.champion.decodes_like(preprocessing):
             if dry:
                 folder = fetch(state.champion, Path(scratch))
             else:
                 folder = restore.fetch(recipe, state.champion, Path(scratch), workspace)
             champion = _measure(recipe, state.champion, folder, files, workspace, dry)
+            artefacts[CHAMPION] = folder / "model.tflite"
+        times: dict[str, float] = {}
+        if recipe.gate.as_good_and_lighter and len(artefacts) > 1:
+            # Recorded latencies are of another time, and maybe of another machine.
+            times = dict(zip(artefacts, time_in_turn(list(artefacts.values())), strict=True))
+    if champion:
+        champion = replace(champion, predictions=_timed(champion.predictions, times.get(CHAMPION)))
     pixels = paths.data_folder(recipe, workspace) / "images.npy"
     return Evidence(
         files=files,
         arrays=arrays,
         predictions={
-            name: _predictions(files[name], arrays[name], known[name], withdrawn.get(files[name].sha256))
+            name: _timed(
+                _predictions(files[name], arrays[name], known[name], withdrawn.get(files[name].sha256)), times.get(name)
+            )
             for name in files
         },
         state=state,
@@ -103,7 +110,7 @@ def _use(
     recipe: Recipe, files: Mapping[str, CandidateFiles], champion: Version | None, workspace: Path, dry: bool
 ) -> Usage:
     """Record the comparisons that follow, unless `dry`, and return how the test images were used so far."""
-    digest, numbers = files[CANDIDATES[0]].data_digest, {}
+    digest, numbers = _digest(files), {}
     if champion:
         # The champion itself, trained again to the same bytes, has no chance to win.
         artefacts = {name: it.sha256 for name, it in files.items() if it.sha256 != champion.sha256}
@@ -128,12 +135,12 @@ def _predictions(
 def _measure(
     recipe: Recipe, champion: Version, folder: Path, files: Mapping[str, CandidateFiles], workspace: Path, dry: bool
 ) -> Measured:
-    """Return the champion's predictions for the candidates' test images, and the timings if the gate needs them.
+    """Return the champion's predictions for the candidates' test images.
 
     `folder` holds its artefacts. It is evaluated again if it was registered with other data, or with fewer measurements
     than today's.
     """
-    digest = files[CANDIDATES[0]].data_digest
+    digest = _digest(files)
     metadata = read_json(folder / "metadata.json")
     path = folder / "predictions.npz"
     document, arrays = metadata.get("evaluation") or {}, read_arrays(path) if path.exists() else {}
@@ -154,13 +161,13 @@ def _measure(
         _, validation = split_rows(data, recipe.split)
         ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
         document, arrays = evaluate(folder / "model.tflite", data, validation)
-    timings = {}
-    if recipe.gate.as_good_and_lighter:
-        # The champion's recorded latency is of another time, and maybe of another machine.
-        timings = {
-            name: time_in_turn(files[name].folder / "model.tflite", folder / "model.tflite")
-            for name in files
-            if files[name].sha256 != champion.sha256
-        }
-    predictions = predictions_of(arrays, document, metadata.get("preprocessing"), champion.version)
-    return Measured(predictions, again, timings)
+    return Measured(predictions_of(arrays, document, metadata.get("preprocessing"), champion.version), again)
+
+
+def _digest(files: Mapping[str, CandidateFiles]) -> str:
+    """Return the digest of the candidates' data; the gate refuses candidates of different data."""
+    return next(iter(files.values())).data_digest
+
+
+def _timed(predictions: Predictions, milliseconds: float | None) -> Predictions:
+    return replace(predictions, facts=replace(predictions.facts, in_turn_ms=milliseconds))

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.evaluation.reference import describe
 from mobilenet_pipeline.gate.card import write_card
 from mobilenet_pipeline.gate.verdict import Aliases, Decision, GateError, Verdict, decide
@@ -65,7 +65,6 @@ def _decide(evidence: Evidence, recipe: Recipe) -> Decision:
         recipe.gate,
         evidence.preprocessing,
         evidence.usage,
-        evidence.champion.timings if evidence.champion else None,
         unservable,
     )
 
@@ -127,7 +126,7 @@ def recall(recipe: Recipe, workspace: Path = HERE, state: State | None = None) -
     """
     try:
         verdict = read_verdict(recipe, workspace)
-        folders = {name: paths.model_folder(recipe, name, workspace) for name in CANDIDATES}
+        folders = {name: paths.model_folder(recipe, name, workspace) for name in recipe.artefacts}
         digest = read_json(paths.data_folder(recipe, workspace) / "dataset.json")["digest"]
         artefacts = {name: read_json(folder / "export.json")["sha256"] for name, folder in folders.items()}
     except (WorkspaceError, GateError, KeyError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.workspace import paths
 from mobilenet_pipeline.workspace.files import WorkspaceError, read_json, write_json
 from mobilenet_pipeline.workspace.paths import HERE
@@ -119,7 +119,7 @@ def metrics(recipe: Recipe, rows: Sequence[Mapping[str, Any]]) -> dict[str, floa
 def _short(recipe: Recipe, stage: str) -> str:
     """Return the name of a stage without its recipe, for MLflow, which allows no `@`: `train-scratch`."""
     name, _, rest = stage.partition("@")
-    candidate = next((it for it in CANDIDATES if rest == f"{recipe.name}-{it}"), None)
+    candidate = next((it for it in recipe.artefacts if rest == f"{recipe.name}-{it}"), None)
     return f"{name}-{candidate}" if candidate else name
 
 

@@ -1,12 +1,11 @@
 """Figures as PNG bytes, without windows or global state: safe in any process or thread."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mobilenet_pipeline.config import CANDIDATES
 from mobilenet_pipeline.metrics import scores
 
 # Importing Matplotlib takes half a second, and most commands that could draw, such as `status`, draw nothing.
@@ -16,8 +15,8 @@ if TYPE_CHECKING:
 
 # The palette of Okabe and Ito: distinct for colour-blind readers, and by lightness in print.
 PALETTE = ("#0072B2", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-"""A colour for each candidate, in the order of `config.CANDIDATES`."""
-OTHER_COLOUR = "#009E73"
+"""A colour for each of up to five candidates."""
+TINT = 0.5  # how much whiter the colour of a twin is than its candidate's
 INK, FAINT, GOOD, BAD = "#1b1f24", "#d5dae0", "#0072B2", "#B3421B"
 DPI = 160
 GAP = 3  # pixels between the images of a contact sheet
@@ -37,8 +36,8 @@ def learning_curves(histories: Mapping[str, Any], quantities: Sequence[str] = ("
 
     figure, panels = canvas(5.6, 3.9, len(quantities))
     for axes, quantity in zip(panels, quantities, strict=True):
-        for name, columns in histories.items():
-            _draw_curve(axes, name, columns, quantity)
+        for (name, columns), colour in zip(histories.items(), palette(histories).values(), strict=True):
+            _draw_curve(axes, name, columns, quantity, colour)
         axes.set_title(f"{quantity.capitalize()} per epoch", loc="left", fontweight="bold")
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -61,7 +60,7 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     figure, panels = canvas(*matrix_size(class_names), len(matrices))
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
         _draw_confusion(axes, np.asarray(matrix), class_names)
-        axes.set_title(plain(name), loc="left", fontweight="bold", color=colour_of(name))
+        axes.set_title(plain(name), loc="left", fontweight="bold", color=INK)
     return png(figure)
 
 
@@ -74,7 +73,7 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     shown = scores.shown_classes(matrices.values())
     figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(shown))
     thickness = 0.8 / max(1, len(matrices))
-    places = np.arange(len(shown))
+    places, colours = np.arange(len(shown)), palette(matrices)
     for position, (name, matrix) in enumerate(matrices.items()):
         counts = np.asarray(matrix)
         right, rows = counts.diagonal()[shown], counts.sum(axis=1)[shown]
@@ -82,11 +81,11 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
         bounds = np.array([scores.wilson_interval(int(r), int(n)) for r, n in zip(right, rows, strict=True)])
         offset = (position - (len(matrices) - 1) / 2) * thickness
         whiskers = np.abs(bounds.T - share)
-        axes.barh(places + offset, share, thickness * 0.9, color=colour_of(name), alpha=0.85, label=name)
+        axes.barh(places + offset, share, thickness * 0.9, color=colours[name], alpha=0.85, label=name)
         axes.errorbar(share, places + offset, xerr=whiskers, fmt="none", ecolor=INK, elinewidth=1.1, capsize=2)
         for place, value, count in zip(places, share, rows, strict=True):
             text = f"{value:.1%}" if count else "no images"
-            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=colour_of(name))
+            axes.text(1.02, place + offset, text, va="center", fontsize=9, color=INK)
     axes.set_yticks(places, [plain(class_names[label]) for label in shown])
     if len(shown) < len(class_names):
         axes.margins(y=0.01)
@@ -162,12 +161,12 @@ def worst_mistakes(
     return png(figure)
 
 
-def _draw_curve(axes: "Axes", name: str, columns: Any, quantity: str) -> None:
+def _draw_curve(axes: "Axes", name: str, columns: Any, quantity: str, colour: str) -> None:
     for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
         values = [float(value) for value in columns[f"{split}_{quantity}"]]
         epochs = range(1, len(values) + 1)
-        axes.plot(epochs, values, color=colour_of(name), linestyle=style, linewidth=width, label=f"{name}, {split}")
-        axes.plot(epochs[-1:], values[-1:], "o", color=colour_of(name), markersize=4)
+        axes.plot(epochs, values, color=colour, linestyle=style, linewidth=width, label=f"{name}, {split}")
+        axes.plot(epochs[-1:], values[-1:], "o", color=colour, markersize=4)
 
 
 def _draw_confusion(axes: "Axes", counts: np.ndarray, class_names: Sequence[str]) -> None:
@@ -264,9 +263,18 @@ def style(axes: "Axes") -> None:
         text.set_fontsize(11)
 
 
-def colour_of(name: str) -> str:
-    """Return the candidate's colour in every figure; other names share one colour."""
-    return PALETTE[CANDIDATES.index(name) % len(PALETTE)] if name in CANDIDATES else OTHER_COLOUR
+def palette(names: Iterable[str]) -> dict[str, str]:
+    """Return a colour for each candidate; a twin such as `scratch_int8` has a tint of its candidate's colour."""
+    listed = list(names)
+    own = {name: next((stem for stem in listed if name.startswith(f"{stem}_")), name) for name in listed}
+    places = {name: place for place, name in enumerate(dict.fromkeys(own.values()))}
+    colours = {name: PALETTE[places[stem] % len(PALETTE)] for name, stem in own.items()}
+    return {name: colour if own[name] == name else _tint(colour) for name, colour in colours.items()}
+
+
+def _tint(colour: str) -> str:
+    lighter = shares_of(colour) * (1 - TINT) + TINT
+    return "#" + "".join(f"{round(share * 255):02X}" for share in lighter)
 
 
 def shares_of(colour: str) -> np.ndarray:

@@ -59,17 +59,18 @@ def gather(recipe: config.Recipe, workspace: Path) -> Contents:
     Raises ValueError, naming the file, if a file cannot be read.
     """
     data, reports, stages = paths.data_folder(recipe), paths.report_folder(recipe), results_path(recipe)
-    folders = {name: paths.model_folder(recipe, name) for name in config.CANDIDATES}
+    folders = {name: paths.model_folder(recipe, name) for name in recipe.artefacts}
+    trained = {name: paths.model_folder(recipe, it.candidate) for name, it in recipe.artefacts.items()}
     optional = _Optional(workspace)
     candidates = {
         name: {
             "metrics": optional.json(paths.metrics_path(recipe, name)),
-            "training": optional.json(folder / "training.json"),
+            "training": optional.json(trained[name] / "training.json"),
             "export": optional.json(folder / "export.json"),
         }
         for name, folder in folders.items()
     }
-    histories = {name: optional.columns(folder / "history.csv") for name, folder in folders.items()}
+    histories = {name: optional.columns(paths.model_folder(recipe, name) / "history.csv") for name in recipe.candidates}
     predictions = {name: optional.predictions(folder / "predictions.npz") for name, folder in folders.items()}
     verdict, events = optional.verdict(reports / "verdict.json"), history.read(recipe, workspace)
     return Contents(
@@ -105,7 +106,7 @@ def render(recipe: config.Recipe, contents: Contents) -> str:
         if scored
         else [],
         stale=_is_stale(contents),
-        colours={name: figures.colour_of(name) for name in config.CANDIDATES},
+        colours=figures.palette(recipe.artefacts),
         figures={name: base64.b64encode(png).decode("ascii") for name, png in draw(recipe, contents).items()},
     )
 
@@ -162,6 +163,7 @@ def _is_stale(contents: Contents) -> bool:
         files["metrics"]
         and (
             files["metrics"]["data_digest"] != verdict.data_digest
+            or name not in verdict.candidates
             or files["metrics"]["test"]["accuracy"] != verdict.candidates[name].accuracy
         )
         for name, files in contents.candidates.items()

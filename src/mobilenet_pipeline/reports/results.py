@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.reports import costs
 from mobilenet_pipeline.system import machine
@@ -32,9 +32,9 @@ def write_results(
     files = {
         name: (
             read_json(paths.metrics_path(recipe, name, workspace)),
-            read_json(paths.model_folder(recipe, name, workspace) / "training.json"),
+            read_json(paths.model_folder(recipe, artefact.candidate, workspace) / "training.json"),
         )
-        for name in CANDIDATES
+        for name, artefact in recipe.artefacts.items()
     }
     commit, dirty = provenance.git_commit(workspace)
     document = {

@@ -11,10 +11,10 @@ from mobilenet_pipeline.reports.figures import (
     INK,
     LISTED,
     canvas,
-    colour_of,
     draw_matrix,
     list_below,
     matrix_size,
+    palette,
     plain,
     png,
     short,
@@ -29,7 +29,7 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
     """
     figure, (axes,) = canvas(5.2, 5.0)
     axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1.5)
-    lowest = 1.0
+    lowest, colours = 1.0, palette(answers)
     for name, (probabilities, labels) in answers.items():
         confidence, accuracy, count = scores.reliability(probabilities, labels)
         bounds = np.array(
@@ -41,7 +41,7 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
             confidence,
             accuracy,
             yerr=whiskers,
-            color=colour_of(name),
+            color=colours[name],
             marker="o",
             markersize=4,
             elinewidth=1,
@@ -60,11 +60,11 @@ def corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> bytes:
     """Draw the accuracy on each corruption, from {candidate: {corruption: share}}."""
     names = list(next(iter(accuracies.values())))
     figure, (axes,) = canvas(6.4, 1.0 + 0.36 * len(names))
-    thickness, places = 0.8 / len(accuracies), np.arange(len(names))
+    thickness, places, colours = 0.8 / len(accuracies), np.arange(len(names)), palette(accuracies)
     for position, (candidate, by_corruption) in enumerate(accuracies.items()):
         offset = (position - (len(accuracies) - 1) / 2) * thickness
         shares = [by_corruption[name] for name in names]
-        axes.barh(places + offset, shares, thickness * 0.9, color=colour_of(candidate), alpha=0.85, label=candidate)
+        axes.barh(places + offset, shares, thickness * 0.9, color=colours[candidate], alpha=0.85, label=candidate)
         for place, share in zip(places, shares, strict=True):
             axes.text(share + 0.01, place + offset, f"{share:.1%}", va="center", fontsize=8, color=INK)
     axes.set_yticks(places, names)

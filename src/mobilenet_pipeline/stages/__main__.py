@@ -24,8 +24,8 @@ ARGUMENTS = {
     "ingest": ["RECIPE"],
     "validate": ["RECIPE"],
     "train": ["RECIPE", "CANDIDATE"],
-    "export": ["RECIPE", "CANDIDATE"],
-    "evaluate": ["RECIPE", "CANDIDATE"],
+    "export": ["RECIPE", "ARTEFACT"],
+    "evaluate": ["RECIPE", "ARTEFACT"],
 }
 
 
@@ -41,8 +41,8 @@ def main() -> None:
     try:
         environment.prepare()
         recipe = load_recipe(names[0])
-        for candidate in names[1:]:
-            recipe.candidate(candidate)
+        for artefact in names[1:]:
+            recipe.candidate(artefact)
         if name == "choose":
             runner.choose(recipe.name)
             return

@@ -20,13 +20,14 @@ def main(recipe: Recipe, name: str) -> None:
     model's: export.json has the differences, and the gate judges the artefact. Raises ParityError if a float32 artefact
     differs from its model.
     """
-    folder = model_folder(recipe, name)
+    folder, artefact = model_folder(recipe, name), recipe.artefacts[name]
     data = open_dataset(data_folder(recipe))
-    model = export.load_model(folder / "model.keras")
+    model = export.load_model(model_folder(recipe, artefact.candidate) / "model.keras")
+    folder.mkdir(parents=True, exist_ok=True)
     training, _ = split_rows(data, recipe.split)
     calibration = np.asarray(data.images[training[:CALIBRATION]])
-    facts = export.export(model, folder / "model.tflite", recipe.serving.precision, calibration, data.class_names)
-    compare = export.check_parity if recipe.serving.precision == "float32" else export.compare
+    facts = export.export(model, folder / "model.tflite", artefact.precision, calibration, data.class_names)
+    compare = export.check_parity if artefact.precision == "float32" else export.compare
     parity = compare(model, folder / "model.tflite", data.images[data.is_test])
     write_json(folder / "export.json", {**facts, "parity": parity})
     print(f"{facts['bytes']:,} bytes; probabilities within {parity['max_probability_difference']:.1e} of the model's")

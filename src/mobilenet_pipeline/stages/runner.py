@@ -15,7 +15,7 @@ from typing import IO, Any, Literal
 import psutil
 from ruamel.yaml import YAML
 
-from mobilenet_pipeline.config import CANDIDATES, Recipe, recipe_names
+from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.stages import dvc, team
 from mobilenet_pipeline.system.process import Leashed, leashed
 from mobilenet_pipeline.system.usage import Usage, measured
@@ -98,12 +98,12 @@ def data_stages(recipe: Recipe) -> list[str]:
 
 def train_stages(recipe: Recipe) -> list[str]:
     """Return the stages that train the recipe's candidates."""
-    return [f"train@{recipe.name}-{candidate}" for candidate in CANDIDATES]
+    return [f"train@{recipe.name}-{candidate}" for candidate in recipe.candidates]
 
 
 def stage_names(recipe: Recipe) -> list[str]:
     """Return the recipe's stages, in the order in which they run."""
-    scored = [f"{stage}@{recipe.name}-{name}" for name in CANDIDATES for stage in ("export", "evaluate")]
+    scored = [f"{stage}@{recipe.name}-{name}" for name in recipe.artefacts for stage in ("export", "evaluate")]
     return data_stages(recipe) + train_stages(recipe) + scored
 
 
@@ -117,27 +117,74 @@ def choose(recipe_name: str, workspace: Path = HERE) -> None:
     """Let DVC see the recipe's stages, if they are in recipes/dvc.yaml.
 
     DVC's commands without a target look at all stages that they see, so the recipes of that file are hidden until they
-    are used. Names that params.yaml lacks are taken out again.
+    are used. Names that params.yaml lacks are taken out again. Raises ValueError if the dvc.yaml of the root does not
+    have the candidates that params.yaml gives its recipe.
     """
     pipeline = dvc_file(recipe_name, workspace)
-    if pipeline == dvc_file(DEFAULT, workspace) or not pipeline.exists():
+    if pipeline == dvc_file(DEFAULT, workspace):
+        _check_variables(recipe_name, pipeline, workspace)
         return
+    if not pipeline.exists():
+        return
+    recipe = load_recipe(recipe_name, workspace / "params.yaml")
     chosen = pipeline.with_name("chosen.yaml")
-    before = YAML(typ="safe").load(chosen.read_text(encoding="utf-8"))["recipe_names"] if chosen.exists() else []
-    names = [name for name in recipe_names(workspace / "params.yaml") if name in (*before, recipe_name)]
-    if names != before:
-        write_text(chosen, f"recipe_names: [{', '.join(names)}]\n")
+    before = YAML(typ="safe").load(chosen.read_text(encoding="utf-8")) if chosen.exists() else {}
+    after: dict[str, Any] = {"recipe_names": []}
+    for name in recipe_names(workspace / "params.yaml"):
+        if name in (recipe_name, *before.get("recipe_names", [])):
+            after["recipe_names"].append(name)
+            # Of the other recipes, nothing is read that may be wrong in params.yaml now.
+            kept = {key: _of_recipe(items, name) for key, items in before.items() if isinstance(items, dict)}
+            for key, items in (variables(recipe) if name == recipe_name else kept).items():
+                after.setdefault(key, {}).update(items)
+    if after != before:
+        write_text(chosen, json.dumps(after, indent=2) + "\n")  # JSON is YAML, too
         write_text(pipeline.with_name(".dvcignore"), "!dvc.yaml\n")
+
+
+def variables(recipe: Recipe) -> dict[str, dict[str, dict[str, str]]]:
+    """Return the variables of dvc.yaml by which its stages follow the recipe's candidates."""
+    trainings = {f"{recipe.name}-{name}": {"recipe": recipe.name, "candidate": name} for name in recipe.candidates}
+    artefacts = {
+        f"{recipe.name}-{name}": {"recipe": recipe.name, "candidate": artefact.candidate, "artefact": name}
+        for name, artefact in recipe.artefacts.items()
+    }
+    return {"trainings": trainings, "artefacts": artefacts}
+
+
+def _of_recipe(items: Mapping[str, Any], recipe_name: str) -> dict[str, Any]:
+    return {key: item for key, item in items.items() if item["recipe"] == recipe_name}
+
+
+def _check_variables(recipe_name: str, pipeline: Path, workspace: Path) -> None:
+    """Raise ValueError if the variables of dvc.yaml are not those of the recipe."""
+    document = YAML(typ="safe").load(pipeline.read_text(encoding="utf-8")) if pipeline.exists() else {}
+    present = {key: value for entry in document.get("vars", []) for key, value in entry.items()}
+    if "trainings" not in present:  # a pipeline of the user's own
+        return
+    for key, expected in variables(load_recipe(recipe_name, workspace / "params.yaml")).items():
+        if present.get(key) != expected:
+            text = "\n".join(f"      {name}: {{{_flow(item)}}}" for name, item in expected.items())
+            raise ValueError(
+                f"{pipeline} does not have the candidates that params.yaml gives {recipe_name}; its vars need:\n"
+                f"  - {key}:\n{text}"
+            )
+
+
+def _flow(item: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}: {value}" for key, value in item.items())
 
 
 def stale(names: Iterable[str]) -> dict[str, str]:
     """Return the stages with outdated outputs, each with the reason in words. Raises StageFailed if DVC fails."""
-    addresses = {_prepare(name): name for name in names}
+    addresses = {address(name): name for name in names}
+    for recipe_name in dict.fromkeys(_recipe_of(name) for name in addresses.values()):
+        _prepare(recipe_name)
     process = dvc.run("status", "--json", *addresses)
     if process.returncode:
         lines = [line.rstrip() for line in process.stderr.splitlines() if line.strip()]
         raise StageFailed("dvc status", process.returncode, ["error: " + "\n".join(lines)])
-    return {addresses[address]: _reason(changes) for address, changes in json.loads(process.stdout).items()}
+    return {addresses[place]: _reason(changes) for place, changes in json.loads(process.stdout).items()}
 
 
 def _reason(changes: list[Mapping[str, Mapping[str, Any]] | str]) -> str:
@@ -193,8 +240,8 @@ def _reproduce(
     name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None, force: bool
 ) -> tuple[Outcome, Leashed, Usage]:
     """Bring the stage up to date, and return its outcome, its process, and what it used."""
-    address = _prepare(name)
-    command = [*dvc.COMMAND, "repro", "--single-item", address]
+    _prepare(_recipe_of(name))
+    command = [*dvc.COMMAND, "repro", "--single-item", address(name)]
     # What another workspace of the team has trained is restored from the remote.
     command += ["--force"] if force else ["--pull"] if team.follow_setting() else []
     lines: list[str] = []
@@ -207,7 +254,7 @@ def _reproduce(
             on_line(line)
     if child.returncode:
         raise StageFailed(name, _stage_exit_code(lines, child.returncode), lines[-_LAST_LINES:])
-    return _outcome(address, lines), child, used
+    return _outcome(address(name), lines), child, used
 
 
 def _damaged(name: str) -> dict[Path, str]:
@@ -276,18 +323,15 @@ def _recipe_of(name: str) -> str:
     """Return the recipe of a stage; a name that is none is taken for one of the root."""
     stage, _, rest = name.partition("@")
     if stage in ("train", "export", "evaluate"):
-        rest = next(
-            (rest.removesuffix(f"-{candidate}") for candidate in CANDIDATES if rest.endswith(f"-{candidate}")), rest
-        )
+        rest = rest.rpartition("-")[0]  # no candidate has a hyphen
     return rest or DEFAULT
 
 
-def _prepare(name: str) -> str:
-    """Make DVC ready for the stage, and return its address."""
+def _prepare(recipe_name: str) -> None:
+    """Make DVC ready for the recipe's stages."""
     _clear_left_lock()
     _follow_git()
-    choose(_recipe_of(name))
-    return address(name)
+    choose(recipe_name)
 
 
 def _follow_git() -> None:
