@@ -65,7 +65,7 @@ gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
 	$(UV) pip install --python $(BIN)/python -e '.[gpu]'
 
 lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra dev --extra servers --universal --python-version 3.11 --generate-hashes \
+	$(UV) pip compile pyproject.toml --extra dev --extra heic --extra servers --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras

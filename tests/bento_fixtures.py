@@ -21,6 +21,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import pillow_heif
 import psutil
 import pytest
 from PIL import Image
@@ -185,6 +186,7 @@ def service(
 @pytest.fixture(scope="session")
 def encode() -> Callable[..., bytes]:
     """A function that returns an image file of random pixels, or of the given ones."""
+    pillow_heif.register_heif_opener()
 
     def write(kind: str = "PNG", size: tuple[int, int] = (32, 32), pixels: np.ndarray | None = None) -> bytes:
         if pixels is None:

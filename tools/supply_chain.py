@@ -29,11 +29,15 @@ LICENCES = ROOT / "docs" / "reference" / "licences.md"
 PROJECT = "mobilenet-pipeline"
 NOTES = {
     "grandalf": "Draws `dvc dag` for DVC. The pipeline does not use it.",
+    "pillow-heif": "Extra `heic` only. Its wheels contain libheif and libde265 (LGPLv3), and x265 (GPLv2 or later), an "
+    "encoder that nothing here calls.",
     "psycopg2-binary": "Extra `servers` only. It is used as a library, unchanged.",
     "pygit2": "DVC's access to Git. Its licence permits linking from programs of any licence.",
     "text-unidecode": "Offered under the Artistic License, too, under which it is used.",
 }
 """Why a package whose licence extends to programs that contain it is acceptable."""
+WHEELS = {"pillow-heif": "BSD-3-Clause, its wheels GPLv2"}
+"""The licences of packages whose wheels contain libraries of other licences than their metadata declares."""
 
 
 class AuditFailed(ValueError):
@@ -99,7 +103,12 @@ def closure(names: Iterable[str], extra: str = "") -> set[str]:
 
 
 def licence_of(name: str) -> str:
-    """Return the licence that a package declares: an SPDX expression, its classifiers, or its own words."""
+    """Return the licence that a package declares: an SPDX expression, its classifiers, or its own words.
+
+    That of its wheels comes first, if it is another one.
+    """
+    if name in WHEELS:
+        return WHEELS[name]
     facts: Any = importlib.metadata.metadata(name)  # typed without the `get` that it has
     classifiers = [line for line in facts.get_all("Classifier") or [] if line.startswith("License :: ")]
     words = [line.rpartition(" :: ")[2] for line in classifiers if not line.endswith("OSI Approved")]
@@ -115,14 +124,19 @@ def is_copyleft(licence: str) -> bool:
 def licences_page() -> str:
     """Return the page of all licences, by the part of the project that needs the package."""
     service = closure([*bento.PACKAGES, "bentoml"])
+    photographs = closure(bento.OPTIONAL) - service
     pipeline = closure([PROJECT]) - service - {PROJECT}
     locked = {canonicalize_name(name) for name in re.findall(r"^([\w.-]+)==", LOCK.read_text("utf-8"), re.MULTILINE)}
     installed = {canonicalize_name(it.metadata["Name"]) for it in importlib.metadata.distributions()}
     groups: dict[str, tuple[Set[str], str]] = {
         "In the Bento": (service, "The service is built of these. Who passes a Bento or its image on passes them on."),
+        "In the Bento, if installed": (
+            photographs,
+            "These read HEIC. To build a Bento without them, uninstall them first: `uv pip uninstall pillow-heif`.",
+        ),
         "In the pipeline": (pipeline, "These run ingestion, training, gate and promotion."),
         "For development and servers": (
-            (locked & installed) - service - pipeline,
+            (locked & installed) - service - photographs - pipeline,
             "These are in the lock for tests, documentation and PostgreSQL.",
         ),
     }

@@ -6,9 +6,12 @@ import tracemalloc
 import zlib
 from typing import Any
 
+import colour_profiles
 import numpy as np
+import pillow_heif
 import pytest
-from PIL import Image
+from colour_profiles import photo
+from PIL import Image, ImageCms
 
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.inference.preprocess import ImageError
@@ -43,6 +46,16 @@ def refused(data: bytes) -> ImageError:
         decode(data)
     assert str(caught.value).endswith(".")
     return caught.value
+
+
+@pytest.fixture(autouse=True)
+def _heif() -> None:
+    pillow_heif.register_heif_opener()  # the tests write HEIF, which the first decoded image allows
+
+
+def difference(data: bytes, expected: np.ndarray) -> float:
+    """Return the mean difference between the decoded image and those pixels as they are decoded from a PNG."""
+    return float(np.abs(decode(data).astype(int) - decode(encode(Image.fromarray(expected)))).mean())
 
 
 def test_an_rgb_png_of_the_size_keeps_its_bytes() -> None:
@@ -93,7 +106,7 @@ def test_every_mode_of_jpeg_gives_the_same_grey(mode: str) -> None:
     assert np.all(np.abs(decode(encode(grey, "JPEG")).astype(int) - 100) <= 2)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF", "MPO"])
 def test_a_common_format_is_read(kind: str) -> None:
     assert np.all(np.abs(decode(encode(Image.new("RGB", (40, 40), RED), kind)).astype(int) - RED) <= 3)
 
@@ -147,6 +160,125 @@ def test_an_animation_gives_its_first_frame() -> None:
     assert np.all(decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:])) == RED)
 
 
+def test_an_mpo_gives_its_first_frame() -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (RED, WHITE)]
+    data = encode(frames[0], "MPO", save_all=True, append_images=frames[1:])
+    assert np.all(np.abs(decode(data).astype(int) - RED) <= 3)
+
+
+def test_a_heif_gives_the_frame_that_it_names() -> None:
+    frames = [Image.new("RGB", (40, 40), colour) for colour in (WHITE, RED)]
+    data = encode(frames[0], "HEIF", save_all=True, append_images=frames[1:], primary_index=1)
+    assert np.all(np.abs(decode(data).astype(int) - RED) <= 3)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("brand", [b"mif1", None])
+def test_both_kinds_of_the_container_are_told_apart(kind: str, brand: bytes | None) -> None:
+    data = encode(Image.fromarray(photo(64)), kind, quality=95)
+    assert difference(data[:8] + brand + data[12:] if brand else data, photo(64)) < 4
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_an_orientation_is_applied_once(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[preprocess.ORIENTATION] = orientation
+    upright = np.rot90(photo(64), -1) if orientation == 6 else photo(64)
+    assert difference(encode(Image.fromarray(photo(64)), kind, quality=95, exif=exif.tobytes()), upright) < 4
+
+
+def test_a_transparent_heif_is_laid_over_white() -> None:
+    assert np.all(decode(encode(Image.new("RGBA", (40, 40), (0, 0, 0, 0)), "HEIF")) >= 254)
+
+
+def test_without_its_package_heif_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(Image.fromarray(photo(64)), "HEIF")
+    monkeypatch.setattr(preprocess, "_register_heif", lambda: False)
+    assert str(refused(data)).endswith("PPM, AVIF.")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF", "WEBP", "HEIF", "AVIF"])
+@pytest.mark.parametrize(("colorants", "gamma"), [(colour_profiles.DISPLAY_P3, None), (colour_profiles.ADOBE_RGB, 2.2)])
+def test_wide_colours_become_those_of_srgb(kind: str, colorants: Any, gamma: float | None) -> None:
+    profile = colour_profiles.matrix_profile(colorants, gamma)
+    wide = colour_profiles.in_profile(photo(64), profile)
+    data = encode(wide, kind, quality=95, icc_profile=profile)
+    assert difference(data, photo(64)) < 4
+    assert difference(encode(wide, kind, quality=95, icc_profile=b""), photo(64)) > 6
+
+
+def test_pixels_with_a_profile_of_srgb_keep_their_bytes() -> None:
+    for profile in (
+        colour_profiles.matrix_profile(colour_profiles.SRGB),
+        ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    ):
+        assert np.array_equal(decode(encode(Image.fromarray(NOISE), icc_profile=profile)), NOISE)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize(
+    "profile", [b"no profile", bytes(200), colour_profiles.matrix_profile(colour_profiles.SRGB)[:300]]
+)
+def test_a_broken_profile_is_ignored(mode: str, profile: bytes) -> None:
+    grey = Image.new("RGB", (40, 40), (100, 100, 100)).convert(mode)
+    assert np.all(np.abs(decode(encode(grey, "JPEG", icc_profile=profile)).astype(int) - 100) <= 2)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
+def test_a_profile_of_another_mode_is_ignored(mode: str) -> None:
+    profile = (
+        colour_profiles.matrix_profile(colour_profiles.ADOBE_RGB, 2.2)
+        if mode == "L"
+        else colour_profiles.grey_profile(1)
+    )
+    grey = Image.new("RGB", (40, 40), (100, 100, 100)).convert(mode)
+    assert np.all(np.abs(decode(encode(grey, "JPEG", icc_profile=profile)).astype(int) - 100) <= 2)
+
+
+def test_the_profile_of_a_grey_image_is_applied() -> None:
+    data = encode(Image.new("L", (40, 40), 128), icc_profile=colour_profiles.grey_profile(1.0))
+    assert np.all(np.abs(decode(data).astype(int) - 188) <= 1)  # half the light
+
+
+@pytest.mark.parametrize("profile", [b"", colour_profiles.grey_profile(1.8)])
+def test_grey_stays_grey(profile: bytes) -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16))
+    decoded = decode(encode(ramp, icc_profile=profile))
+    assert np.ptp(decoded, axis=-1).max() == 0
+
+
+def test_inks_become_the_colours_of_their_profile() -> None:
+    cyan = Image.new("CMYK", (40, 40), (255, 0, 0, 0))
+    assert np.all(
+        np.abs(decode(encode(cyan, "JPEG", icc_profile=colour_profiles.ink_profile())).astype(int) - 185) <= 2
+    )
+    assert np.all(decode(encode(cyan, "JPEG"))[..., 0] <= 2)
+
+
+def test_grey_of_a_wide_profile_stays_grey() -> None:
+    ramp = Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).convert("RGB")
+    decoded = decode(encode(ramp, icc_profile=colour_profiles.matrix_profile(colour_profiles.DISPLAY_P3)))
+    assert np.ptp(decoded, axis=-1).max() == 0
+
+
+@pytest.mark.parametrize(("size", "rows", "columns"), [((64, 32), (8, 24), (0, 32)), ((32, 64), (0, 32), (8, 24))])
+def test_padding_keeps_the_whole_image(size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> None:
+    decoded = preprocess.decode(encode(Image.new("RGB", size, RED)), SIZE, "pad")
+    expected = np.zeros((SIZE, SIZE, 3), np.uint8)
+    expected[slice(*rows), slice(*columns)] = RED
+    assert np.array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (31, 33)])
+def test_padding_takes_any_size(size: tuple[int, int]) -> None:
+    assert preprocess.decode(encode(Image.new("RGB", size, RED)), SIZE, "pad").shape == (SIZE, SIZE, 3)
+
+
+def test_padding_leaves_a_square_as_it_is() -> None:
+    assert np.array_equal(preprocess.decode(encode(Image.fromarray(NOISE)), SIZE, "pad"), NOISE)
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -161,7 +293,7 @@ def test_unreadable_images_are_refused_with_a_code(data: bytes, code: str) -> No
     assert refused(data).code == code
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "HEIF"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_a_truncated_image_is_refused(kind: str, share: float) -> None:
     whole = encode(Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)), kind)
@@ -176,6 +308,16 @@ def test_a_decompression_bomb_is_not_decompressed(side: int) -> None:
     assert time.process_time() - started < 0.1
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_a_photograph_that_claims_too_many_pixels_is_refused_unread(kind: str) -> None:
+    data = encode(Image.fromarray(photo(64)), kind)
+    place = data.index(b"ispe") + 8
+    with pytest.raises(ImageError) as caught:
+        preprocess.open_image(data[:place] + struct.pack(">II", 12_000, 12_000) + data[place + 8 :])
+    assert caught.value.code == "too_many_pixels"
+
+
 def test_an_image_of_the_largest_size_is_not_refused() -> None:
     assert preprocess.open_image(png_of(5000, 5000)).size == (5000, 5000)
 
@@ -183,7 +325,7 @@ def test_an_image_of_the_largest_size_is_not_refused() -> None:
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the damage
 def test_damaged_images_raise_only_image_errors() -> None:
     rng = np.random.default_rng(2)
-    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"):
+    for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "AVIF", "HEIF"):
         for _ in range(40):
             data = bytearray(encode(Image.fromarray(NOISE), kind))
             for place in rng.integers(0, len(data), 8):

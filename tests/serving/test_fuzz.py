@@ -22,7 +22,7 @@ def test_generated_requests_get_documented_answers(service: Service) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF"])
 def test_damaged_image_files_are_answered_or_refused(service: Service, encode: Encode, kind: str) -> None:
     chance, whole = random.Random(kind), encode(kind, (48, 40))
     for _ in range(60):

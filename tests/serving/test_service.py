@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import colour_profiles
 import numpy as np
 import psutil
 import pytest
@@ -35,6 +36,14 @@ def test_an_answer_is_that_of_the_artefact(
     answer, expected = post(service, data), in_process(served_versions[1], data)
     assert np.allclose(list(answer["probabilities"].values()), expected, atol=1e-6)
     assert answer["class"] == CLASSES[int(expected.argmax())]
+
+
+@pytest.mark.parametrize("kind", ["HEIF", "AVIF", "MPO", "P3"])
+def test_a_photograph_gets_the_answer_of_its_png(service: Service, encode: Encode, kind: str) -> None:
+    pixels = colour_profiles.photo(64)
+    photo = colour_profiles.display_p3_jpeg(pixels) if kind == "P3" else encode(kind, pixels=pixels)
+    answers = [post(service, file)["probabilities"] for file in (photo, encode("PNG", pixels=pixels))]
+    assert answers[0] == pytest.approx(answers[1], abs=0.02)
 
 
 def test_a_prediction_has_every_class_and_the_version(service: Service, encode: Encode) -> None:

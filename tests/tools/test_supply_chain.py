@@ -56,6 +56,10 @@ def test_the_bento_has_no_licence_that_extends_to_its_users() -> None:
     assert [name for name in service if supply_chain.is_copyleft(supply_chain.licence_of(name))] == []
 
 
+def test_the_licence_of_wheels_is_that_of_all_they_contain() -> None:
+    assert supply_chain.is_copyleft(supply_chain.licence_of("pillow-heif"))  # its metadata says BSD-3-Clause
+
+
 def test_every_licence_of_the_gpl_family_is_explained() -> None:
     assert "Not examined yet" not in supply_chain.licences_page()
 

@@ -1,4 +1,4 @@
-"""Image file to model input: the one definition that training data and the service share. Pillow and NumPy only.
+"""Image file to model input: the one definition that training data and the service share. NumPy and Pillow only.
 
 Opening and shrinking are apart because only the first is cheap: it reads the header, so a caller can refuse a file,
 or send it to another thread, before its pixels are decoded.
@@ -6,10 +6,11 @@ or send it to another thread, before its pixels are decoded.
 
 import hashlib
 import io
-from typing import Any
+from functools import cache, lru_cache
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 FINGERPRINT_SIZE = 32
 MAX_PIXELS = 25_000_000
@@ -17,7 +18,14 @@ MAX_PIXELS = 25_000_000
 ROWS = 64
 """Of an image of 16 bits that are converted at a time."""
 # By name, because Pillow would also open formats that start other programs (EPS) or read other files.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+"""Pillow's names. JPEG includes MPO, a JPEG with several frames."""
+PROFILES, PROFILE_BYTES = 8, 4 * 2**20
+"""How many colour profiles are kept ready, and the size from which on a profile is ignored."""
+SAME_COLOUR = 2
+"""Colour profiles that change no channel by more are sRGB: profiles of sRGB differ among themselves by 1."""
+Resize = Literal["crop", "pad"]
+"""How an oblong image becomes a square: its centre is cropped, or it is padded with black."""
 ORIENTATION = 0x0112
 # What undoes each value of the EXIF orientation.
 UPRIGHT = {
@@ -31,6 +39,10 @@ UPRIGHT = {
 }
 
 
+_COLOURS = np.stack(np.meshgrid(*[np.arange(0, 256, 51)] * 3), axis=-1).reshape(12, 18, 3).astype(np.uint8)
+"""Six values of every channel in all combinations."""
+
+
 class ImageError(ValueError):
     """The bytes cannot be used as an image; the message is a sentence for people, `code` a word for programs."""
 
@@ -39,15 +51,22 @@ class ImageError(ValueError):
         self.code = code
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
+def formats() -> tuple[str, ...]:
+    """Return Pillow's names of the formats that can be read here; HEIF, which includes HEIC, needs pillow-heif."""
+    return (*FORMATS, "HEIF") if _register_heif() else FORMATS
+
+
+def decode(data: bytes, size: int, resize: Resize = "crop") -> np.ndarray:
     """Return an image file of any size and mode as RGB uint8 (size, size, 3).
 
-    The central square is cropped and resized with antialiasing; an RGB image of `size` × `size` pixels keeps its bytes.
-    Transparent pixels are laid over white, EXIF orientation is applied, and an animation gives its first frame.
+    The central square is cropped, or the whole image padded with black, and resized with antialiasing. An image of
+    `size` × `size` RGB pixels keeps its bytes. A colour profile is converted to sRGB; a broken one is ignored.
+    Transparent pixels are laid over white, EXIF orientation is applied, and of several frames the first one counts, or
+    that which a HEIF file names.
 
     Raises ImageError if the bytes are empty, not an image, damaged, cut off, or of more than MAX_PIXELS pixels.
     """
-    return shrink(open_image(data), size)
+    return shrink(open_image(data), size, resize)
 
 
 def open_image(data: bytes) -> Image.Image:
@@ -55,9 +74,9 @@ def open_image(data: bytes) -> Image.Image:
     if not data:
         raise ImageError("empty", "The file is empty.")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=formats())
     except UnidentifiedImageError:
-        sentence = f"This is not an image that can be read; send one of {', '.join(FORMATS)}."
+        sentence = f"This is not an image that can be read; send one of {', '.join(formats())}."
         raise ImageError("not_an_image", sentence) from None
     except Image.DecompressionBombError:
         raise _too_large("") from None
@@ -68,13 +87,21 @@ def open_image(data: bytes) -> Image.Image:
     return image
 
 
-def shrink(image: Image.Image, size: int) -> np.ndarray:
+def shrink(image: Image.Image, size: int, resize: Resize = "crop") -> np.ndarray:
     """Return the pixels of an opened image as RGB uint8 (size, size, 3). Raises ImageError if they are damaged."""
     try:
         image.load()
-        small = _rgb(image.crop(_middle(image.size)))
+        whole = image.crop(_middle(image.size)) if resize == "crop" else image
+        small = _plain(whole)
+        scale = size / max(small.size)
+        if scale != 1:
+            sides = [max(1, round(side * scale)) for side in small.size]
+            small = small.resize((sides[0], sides[1]), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        small = _srgb(small, image.info.get("icc_profile"))  # of the few pixels that are left
         if small.size != (size, size):
-            small = small.resize((size, size), Image.Resampling.BICUBIC, reducing_gap=3.0)
+            square = Image.new("RGB", (size, size))
+            square.paste(small, ((size - small.width) // 2, (size - small.height) // 2))
+            small = square
         turn = UPRIGHT.get(_orientation(image))
         return np.asarray(small if turn is None else small.transpose(turn), dtype=np.uint8)
     except ImageError:
@@ -87,7 +114,9 @@ def shrink(image: Image.Image, size: int) -> np.ndarray:
 def fingerprint() -> str:
     """Return the SHA-256, hex, of what `decode` gives for a few synthetic images: equal where images decode alike.
 
-    It is not a hash of the code: the version of Pillow matters, a comment does not.
+    It is not a hash of the code: the version of Pillow matters, a comment does not. Its images are those that decoders
+    may turn into different pixels. HEIC, AVIF and colour profiles are not among them: their standards define every
+    pixel but for a rounding, and a model whose training images had none of them is served as before.
     """
     rows, columns = np.mgrid[0:48, 0:40]
     channels = [(rows * 5 + columns * 3) % 256, (rows * columns) % 256, (rows ^ columns) * 4 % 256, rows * 5]
@@ -106,7 +135,8 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _plain(image: Image.Image) -> Image.Image:
+    """Return the image as RGB, as L if it is grey, or as CMYK."""
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 8
         image = Image.fromarray(_eight_bits(np.asarray(image)))
     if image.mode == "F":
@@ -114,7 +144,48 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return image if image.mode in ("RGB", "L", "CMYK") else image.convert("RGB")
+
+
+def _srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+    """Return a plain image as RGB in the colours of sRGB."""
+    transform = _transform(profile, image.mode) if profile and len(profile) < PROFILE_BYTES else None
+    if transform:
+        image = transform.apply(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+@lru_cache(maxsize=PROFILES)
+def _transform(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
+    """Return what converts images of the mode to sRGB; None if the profile is sRGB's, broken, or of another mode.
+
+    A transform may be used by several threads at once.
+    """
+    try:
+        source, srgb = (
+            ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+            ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")),
+        )
+        transform = ImageCms.ImageCmsTransform(source, srgb, mode, "RGB")
+        if mode == "RGB":
+            colours = Image.fromarray(_COLOURS)
+            change = np.asarray(transform.apply(colours)).astype(int) - _COLOURS
+            return transform if np.abs(change).max() > SAME_COLOUR else None
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    return transform
+
+
+@cache
+def _register_heif() -> bool:
+    """Let Pillow read HEIF; return False where pillow-heif is not installed."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    # A service and an ingestion decode many files at once, so that one file needs one thread.
+    pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False, decode_threads=1)
+    return True
 
 
 def _eight_bits(grey: np.ndarray) -> np.ndarray:

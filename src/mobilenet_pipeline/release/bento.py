@@ -37,6 +37,8 @@ PROGRAMS = ("build.py", "check.py", "start.py")
 """The modules of `serving` that a Bento does not contain: they run outside of the service."""
 PACKAGES = ("ai-edge-litert", "httptools", "numpy", "orjson", "pillow", "uvloop")
 """What a serving process needs beside BentoML. With uvloop and httptools, uvicorn parses requests faster."""
+OPTIONAL = ("pillow-heif",)
+"""What a serving process can use, and gets if it is installed here."""
 
 
 class PackagingError(ValueError):
@@ -255,7 +257,7 @@ def _packages() -> list[str]:
     BentoML adds itself, in the version that builds.
     """
     versions: dict[str, str] = {}
-    names = [*PACKAGES, "bentoml"]
+    names = [*PACKAGES, *filter(_is_installed, OPTIONAL), "bentoml"]
     while names:
         name = canonicalize_name(names.pop())
         if name not in versions:
@@ -263,6 +265,13 @@ def _packages() -> list[str]:
             needed = [Requirement(line) for line in metadata.requires(name) or ()]
             names += [one.name for one in needed if not one.marker or one.marker.evaluate({"extra": ""})]
     return sorted(f"{name}=={version}" for name, version in versions.items() if name != "bentoml")
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _write_source(folder: Path, name: str, version: str | None, roles: Mapping[str, str | None]) -> str:
