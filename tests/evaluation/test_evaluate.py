@@ -63,6 +63,18 @@ def test_the_metrics_are_those_of_the_saved_predictions(result: Result) -> None:
     assert document["test"]["accuracy"] > 0.5
 
 
+def test_images_with_and_without_a_near_twin_are_scored_apart() -> None:
+    predictions = {"probabilities": np.eye(4), "labels": np.array([0, 1, 0, 0]), "rows": np.array([3, 5, 8, 9])}
+    beside = evaluate.accuracy_beside_twins(predictions, [1, 5, 8])
+    assert beside == {"rows": 2, "accuracy_with": 0.5, "accuracy_without": 0.5}
+
+
+def test_without_near_twins_their_accuracy_is_none() -> None:
+    predictions = {"probabilities": np.eye(2), "labels": np.array([0, 1]), "rows": np.array([3, 5])}
+    beside = evaluate.accuracy_beside_twins(predictions, [])
+    assert beside == {"rows": 0, "accuracy_with": None, "accuracy_without": 1.0}
+
+
 def test_test_and_validation_are_scored_apart(result: Result) -> None:
     document, predictions = result
     assert (document["test"]["rows"], document["validation"]["rows"]) == (len(TEST_ROWS), len(VALIDATION_ROWS))

@@ -70,6 +70,19 @@ def test_a_card_has_the_candidate_s_own_checks(recipe: config.Recipe):
     assert "pretrained has" not in text
 
 
+def test_a_card_has_the_accuracy_without_near_duplicates(recipe: config.Recipe):
+    twins = {"rows": 4, "accuracy_with": 1.0, "accuracy_without": 0.875}
+    text = made(recipe, files=replace(FILES, metrics=METRICS | {"near_duplicates": twins}))
+    line = "87.50% of the 16 test images without a near twin in the training images; 100.00% of the 4 with one"
+    assert f"- **accuracy without near duplicates**: {line}\n" in text
+
+
+@pytest.mark.parametrize("twins", [None, {"rows": 20, "accuracy_with": 0.9, "accuracy_without": None}])
+def test_a_card_without_such_an_accuracy_has_no_line(recipe: config.Recipe, twins: dict | None):
+    text = made(recipe, files=replace(FILES, metrics=METRICS | {"near_duplicates": twins}))
+    assert "near duplicates" not in text
+
+
 def test_a_class_has_its_interval_and_its_confusion(recipe: config.Recipe):
     assert "- cat: **80.0%** of 10 (49.0% to 94.3%); most often confused with dog (2)\n" in made(recipe)
 

@@ -101,6 +101,14 @@ def test_a_sample_sheet_of_few_images_can_be_drawn() -> None:
     assert pixels_of(figures.sample_sheet(IMAGES[:4], LABELS[:4], NAMES)).shape[1] > 300
 
 
+def test_a_pair_of_near_twins_stands_side_by_side() -> None:
+    images = np.zeros((3, 8, 8, 3), np.uint8)
+    images[0], images[2] = (255, 0, 0), (0, 0, 255)
+    pixels = np.asarray(Image.open(io.BytesIO(figures.twin_sheet(images, [[0, 2, 4, 0.9]]))).convert("RGB"))
+    left, right = (np.flatnonzero((pixels == colour).all(axis=2).any(axis=0)) for colour in ((255, 0, 0), (0, 0, 255)))
+    assert 0 < left.max() < right.min()
+
+
 def test_the_worst_mistakes_are_the_most_confident_ones() -> None:
     probabilities = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.99, 0.01]])
     assert figures.most_confident_mistakes(np.array([0, 1, 1, 1]), probabilities, 2).tolist() == [3, 2]

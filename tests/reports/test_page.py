@@ -46,6 +46,8 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
         tmp_path / "reports/digits/validation.json",
         {**validation, "expectations": [{**expectation, "sentence": "No image is in both splits."}]},
     )
+    twins = {"sentence": "2 of 40 test images have a near twin", "pairs": [[0, 1, 2, 0.9], [2, 3, 4, 0.95]]}
+    write(tmp_path / "reports/digits/near_duplicates.json", twins)
     candidates = {
         name: predictions_of(
             read_predictions(tmp_path / f"models/digits/{name}/predictions.npz"),
@@ -81,6 +83,7 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
         "overlap": 0,
         "corruptions": {"noise 1": 0.5},
         "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
+        "near_duplicates": {"rows": 2, "accuracy_with": 1.0, "accuracy_without": 0.7368},
     }
     write(
         workspace / f"metrics/digits/{name}.json",
@@ -101,7 +104,27 @@ def html_of(recipe: config.Recipe, workspace: Path) -> str:
 def test_nothing_but_the_page_is_written(recipe: config.Recipe, workspace: Path) -> None:
     path = page.write_report(recipe, workspace)
     assert path == workspace / "reports/digits/index.html"
-    assert sorted(each.name for each in path.parent.iterdir()) == ["index.html", "validation.json", "verdict.json"]
+    assert sorted(each.name for each in path.parent.iterdir()) == [
+        "index.html",
+        "near_duplicates.json",
+        "validation.json",
+        "verdict.json",
+    ]
+
+
+def test_accuracies_with_and_without_near_twins_are_shown(recipe: config.Recipe, workspace: Path) -> None:
+    html = html_of(recipe, workspace)
+    assert "2 of 40 test images have a near twin." in html
+    assert 'alt="Near twins' in html
+    assert re.search(r"without a near twin</th>\s*<td class=\"number\">73.68%", html)
+
+
+def test_an_evaluation_that_looked_for_no_twins_is_shown(recipe: config.Recipe, workspace: Path) -> None:
+    for path in (workspace / "metrics/digits").glob("*.json"):
+        document = json.loads(path.read_text())
+        del document["near_duplicates"]
+        write(path, document)
+    assert re.search(r"without a near twin</th>\s*<td class=\"number\">–", html_of(recipe, workspace))
 
 
 def test_the_page_loads_nothing_from_outside_itself(recipe: config.Recipe, workspace: Path) -> None:
@@ -119,7 +142,7 @@ def test_the_page_has_the_figures_of_both_candidates(recipe: config.Recipe, work
         assert f'alt="Confusion matrix of {name}"' in html
         assert f'alt="Most confident wrong answers of {name}"' in html
     images = re.findall(r"base64,([^\"]+)", html)
-    assert len(images) == 11
+    assert len(images) == 12
     for shown in ("pretrained minus", "Accuracy against confidence", "Accuracy on corrupted test images"):
         assert f'alt="{shown}' in html
     assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images)

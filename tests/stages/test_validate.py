@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.stages import validate
 
 
@@ -29,3 +31,12 @@ def test_a_suite_of_no_recipe_is_named(suites: Path) -> None:
     (suites / "digts.json").write_text("{}")
     with pytest.raises(ValueError, match=r"digts\.json belongs to no recipe \(did you mean digits\?\)"):
         validate.additions(load_recipe("digits"))
+
+
+def test_near_duplicates_are_described_for_people() -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    images[2] = images[1]
+    data = Dataset(images, np.array([0, 1, 0, 1], np.uint8), np.array([False, False, True, True]), "d1", ["a", "b"], 1)
+    twins = validate.near_duplicates_of(data)
+    assert twins["pairs"] == [[2, 1, 0, 1.0]]
+    assert twins["sentence"].startswith("1 of 2 test images (50.0%) have a near twin among the training images, 1 of")

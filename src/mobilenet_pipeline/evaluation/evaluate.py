@@ -59,6 +59,20 @@ def evaluate(
     return document, predictions
 
 
+def accuracy_beside_twins(predictions: Mapping[str, np.ndarray], twin_rows: Sequence[int]) -> dict[str, Any]:
+    """Return the test accuracies of images with and without a near twin among the training images.
+
+    `predictions` are the arrays of predictions.npz, and `twin_rows` the rows of the dataset with a near twin. An
+    accuracy of no images is None.
+    """
+    right = predictions["probabilities"].argmax(axis=1) == predictions["labels"]
+    has_twin = np.isin(predictions["rows"], twin_rows)
+    parts = {"accuracy_with": right[has_twin], "accuracy_without": right[~has_twin]}
+    return {"rows": int(has_twin.sum())} | {
+        key: float(part.mean()) if len(part) else None for key, part in parts.items()
+    }
+
+
 def is_complete(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> bool:
     """Return whether an evaluation has every measurement of this version.
 

@@ -62,6 +62,7 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
             "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95 % interval: {low:.2%} to {high:.2%})",
             "accuracy, corrected for choice": f"{lowest:.2%} to {highest:.2%} (95 % interval for the best of {scored} "
             "models scored on these images)",
+            **_without_twins(metrics),
             "loss": f"{test['loss']:.4f}",
             "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
             "expected calibration error": f"{test['calibration_error']:.2%}",
@@ -70,6 +71,17 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
             "size": f"{artefact['bytes'] / 1e6:.2f} MB",
         }
     )
+
+
+def _without_twins(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Return the line about near duplicates; none for an evaluation that did not look for them."""
+    twins = metrics.get("near_duplicates")
+    if not twins or twins["accuracy_without"] is None:
+        return {}
+    rest, count = metrics["test"]["rows"] - twins["rows"], twins["rows"]
+    sentence = f"{twins['accuracy_without']:.2%} of the {rest:,} test images without a near twin in the training images"
+    more = f"; {twins['accuracy_with']:.2%} of the {count:,} with one" if count else ""
+    return {"accuracy without near duplicates": sentence + more}
 
 
 def _classes(metrics: Mapping[str, Any]) -> str:

@@ -161,6 +161,27 @@ def worst_mistakes(
     return png(figure)
 
 
+def twin_sheet(images: np.ndarray, pairs: Sequence[Sequence[float]], count: int = 12) -> bytes:
+    """Draw `count` pairs of near twins, the test image on the left, from the most to the least similar.
+
+    `images` (n, height, width, 3) uint8, memory-mapped or not. A pair is (test row, training row, bits, correlation).
+    Of many pairs, some are drawn, at equal distances in the order of their correlation.
+    """
+    ordered = sorted(pairs, key=lambda pair: -pair[3])
+    places = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), count)).astype(int))
+    shown = [ordered[place] for place in places]
+    columns, (height, width) = 4, images.shape[1:3]
+    pitch = np.array([height + 3 * GAP, 2 * width + 3 * GAP])
+    sheet = np.full((*(pitch * (-(-len(shown) // columns), columns)), 3), 255, np.uint8)
+    for position, (test, train) in enumerate((int(pair[0]), int(pair[1])) for pair in shown):
+        top, left = np.array(divmod(position, columns)) * pitch
+        sheet[top : top + height, left : left + 2 * width] = np.concatenate([images[test], images[train]], axis=1)
+    figure, (axes,) = canvas(6.4, 6.4 * sheet.shape[0] / sheet.shape[1])
+    axes.imshow(sheet, interpolation="nearest")
+    axes.set_axis_off()
+    return png(figure)
+
+
 def _draw_curve(axes: "Axes", name: str, columns: Any, quantity: str, colour: str) -> None:
     for split, style, width in (("train", (0, (3, 2)), 1.6), ("validation", "solid", 2.4)):
         values = [float(value) for value in columns[f"{split}_{quantity}"]]

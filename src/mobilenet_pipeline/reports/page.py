@@ -30,6 +30,7 @@ class Contents:
     images: np.ndarray | None
     labels: np.ndarray | None
     validation: dict[str, Any] | None
+    near_duplicates: dict[str, Any] | None
     verdict: Verdict | None
     candidates: dict[str, dict[str, Any]]
     histories: dict[str, dict[str, list[float]]]
@@ -78,6 +79,7 @@ def gather(recipe: config.Recipe, workspace: Path) -> Contents:
         images=optional.array(data / "images.npy"),
         labels=optional.array(data / "labels.npy"),
         validation=optional.json(reports / "validation.json"),
+        near_duplicates=optional.json(paths.near_duplicates_path(recipe)),
         verdict=verdict,
         candidates=candidates,
         histories={name: columns for name, columns in histories.items() if columns},
@@ -116,6 +118,9 @@ def draw(recipe: config.Recipe, contents: Contents) -> dict[str, bytes]:
     names, drawn = recipe.data.class_names, {}
     if contents.images is not None and contents.labels is not None:
         drawn["samples"] = figures.sample_sheet(contents.images, contents.labels, names)
+    twins = (contents.near_duplicates or {}).get("pairs")
+    if contents.images is not None and twins:
+        drawn["near_twins"] = figures.twin_sheet(contents.images, twins)
     if contents.histories:
         for quantity in ("loss", "accuracy"):
             drawn[f"{quantity}_curve"] = figures.learning_curves(contents.histories, [quantity])

@@ -3,15 +3,16 @@
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
-from mobilenet_pipeline.evaluation.evaluate import evaluate, write_confusion
+from mobilenet_pipeline.evaluation.evaluate import accuracy_beside_twins, evaluate, write_confusion
 from mobilenet_pipeline.evaluation.predictions import save_predictions
 from mobilenet_pipeline.workspace import ledger
-from mobilenet_pipeline.workspace.files import sha256_of, write_json
+from mobilenet_pipeline.workspace.files import read_json, sha256_of, write_json
 from mobilenet_pipeline.workspace.paths import (
     accuracy_path,
     data_folder,
     metrics_path,
     model_folder,
+    near_duplicates_path,
     report_folder,
 )
 
@@ -23,6 +24,8 @@ def main(recipe: Recipe, name: str) -> None:
     _, validation = split_rows(data, recipe.split)
     ledger.record_read(recipe, name, data.digest, sha256_of(folder / "model.tflite"))
     document, predictions = evaluate(folder / "model.tflite", data, validation)
+    pairs = read_json(near_duplicates_path(recipe))["pairs"]
+    document["near_duplicates"] = accuracy_beside_twins(predictions, [row for row, *_ in pairs])
     save_predictions(folder / "predictions.npz", predictions)
     plot = report_folder(recipe) / "plots" / f"{name}-confusion.csv"
     write_confusion(plot, predictions, data.class_names)

@@ -42,6 +42,11 @@ def report_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
     return workspace / "reports" / recipe.name
 
 
+def near_duplicates_path(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """Return the path of the test images that have a near twin among the training images."""
+    return report_folder(recipe, workspace) / "near_duplicates.json"
+
+
 def verdict_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """Return the path of the gate's last verdict."""
     return report_folder(recipe, workspace) / "verdict.json"
