@@ -34,27 +34,31 @@ from mobilenet_pipeline.release import bento
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 SMALL, SMALL_CLASSES = 20, ["rock", "paper", "scissors"]
 VERDICT = {"promoted": True, "reason": "It beats the champion."}
+THRESHOLDS = {"coverage": 0.95, "probability": 0.1, "energy": 2.3}
+"""Of versions 1 and 2. All their probabilities are near 0.1: sets have several classes."""
 # TensorFlow is not imported in this process: it would slow down every other test by ten seconds.
 EXPORT = f"""
 import sys
 from mobilenet_pipeline.system import environment
 environment.prepare()
 import keras
+from mobilenet_pipeline.evaluation.export import with_energy
 keras.utils.set_random_seed(0)
 
-def export(path, size, classes):
+def export(path, size, classes, complete):
     inputs = keras.Input((size, size, 3), dtype="uint8")
     means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-    dense = keras.layers.Dense(classes, activation="softmax", kernel_initializer="normal")
-    keras.Model(inputs, dense(means)).export(path, format="litert", verbose=False)
+    dense = keras.layers.Dense(classes, kernel_initializer="normal")
+    model = keras.Model(inputs, keras.layers.Softmax()(dense(means)))
+    complete(model).export(path, format="litert", verbose=False)
     return dense.kernel.numpy().T
 
-kernel = export(sys.argv[1], 32, {len(CLASSES)})
+kernel = export(sys.argv[1], 32, {len(CLASSES)}, with_energy)
 # Negated weights make another model without the seconds of another export.
 data = open(sys.argv[1], "rb").read()
 assert data.count(kernel.tobytes()) == 1
 open(sys.argv[2], "wb").write(data.replace(kernel.tobytes(), (-kernel).tobytes()))
-export(sys.argv[3], {SMALL}, {len(SMALL_CLASSES)})
+export(sys.argv[3], {SMALL}, {len(SMALL_CLASSES)}, lambda model: model)
 """
 
 
@@ -90,7 +94,10 @@ class Service:
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two models that answer differently, by the colour of the image, and a third for smaller images."""
+    """Two models that answer differently, by the colour of the image, and a third for smaller images.
+
+    The third is like those of earlier releases, without energies.
+    """
     pytest.importorskip("keras", reason="the models are made with Keras")
     folder = tmp_path_factory.mktemp("artefacts")
     paths = [folder / "first.tflite", folder / "second.tflite", folder / "small.tflite"]
@@ -128,6 +135,7 @@ def all_versions(exported: list[Path], served_recipe: Recipe, tmp_path_factory: 
             "git_commit": "c" * 40,
             "test": {"accuracy": 0.9, "loss": 0.3, "top3_accuracy": 0.99, "rows": 10_000},
             "verdict": VERDICT,
+            **({"thresholds": THRESHOLDS} if number < 3 else {}),
         }
         (folder / "metadata.json").write_text(json.dumps(document))
         folders.append(folder)
@@ -142,7 +150,7 @@ def served_versions(all_versions: list[Path]) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def small_version(all_versions: list[Path]) -> Path:
-    """Version 3, of SMALL_CLASSES and smaller images."""
+    """Version 3, of SMALL_CLASSES and smaller images, as an earlier release registered it: without thresholds."""
     return all_versions[2]
 
 

@@ -36,15 +36,17 @@ def dataset() -> Dataset:
 def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny exported model that classifies by brightness, with some mistakes."""
     keras = pytest.importorskip("keras")
+    from mobilenet_pipeline.evaluation.export import with_energy
+
     inputs = keras.Input((32, 32, 3), dtype="uint8")
     brightness = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(inputs))
-    dense = keras.layers.Dense(10, activation="softmax")
-    model = keras.Model(inputs, dense(brightness))
+    dense = keras.layers.Dense(10)
+    model = keras.Model(inputs, keras.layers.Softmax()(dense(brightness)))
     centres = (np.arange(10) * 23 + 9.5) / 255
     # The nearest centre has the largest 2xc - c²: a linear classifier of the mean of three channels.
     dense.set_weights([np.tile(2 * centres / 3, (3, 1)) * 150, -(centres**2) * 150])
     path = tmp_path_factory.mktemp("artefact") / "model.tflite"
-    model.export(path, format="litert", verbose=False)
+    with_energy(model).export(path, format="litert", verbose=False)
     return path
 
 

@@ -17,10 +17,16 @@ NAMES = [*"abcdefghi", "é 10"]
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), dtype=np.uint8)
 
 
+def interpreter(path: Path):
+    from ai_edge_litert.interpreter import Interpreter
+
+    return Interpreter(str(path))
+
+
 def classifier(scale: float = 1 / 255) -> keras.Model:
     image = keras.Input((32, 32, 3), dtype="uint8")
     x = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(scale)(image))
-    return keras.Model(image, keras.layers.Dense(10, activation="softmax")(x))
+    return keras.Model(image, keras.layers.Softmax()(keras.layers.Dense(10, name="logits")(x)))
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +38,20 @@ def exported(tmp_path_factory):
 def test_the_artefact_answers_like_its_model(exported):
     model, path, _ = exported
     assert export.check_parity(model, path, IMAGES)["argmax_differences"] == 0
+
+
+def test_the_energy_is_the_logsumexp_of_the_logits(exported):
+    model, path, _ = exported
+    logits = keras.Model(model.input, model.get_layer("logits").output)(IMAGES)
+    np.testing.assert_allclose(Artefact(path).answer(IMAGES).energy, keras.ops.logsumexp(logits, axis=-1), rtol=1e-5)
+
+
+def test_a_model_without_logits_is_refused(tmp_path):
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    means = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
+    model = keras.Model(image, keras.layers.Dense(10, activation="softmax", name="head")(means))
+    with pytest.raises(ValueError, match="ends with head, a Dense layer; end it with a Softmax layer"):
+        export.export(model, tmp_path / "model.tflite")
 
 
 def test_size_and_digest_are_those_of_the_file(exported):
@@ -83,11 +103,9 @@ def whole(network, tmp_path_factory):
 
 
 def test_convolutions_of_an_artefact_include_the_normalisation(whole):
-    from ai_edge_litert.interpreter import Interpreter
-
-    operations = [each["op_name"] for each in Interpreter(str(whole[0]))._get_ops_details()]
+    operations = [each["op_name"] for each in interpreter(whole[0])._get_ops_details()]
     assert operations.count("CONV_2D") + operations.count("DEPTHWISE_CONV_2D") == 27
-    # The only product is that of pixels and their scale.
+    # The only product is that of pixels and their scale; the energy adds a difference.
     assert operations.count("MUL") == 1
 
 
@@ -120,6 +138,14 @@ def test_int8_probabilities_are_not_rounded_to_one_in_256(quantised):
 def test_an_int8_artefact_does_not_pass_for_a_float32_one(network, quantised):
     with pytest.raises(export.ParityError, match="does not answer like its model"):
         export.check_parity(network, quantised[0], IMAGES)
+
+
+def test_int8_energies_are_not_rounded(network, quantised):
+    assert export.compare(network, quantised[0], IMAGES)["max_energy_difference"] < 0.05
+    names = [tensor["dtype"] for tensor in interpreter(quantised[0]).get_output_details()]
+    operations = [each["op_name"] for each in interpreter(quantised[0])._get_ops_details()]
+    assert names == [np.float32, np.float32]
+    assert operations[operations.index("FULLY_CONNECTED") :].count("QUANTIZE") == 0
 
 
 def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):

@@ -15,6 +15,19 @@ def test_every_image_gets_a_row_of_probabilities(artefacts: list[Path]) -> None:
     assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
+def test_every_image_gets_an_energy(artefacts: list[Path]) -> None:
+    black, white = np.zeros((1, 32, 32, 3), np.uint8), np.full((1, 32, 32, 3), 255, np.uint8)
+    found = Artefact(artefacts[0]).answer(np.concatenate([black, white]))
+    assert found.energy is not None
+    assert found.energy[0] == pytest.approx(np.log(10))  # all logits are 0
+    assert found.energy[1] != pytest.approx(np.log(10))
+
+
+def test_an_artefact_of_an_earlier_release_gives_probabilities_only(exported: list[Path]) -> None:
+    found = Artefact(exported[2]).answer(np.zeros((2, SMALL, SMALL, 3), np.uint8))
+    assert (found.probabilities.shape, found.energy) == ((2, len(SMALL_CLASSES)), None)
+
+
 def test_an_image_has_the_same_answer_alone_and_in_a_batch(artefacts: list[Path]) -> None:
     artefact = Artefact(artefacts[0])
     together = artefact.predict(IMAGES)

@@ -15,11 +15,11 @@ import numpy as np
 from mobilenet_pipeline.config import ServedPrecision
 from mobilenet_pipeline.inference.artefact import INPUT, Artefact
 
-HEAD = ["FULLY_CONNECTED", "SOFTMAX"]
-"""Operations that stay float32 in an int8 artefact."""
+HEAD = ["FULLY_CONNECTED", "SOFTMAX", "REDUCE_MAX", "LOG", "SUB"]
+"""Operations that stay float32 in an int8 artefact: those of probabilities and energy."""
 
 TOLERANCE = 1e-4
-"""The largest accepted difference between a probability of the model and of the artefact."""
+"""The largest accepted difference between a probability of the model and of the artefact; of energies, relative."""
 
 
 class ParityError(ValueError):
@@ -46,13 +46,15 @@ def export(
 ) -> dict:
     """Write `model` atomically to `path` as LiteRT, with its class names.
 
-    Returns its SHA-256, its size in bytes, and its precision. With "int8", weights and activations are 8-bit integers
+    The artefact gives the probabilities and the energy of an image (see `inference.artefact.Answers`). Returns its
+    SHA-256, its size in bytes, and its precision. With "int8", weights and activations are 8-bit integers
     (Jacob et al. 2018, arXiv:1712.05877). The head stays float32, because int8 would round probabilities to multiples
     of 1/256. `calibration` uint8 (n, h, w, 3) are the images that give the range of every activation. Raises ValueError
-    if int8 has no calibration images.
+    if int8 has no calibration images, or if the model does not end with a Softmax layer.
 
     `zipfile` reads labels.txt and metadata.json from the file.
     """
+    model = with_energy(model)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         artefact = Path(folder) / path.name
         if precision == "float32":
@@ -68,6 +70,22 @@ def export(
         os.replace(artefact, path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return {"sha256": digest, "bytes": path.stat().st_size, "precision": precision}
+
+
+def with_energy(model: keras.Model) -> keras.Model:
+    """Return the model with the outputs `probabilities` (n, classes) and `energy` (n,), the logsumexp of the logits.
+
+    Raises ValueError if the model does not end with a Softmax layer.
+    """
+    last = model.layers[-1]
+    if not isinstance(last, keras.layers.Softmax):
+        raise ValueError(
+            f"the model ends with {last.name}, a {type(last).__name__} layer; end it with a Softmax layer, whose input "
+            "are the logits"
+        )
+    # Equal to the logsumexp, as p = exp(logit − logsumexp) for every class, and safe: the largest p is never near 0.
+    energy = keras.ops.max(last.input, axis=-1) - keras.ops.log(keras.ops.max(model.output, axis=-1))
+    return keras.Model(model.input, {"probabilities": model.output, "energy": energy}, name=model.name)
 
 
 def _append_metadata(artefact: Path, class_names: Sequence[str]) -> None:
@@ -103,26 +121,42 @@ def _quantised(model: keras.Model, calibration: np.ndarray, folder: Path) -> byt
 def check_parity(model: keras.Model, path: Path, images: np.ndarray) -> dict:
     """Compare a float32 artefact with its model and return the differences.
 
-    `images` is uint8 (n, h, w, 3). Raises ParityError if any predicted class differs, or a probability differs by more
-    than `TOLERANCE`.
+    `images` is uint8 (n, h, w, 3). Raises ParityError if any predicted class differs, or a probability or energy
+    differs by more than `TOLERANCE`.
     """
     parity = compare(model, path, images)
     differences, largest = parity["argmax_differences"], parity["max_probability_difference"]
-    if differences or not largest <= TOLERANCE:  # NaN <= TOLERANCE is false
+    energy = parity["max_energy_difference"]
+    if differences or not largest <= TOLERANCE or not energy <= TOLERANCE:  # NaN <= TOLERANCE is false
         raise ParityError(
             f"{path} does not answer like its model: {differences} of {len(images)} classes differ, probabilities by "
-            f"up to {largest:.1e} (limit {TOLERANCE:.0e}); it was not accepted"
+            f"up to {largest:.1e}, energies by up to {energy:.1e} of their size (limit {TOLERANCE:.0e}); it was not "
+            "accepted"
         )
     return parity
 
 
 def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 50) -> dict:
-    """Return the differences of artefact and model on uint8 `images` (n, h, w, 3)."""
-    artefact = Artefact(path)
-    differences, largest = 0, 0.0
+    """Return the differences of artefact and model on uint8 `images` (n, h, w, 3).
+
+    Differences of energies are relative to the energy, or absolute for energies below 1. Raises ValueError if the
+    artefact gives no energies.
+    """
+    artefact, complete = Artefact(path), with_energy(model)
+    differences, largest, energies = 0, 0.0, 0.0
     for start in range(0, len(images), batch):
         part = np.ascontiguousarray(images[start : start + batch])
-        expected, actual = np.asarray(model(part, training=False)), artefact.predict(part)
-        differences += int(np.sum(expected.argmax(-1) != actual.argmax(-1)))
-        largest = float(np.max([largest, np.abs(expected - actual).max()]))
-    return {"rows": len(images), "argmax_differences": differences, "max_probability_difference": largest}
+        told, answers = complete(part, training=False), artefact.answer(part)
+        if answers.energy is None:
+            raise ValueError(f"{path} gives no energies: it is of an earlier release; export its model again")
+        expected, energy = np.asarray(told["probabilities"]), np.asarray(told["energy"])
+        differences += int(np.sum(expected.argmax(-1) != answers.probabilities.argmax(-1)))
+        largest = float(np.max([largest, np.abs(expected - answers.probabilities).max()]))
+        relative = np.abs(energy - answers.energy) / np.maximum(1, np.abs(energy))
+        energies = float(np.max([energies, relative.max()]))
+    return {
+        "rows": len(images),
+        "argmax_differences": differences,
+        "max_probability_difference": largest,
+        "max_energy_difference": energies,
+    }

@@ -1,7 +1,8 @@
-"""The served artefact, a LiteRT model: images in, probabilities out. Knows no TensorFlow."""
+"""The served artefact, a LiteRT model: images in, probabilities and energies out. Knows no TensorFlow."""
 
 import hashlib
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,23 @@ def check_sha256(path: Path, expected: str, name: str | None = None) -> None:
         raise ArtefactError(f"{name or path} is damaged: its SHA-256 is {found}, it should be {expected}")
 
 
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Probabilities float32 (n, classes), and energies float32 (n,): the logsumexp of the logits.
+
+    A low energy means an image unlike the training images (Liu et al. 2020, arXiv:2010.03759, who call its negative the
+    energy). Artefacts of earlier releases give no energies; `energy` is None then.
+    """
+
+    probabilities: np.ndarray
+    energy: np.ndarray | None
+
+
 class Artefact:
-    """A LiteRT model from a file, ready to answer. Any thread may call `predict`; calls run one at a time.
+    """A LiteRT model from a file, ready to answer. Any thread may ask; calls run one at a time.
 
     `image_shape` is (h, w, 3). Raises ArtefactError, naming the file, if it is missing, damaged, or does not map images
-    uint8 (n, h, w, 3) to float32 (n, classes).
+    uint8 (n, h, w, 3) to probabilities float32 (n, classes) and perhaps energies float32 (n,).
     """
 
     def __init__(self, path: Path | str, threads: int = 2) -> None:
@@ -49,20 +62,31 @@ class Artefact:
                 f"{self.path} is not a LiteRT model ({_first_line(error)}); export it again, or restore it"
             ) from None
         inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
-        taken, given = [_kind(tensor) for tensor in inputs], [_kind(tensor)[0] for tensor in outputs]
-        if [kind for kind, _ in taken] != ["uint8"] or taken[0][1][2:] != (3,) or given != ["float32"]:
+        taken, given = [_kind(tensor) for tensor in inputs], [_kind(tensor) for tensor in outputs]
+        # By rank, not by place: the converter sorts the outputs by name.
+        places = {len(shape): tensor["index"] for (_, shape), tensor in zip(given, outputs, strict=True)}
+        if (
+            [kind for kind, _ in taken] != ["uint8"]
+            or taken[0][1][2:] != (3,)
+            or {kind for kind, _ in given} != {"float32"}
+            or (sorted(places), len(given)) not in (([1], 1), ([0, 1], 2))
+        ):
             raise ArtefactError(
-                f"{self.path} maps {taken} to {given}; an artefact maps images uint8 (n, h, w, 3) to float32: export "
-                "it with this project"
+                f"{self.path} maps {taken} to {given}; an artefact maps images uint8 (n, h, w, 3) to float32 (n, "
+                "classes) and energies float32 (n,): export it with this project"
             )
         self.image_shape = taken[0][1]
         self._interpreter = interpreter
-        self._input, self._output = inputs[0]["index"], outputs[0]["index"]
+        self._input, self._probabilities, self._energy = inputs[0]["index"], places[1], places.get(0)
         self._batch = int(inputs[0]["shape"][0])
         self._lock = threading.Lock()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
-        """Return the probabilities float32 (n, classes) of images uint8 (n, *image_shape).
+        """Return the probabilities float32 (n, classes) of images uint8 (n, *image_shape), like `answer`."""
+        return self.answer(images).probabilities
+
+    def answer(self, images: np.ndarray) -> Answers:
+        """Return the probabilities and energies of images uint8 (n, *image_shape).
 
         Raises ValueError for another shape or type. A change of n costs a little: the tensors are allocated again.
         """
@@ -77,7 +101,8 @@ class Artefact:
                 self._batch = len(images)
             self._interpreter.set_tensor(self._input, images)
             self._interpreter.invoke()
-            return self._interpreter.get_tensor(self._output)
+            energy = None if self._energy is None else self._interpreter.get_tensor(self._energy)
+            return Answers(self._interpreter.get_tensor(self._probabilities), energy)
 
 
 def _kind(tensor: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
