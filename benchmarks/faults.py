@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs/results/faults.json"
 PROGRAM = Path(sys.executable).parent / "mobilenet-pipeline"
 QUICK = {"epochs": "1", "strides": "stock", "accuracy_floor": "0.01", "calibration_error": "1.0", "recall_drop": "1.0"}
-QUICK |= {"loss_margin": "9.0", "corruption_drop": "1.0"}
+QUICK |= {"loss_margin": "9.0", "corruption_drop": "1.0", "coverage": "0.01"}
 STEPS = 11
 """The steps of a run of `digits`: eight stages, and judge, promote and report."""
 ORPHAN_SECONDS = 20

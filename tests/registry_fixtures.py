@@ -282,6 +282,21 @@ def metrics(right: int, digest: str) -> dict[str, Any]:
         "overlap": 0,
         "corruptions": dict.fromkeys(corruptions.names(), right / ROWS),
         "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
+        "prediction_sets": {
+            "stated_coverage": 0.95,
+            "threshold": 0.0,
+            "calibration_rows": 100,
+            "coverage": 1.0,
+            "mean_size": 10.0,
+            "sizes": {"10": ROWS},
+        },
+        "unfamiliar": {
+            "stated_share": 0.05,
+            "threshold": 2.0,
+            "test": 0.04,
+            "corruptions": dict.fromkeys(corruptions.names(), 0.1),
+            "other_images": {"photographs": 0.9, "noise": 1.0},
+        },
     }
 
 

@@ -193,6 +193,9 @@ class Gate(Section):
     """Largest increase of the test loss against the champion."""
     corruption_drop: Share
     """Largest drop of the mean accuracy on corrupted images against the champion; only a significant drop fails."""
+    coverage: Annotated[float, Field(gt=0, lt=1)] | None
+    """Share of the images whose prediction set contains their class. Its threshold is from the validation images; the
+    gate checks it on the test images, and only a significant shortfall fails. Null: no prediction sets."""
 
 
 class Monitoring(Section):

@@ -13,7 +13,7 @@ import pytest
 from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.evaluation import evaluate
 from mobilenet_pipeline.evaluation.predictions import predictions_of
-from mobilenet_pipeline.metrics import scores
+from mobilenet_pipeline.metrics import conformal, scores
 
 NAMES = [str(digit) for digit in range(10)]
 ROWS = 700
@@ -52,7 +52,7 @@ def artefact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def result(artefact: Path, dataset: Dataset) -> Result:
-    return evaluate.evaluate(artefact, dataset, VALIDATION_ROWS)
+    return evaluate.evaluate(artefact, dataset, VALIDATION_ROWS, coverage=0.8)
 
 
 def test_the_metrics_are_those_of_the_saved_predictions(result: Result) -> None:
@@ -115,6 +115,48 @@ def test_every_corrupted_image_is_kept_as_right_or_wrong(result: Result) -> None
     assert {right.shape for right in corrupted.values()} == {(len(TEST_ROWS),)}
 
 
+def test_the_prediction_sets_are_those_of_the_saved_predictions(result: Result) -> None:
+    document, arrays = result
+    found, probabilities = document["prediction_sets"], arrays["probabilities"]
+    least = conformal.probability_threshold(arrays["validation_probabilities"], arrays["validation_labels"], 0.8)
+    sets = conformal.set_sizes(probabilities, least)
+    assert (found["stated_coverage"], found["threshold"], found["calibration_rows"]) == (0.8, least, 100)
+    assert found["coverage"] == conformal.covered(probabilities, arrays["labels"], least).mean()
+    assert found["mean_size"] == sets.mean() == pytest.approx(mean_of(found["sizes"]))
+
+
+def mean_of(sizes: dict[str, int]) -> float:
+    return sum(int(size) * count for size, count in sizes.items()) / sum(sizes.values())
+
+
+def test_the_gate_gets_the_threshold_of_the_prediction_sets(result: Result) -> None:
+    document, arrays = result
+    found = predictions_of(arrays, document, "p1").facts
+    assert (found.set_threshold, found.calibration_rows) == (document["prediction_sets"]["threshold"], 100)
+
+
+def test_an_evaluation_says_how_often_each_kind_of_image_is_flagged(result: Result) -> None:
+    flagged = result[0]["unfamiliar"]
+    assert 0 < flagged["test"] < 0.15
+    assert list(flagged["corruptions"]) == list(result[0]["corruptions"])
+    assert list(flagged["other_images"]) == ["digits", "photographs", "stripes", "plain", "noise"]
+
+
+def test_an_evaluation_without_coverage_has_no_prediction_sets(artefact: Path, dataset: Dataset) -> None:
+    document, arrays = evaluate.evaluate(artefact, dataset, VALIDATION_ROWS[:10])
+    assert (document["prediction_sets"], predictions_of(arrays, document, "p1").facts.set_threshold) == (None, None)
+    assert (document["unfamiliar"]["threshold"], document["unfamiliar"]["test"]) == (None, 0.0)  # ten are too few
+
+
+def test_an_artefact_without_energies_flags_nothing(
+    artefact: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = evaluate.Artefact.answer
+    monkeypatch.setattr(evaluate.Artefact, "answer", lambda *words: replace(answer(*words), energy=None))
+    document, _ = evaluate.evaluate(artefact, dataset, VALIDATION_ROWS)
+    assert document["unfamiliar"] is None
+
+
 def test_right_and_wrong_take_a_bit_each(result: Result) -> None:
     assert result[1]["corrupted_right"].nbytes == 2 * len(TEST_ROWS)  # 15 corruptions
 
@@ -128,6 +170,12 @@ def test_an_evaluation_of_this_version_is_complete(result: Result) -> None:
 def test_an_evaluation_without_an_array_is_incomplete(result: Result, lacking: str) -> None:
     document, arrays = result
     assert not evaluate.is_complete({key: value for key, value in arrays.items() if key != lacking}, document)
+
+
+def test_an_evaluation_without_prediction_sets_is_complete(result: Result) -> None:
+    document, arrays = result
+    older = {key: value for key, value in document.items() if key not in ("prediction_sets", "unfamiliar")}
+    assert evaluate.is_complete(arrays, older)  # the gate compares no coverage with the champion's
 
 
 def test_an_evaluation_without_corruptions_is_incomplete(result: Result) -> None:

@@ -23,6 +23,21 @@ METRICS = {
     "validation": SCORES,
     "corruptions": {"noise 1": 0.8, "blur 1": 0.6},
     "artefact": {"bytes": 870_000, "p50_ms": 0.12, "p99_ms": 0.3},
+    "prediction_sets": {
+        "stated_coverage": 0.95,
+        "threshold": 0.3,
+        "calibration_rows": 100,
+        "coverage": 0.95,
+        "mean_size": 1.25,
+        "sizes": {"1": 15, "2": 5},
+    },
+    "unfamiliar": {
+        "stated_share": 0.05,
+        "threshold": 2.0,
+        "test": 0.04,
+        "corruptions": {"noise 1": 0.1, "blur 1": 0.3},
+        "other_images": {"photographs": 0.9, "noise": 1.0},
+    },
     "class_names": ["cat", "dog", "eel"],
     "confusion_matrix": [[8, 2, 0], [0, 10, 0], [0, 0, 0]],
     "overlap": 0,
@@ -103,6 +118,23 @@ def test_a_card_lists_the_least_accurate_of_many_classes(recipe: config.Recipe):
     assert "The 30 classes with the lowest accuracy of 40. Ranges are 95 % intervals.\n\n- class 35: **0.0%**" in text
     assert "The model has 40 classes" in text
     assert "class 29 and 10 more." in text
+
+
+def test_a_card_states_coverage_and_size_of_the_prediction_sets(recipe: config.Recipe):
+    sentence = "95.00% of the images (95 % interval: 76.39% to 99.11%; 95 % stated), with 1.25 classes on average"
+    assert sentence in made(recipe)
+
+
+def test_a_card_says_how_often_images_are_flagged(recipe: config.Recipe):
+    sentence = "4.0% of the test images (5 % stated), 20.0% of the corrupted ones; 90% of photographs, 100% of noise"
+    assert sentence in made(recipe)
+
+
+def test_a_card_of_an_earlier_evaluation_lacks_both(recipe: config.Recipe):
+    older = {key: value for key, value in METRICS.items() if key not in ("prediction_sets", "unfamiliar")}
+    text = made(recipe, replace(FILES, metrics=older))
+    assert "**prediction sets**" not in text
+    assert "**flagged as unfamiliar**" not in text
 
 
 def test_a_card_has_no_tables(recipe: config.Recipe):

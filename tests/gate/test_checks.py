@@ -52,6 +52,46 @@ def test_an_overconfident_candidate_is_out() -> None:
     assert ("scratch", "calibration") in failed(decision)
 
 
+def uncertain(covering: int, rows: int = 200) -> Predictions:
+    """Return predictions of which `covering` give their class at least 0.4, and the others 0.2."""
+    labels = (np.arange(rows) % 2).astype(np.uint8)
+    own = np.where(np.arange(rows) < covering, 0.4, 0.2)
+    probabilities = np.where(labels[:, None] == [0, 1], own[:, None], 1 - own[:, None]).astype(np.float32)
+    return Predictions(probabilities, labels, "d1", facts(set_threshold=0.39, calibration_rows=1000))
+
+
+def coverage(predictions: Predictions, stated: float | None = 0.95) -> list[checks.Check]:
+    limits = LIMITS.model_copy(update={"coverage": stated})
+    return [check for check in checks.own_checks("scratch", predictions, limits, "p1") if check.name == "coverage"]
+
+
+@pytest.mark.parametrize(("covering", "passed"), [(182, False), (183, True), (190, True), (200, True)])
+def test_only_a_significant_lack_of_coverage_fails(covering: int, passed: bool) -> None:
+    (check,) = coverage(uncertain(covering))
+    assert (check.passed, check.number) == (passed, covering / 200)
+
+
+def test_the_coverage_s_sentence_has_its_interval_and_the_size_of_the_sets() -> None:
+    sentence = coverage(uncertain(180))[0].sentence
+    assert "90.00% of 200 test images (95 % interval 85.06% to 93.43%)" in sentence
+    assert "1.90 classes on average; 95 % are stated" in sentence
+
+
+def test_a_candidate_without_prediction_sets_is_out() -> None:
+    (check,) = coverage(accurate(190, facts=facts(set_threshold=None)))
+    assert not check.passed
+    assert "evaluate it again" in check.sentence
+
+
+def test_a_recipe_without_prediction_sets_has_no_check_of_them() -> None:
+    assert coverage(accurate(190), None) == []
+
+
+def test_a_champion_without_prediction_sets_is_compared() -> None:
+    champion = accurate(150, facts=facts(set_threshold=None), version="1")
+    assert decide(accurate(140), accurate(190), champion).promote
+
+
 def test_a_sentence_has_the_number_and_the_limit() -> None:
     own = checks.own_checks("scratch", accurate(190, facts=facts(p99_ms=5.1)), LIMITS, "p1")
     latency = next(check for check in own if check.name == "latency")

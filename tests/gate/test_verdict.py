@@ -182,6 +182,12 @@ def test_a_verdict_comes_back_from_its_text(champion: Predictions | None) -> Non
     assert loaded.to_json() == made.to_json()
 
 
+def test_a_verdict_of_an_earlier_release_has_no_coverage() -> None:
+    document = json.loads(verdict_on(decide(accurate(150), accurate(160), None)).to_json())
+    del document["limits"]["coverage"]
+    assert Verdict.from_json(json.dumps(document), "verdict.json").limits.coverage is None
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"promote": true}', "\x00"])
 def test_a_text_that_is_no_verdict_is_refused_with_its_source(text: str) -> None:
     with pytest.raises(GateError, match=r"^reports/digits/verdict\.json is not a verdict .*run the recipe again"):

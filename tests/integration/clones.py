@@ -170,7 +170,7 @@ def make_team(folder: Path, servers: Servers) -> Clone:
 def shorten(params: str) -> str:
     """Return params.yaml with one epoch of a small network for `digits`, and with a gate that lets it pass."""
     digits, mark, others = params.partition(_END)
-    easy = {"accuracy_floor": 0.01, "calibration_error": 1.0, "recall_drop": 1.0, "loss_margin": 9.0}
+    easy = {"accuracy_floor": 0.01, "calibration_error": 1.0, "recall_drop": 1.0, "loss_margin": 9.0, "coverage": 0.01}
     for key, value in (easy | {"epochs": 1, "strides": "stock", "corruption_drop": 1.0}).items():
         digits = re.sub(rf"\b{key}: .*", f"{key}: {value}", digits)
     return digits + mark + others

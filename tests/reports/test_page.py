@@ -84,6 +84,21 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
         "corruptions": {"noise 1": 0.5},
         "artefact": {"bytes": 1_000_000, "p50_ms": 0.1, "p99_ms": 0.2},
         "near_duplicates": {"rows": 2, "accuracy_with": 1.0, "accuracy_without": 0.7368},
+        "prediction_sets": {
+            "stated_coverage": 0.95,
+            "threshold": 0.0,
+            "calibration_rows": 100,
+            "coverage": 1.0,
+            "mean_size": 10.0,
+            "sizes": {"10": ROWS},
+        },
+        "unfamiliar": {
+            "stated_share": 0.05,
+            "threshold": 2.0,
+            "test": 0.04,
+            "corruptions": {"noise 1": 0.1},
+            "other_images": {"photographs": 0.9, "noise": 1.0},
+        },
     }
     write(
         workspace / f"metrics/digits/{name}.json",

@@ -2,7 +2,7 @@
 
 import csv
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,41 @@ import numpy as np
 from tqdm import tqdm
 
 from mobilenet_pipeline.data.dataset import Dataset
-from mobilenet_pipeline.evaluation import corruptions
+from mobilenet_pipeline.evaluation import corruptions, other_images
 from mobilenet_pipeline.evaluation.predictions import ARRAYS
-from mobilenet_pipeline.inference.artefact import Artefact
-from mobilenet_pipeline.metrics import scores
+from mobilenet_pipeline.inference.artefact import Answers, Artefact
+from mobilenet_pipeline.metrics import conformal, scores
 
 BATCH = 256
 SEED, CORRUPTED = 0, 2000
 """Seed and number of the corrupted test images. They are the same for every model of a dataset."""
 WARM_UP, TIMED = 20, 300
+FAMILIAR_FLAGGED = 0.05
+"""The share of images like the training images that is flagged as unfamiliar: the rate at which such flags are usually
+compared (Liu et al. 2020). A lower rate misses more unfamiliar images."""
 
 
 def evaluate(
-    artefact_path: Path, data: Dataset, validation_rows: np.ndarray
+    artefact_path: Path, data: Dataset, validation_rows: np.ndarray, coverage: float | None = None
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Score the artefact on the test and the validation images, and time it.
 
     `validation_rows` are rows of the dataset; they are sorted. Returns the evaluation's document and the arrays of
     predictions.npz. The document is JSON-ready; its accuracies per class, confusion matrix and corruptions are of the
-    test images.
+    test images. Its prediction sets have this `coverage`, a share; there are none with None. It says how often images
+    are flagged as unfamiliar, unless the artefact gives no energies.
 
     Raises ValueError if the artefact's answers are not probabilities of the dataset's classes.
     """
     artefact = Artefact(artefact_path)
     predictions: dict[str, np.ndarray] = {"data_digest": np.array(data.digest)}
     metrics: dict[str, scores.Metrics] = {}
+    energies: dict[str, np.ndarray | None] = {}
     test_rows = np.flatnonzero(data.is_test)
     for split, prefix, chosen in (("test", "", test_rows), ("validation", "validation_", validation_rows)):
         rows = np.sort(np.asarray(chosen, dtype=np.int64))
-        probabilities = _predict(artefact, data.images, rows, f"evaluating on the {split} images")
+        answers = _answer(artefact, data.images, rows, f"evaluating on the {split} images")
+        probabilities, energies[split] = answers.probabilities, answers.energy
         actual = np.asarray(data.labels[rows], dtype=np.uint8)
         try:
             metrics[split] = scores.evaluate(probabilities, actual, data.class_names)
@@ -46,7 +52,10 @@ def evaluate(
             raise ValueError(f"{artefact_path} on the {split} images: {error}") from None
         predictions |= {f"{prefix}probabilities": probabilities, f"{prefix}labels": actual, f"{prefix}rows": rows}
     corrupted_rows = _corrupted_rows(test_rows)
-    right = _robustness(artefact, data.images[corrupted_rows], np.asarray(data.labels[corrupted_rows]))
+    labels = np.asarray(data.labels[corrupted_rows])
+    changed = corruptions.corrupted(data.images[corrupted_rows], SEED)
+    corrupted = dict(_answer_sets(artefact, changed, "corrupted images"))
+    right = {name: answers.probabilities.argmax(axis=1) == labels for name, answers in corrupted.items()}
     # One bit per answer: 2,000 images with 15 corruptions take 4 kB.
     predictions |= {"corrupted_right": np.packbits(list(right.values()), axis=0), "corrupted_rows": corrupted_rows}
     document = _document(metrics, predictions, data) | {
@@ -55,7 +64,14 @@ def evaluate(
             "bytes": artefact_path.stat().st_size,
             **_latency(Artefact(artefact_path, threads=1), data.images[corrupted_rows[:1]]),
         },
+        "prediction_sets": None if coverage is None else _prediction_sets(predictions, coverage),
+        "unfamiliar": None,
     }
+    if energies["validation"] is not None:
+        flagged = {"test": energies["test"]} | {name: answers.energy for name, answers in corrupted.items()}
+        sets = _answer_sets(artefact, other_images.others(data.images, SEED), "other images")
+        kinds = {kind: answers.energy for kind, answers in sets}
+        document["unfamiliar"] = _unfamiliar(energies["validation"], flagged, kinds)
     return document, predictions
 
 
@@ -74,9 +90,10 @@ def accuracy_beside_twins(predictions: Mapping[str, np.ndarray], twin_rows: Sequ
 
 
 def is_complete(arrays: Mapping[str, np.ndarray], document: Mapping[str, Any]) -> bool:
-    """Return whether an evaluation has every measurement of this version.
+    """Return whether an evaluation has every measurement that the gate compares.
 
-    It must have them for the same corrupted test images.
+    It must have them for the same corrupted test images. Prediction sets and energies may be missing: the gate checks
+    them for a candidate by itself, and does not compare them with a champion's.
     """
     return (
         list(document.get("corruptions", {})) == corruptions.names()
@@ -99,7 +116,7 @@ def write_confusion(path: Path, predictions: dict[str, np.ndarray], class_names:
         writer.writerows([class_names[actual], class_names[answer]] for actual, answer in pairs)
 
 
-def _predict(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str) -> np.ndarray:
+def _answer(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str) -> Answers:
     if len(rows) == 0:
         raise ValueError(f"{task}: there are no images")
     parts = []
@@ -107,9 +124,16 @@ def _predict(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str
     with tqdm(total=len(rows), desc=task, unit="image", delay=1, disable=None, leave=False) as bar:
         for start in range(0, len(rows), BATCH):
             chunk = rows[start : start + BATCH]
-            parts.append(artefact.predict(np.ascontiguousarray(images[chunk])))
+            parts.append(artefact.answer(np.ascontiguousarray(images[chunk])))
             bar.update(len(chunk))
-    return np.concatenate(parts)
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Answers]) -> Answers:
+    energies = [part.energy for part in parts if part.energy is not None]
+    return Answers(
+        np.concatenate([part.probabilities for part in parts]), np.concatenate(energies) if energies else None
+    )
 
 
 def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
@@ -117,17 +141,51 @@ def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).permutation(test_rows)[:CORRUPTED])
 
 
-def _robustness(artefact: Artefact, images: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Return {corruption: bool (n,)}, True for a correct answer."""
-    right = {}
-    sets = corruptions.corrupted(images, SEED)
-    total = len(corruptions.CORRUPTIONS) * len(corruptions.SEVERITIES)
-    for name, changed in tqdm(sets, desc="corrupted images", total=total, delay=1, disable=None, leave=False):
-        answers = np.concatenate(
-            [artefact.predict(part) for part in np.array_split(changed, -(-len(changed) // BATCH))]
-        )
-        right[name] = answers.argmax(axis=1) == labels
-    return right
+def _answer_sets(
+    artefact: Artefact, sets: Iterator[tuple[str, np.ndarray]], task: str
+) -> Iterator[tuple[str, Answers]]:
+    """Yield (name, answers) for every (name, images)."""
+    for name, images in tqdm(sets, desc=task, unit="set", delay=1, disable=None, leave=False):
+        yield name, _joined([artefact.answer(part) for part in np.array_split(images, -(-len(images) // BATCH))])
+
+
+def _prediction_sets(predictions: Mapping[str, np.ndarray], coverage: float) -> dict[str, Any]:
+    """Return the threshold of the prediction sets from the validation images, and their coverage of the test images."""
+    calibration = predictions["validation_labels"]
+    threshold = conformal.probability_threshold(predictions["validation_probabilities"], calibration, coverage)
+    probabilities, labels = predictions["probabilities"], predictions["labels"]
+    sizes = conformal.set_sizes(probabilities, threshold)
+    return {
+        "stated_coverage": coverage,
+        "threshold": threshold,
+        "calibration_rows": len(calibration),
+        "coverage": float(conformal.covered(probabilities, labels, threshold).mean()),
+        "mean_size": float(sizes.mean()),
+        "sizes": {str(size): int(count) for size, count in enumerate(np.bincount(sizes)) if count},
+    }
+
+
+def _unfamiliar(
+    validation: np.ndarray, flagged: Mapping[str, np.ndarray | None], kinds: Mapping[str, np.ndarray | None]
+) -> dict[str, Any]:
+    """Return the threshold of the energies from the validation images, and the share below it of every other set.
+
+    `flagged` has the energies of the test images and of every corruption, `kinds` those of images of other kinds.
+    """
+    threshold = conformal.energy_threshold(validation, FAMILIAR_FLAGGED)
+
+    def shares(energies: Mapping[str, np.ndarray | None]) -> dict[str, float]:
+        none = -np.inf if threshold is None else threshold
+        return {name: float((each < none).mean()) for name, each in energies.items() if each is not None}
+
+    known = shares(flagged)
+    return {
+        "stated_share": FAMILIAR_FLAGGED,
+        "threshold": threshold,
+        "test": known.pop("test"),
+        "corruptions": known,
+        "other_images": shares(kinds),
+    }
 
 
 def _latency(artefact: Artefact, image: np.ndarray) -> dict[str, float]:

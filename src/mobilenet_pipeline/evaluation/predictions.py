@@ -22,8 +22,10 @@ class Facts:
     `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
     `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`
     is the fingerprint of the image decoder at training. `overlap` is the number of test images that are also training
-    images. `withdrawn` is the reason of the person who withdrew the model, or None. `in_turn_ms` is the latency in a
-    comparison that timed all its models in turn; no other times can be compared.
+    images. `set_threshold` is the least probability of a class in a prediction set, found on `calibration_rows`
+    validation images; None for a model without prediction sets. `withdrawn` is the reason of the person who withdrew
+    the model, or None. `in_turn_ms` is the latency in a comparison that timed all its models in turn; no other times
+    can be compared.
     """
 
     corrupted: Mapping[str, np.ndarray]
@@ -32,6 +34,8 @@ class Facts:
     p99_ms: float
     preprocessing: str
     overlap: int
+    set_threshold: float | None = None
+    calibration_rows: int = 0
     withdrawn: str | None = None
     in_turn_ms: float | None = None
 
@@ -111,6 +115,7 @@ def predictions_of(
     """
     if str(arrays["data_digest"]) != document.get("data_digest"):
         raise PredictionsError("predictions.npz and its metrics are of different data; evaluate that candidate again")
+    sets = document.get("prediction_sets") or {}  # evaluations of earlier versions of this project have none
     try:
         names = list(document["corruptions"])
         right = np.unpackbits(arrays["corrupted_right"], axis=0, count=len(names)).astype(bool)
@@ -119,6 +124,8 @@ def predictions_of(
             **document["artefact"],
             preprocessing=preprocessing or "not recorded",
             overlap=document["overlap"],
+            set_threshold=sets.get("threshold"),
+            calibration_rows=sets.get("calibration_rows", 0),
         )
     except (KeyError, TypeError) as error:
         raise PredictionsError(

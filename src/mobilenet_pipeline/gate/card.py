@@ -57,6 +57,7 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
     lowest, highest = wilson_interval(right, test["rows"], 0.05 / scored)
     worst = min(corrupted, key=lambda name: corrupted[name])
     mean = sum(corrupted.values()) / len(corrupted)
+    sets, unfamiliar = metrics.get("prediction_sets"), metrics.get("unfamiliar")
     return _list(
         {
             "accuracy": f"{test['accuracy']:.2%} of {test['rows']:,} images (95 % interval: {low:.2%} to {high:.2%})",
@@ -66,6 +67,8 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
             "loss": f"{test['loss']:.4f}",
             "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
             "expected calibration error": f"{test['calibration_error']:.2%}",
+            **({"prediction sets": _sets(sets, test["rows"])} if sets else {}),
+            **({"flagged as unfamiliar": _unfamiliar(unfamiliar)} if unfamiliar else {}),
             "accuracy on corrupted images": f"{mean:.2%}; lowest on {worst}: {corrupted[worst]:.2%}",
             "latency (single image)": f"median {artefact['p50_ms']:.2f} ms, p99 {artefact['p99_ms']:.2f} ms",
             "size": f"{artefact['bytes'] / 1e6:.2f} MB",
@@ -82,6 +85,25 @@ def _without_twins(metrics: Mapping[str, Any]) -> dict[str, str]:
     sentence = f"{twins['accuracy_without']:.2%} of the {rest:,} test images without a near twin in the training images"
     more = f"; {twins['accuracy_with']:.2%} of the {count:,} with one" if count else ""
     return {"accuracy without near duplicates": sentence + more}
+
+
+def _sets(sets: Mapping[str, Any], rows: int) -> str:
+    low, high = wilson_interval(round(sets["coverage"] * rows), rows)
+    return (
+        f"they contain the class of {sets['coverage']:.2%} of the images (95 % interval: {low:.2%} to {high:.2%}; "
+        f"{sets['stated_coverage'] * 100:g} % stated), with {sets['mean_size']:.2f} classes on average"
+    )
+
+
+def _unfamiliar(flagged: Mapping[str, Any]) -> str:
+    others = ", ".join(f"{share:.0%} of {kind}" for kind, share in flagged["other_images"].items())
+    if flagged["threshold"] is None:
+        return "nothing: there are too few validation images for a threshold"
+    corrupted = sum(flagged["corruptions"].values()) / len(flagged["corruptions"])
+    return (
+        f"{flagged['test']:.1%} of the test images ({flagged['stated_share'] * 100:g} % stated), {corrupted:.1%} of "
+        f"the corrupted ones; {others}"
+    )
 
 
 def _classes(metrics: Mapping[str, Any]) -> str:
@@ -140,13 +162,15 @@ def _limits(recipe: Recipe, files: CandidateFiles) -> str:
     more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
     return (
         f"- The model has {len(names):,} classes and gives every image one of them: {', '.join(names[:SHOWN])}{more}. "
-        "Its answer for an image of anything else means nothing.\n"
+        "Its answer for an image of anything else means nothing. The flag for unfamiliar images notices some of them, "
+        "not all.\n"
         f"- It sees the central square of a photo at {size} by {size} pixels.\n"
         "- `model.keras` and the artefact take uint8 pixels, 0 to 255. An image scaled to 0 to 1 is black to them: the "
         "answer is wrong, without an error.\n"
         f"- All figures are for images like those of {recipe.data.source}. Expect less on other images, as the figure "
         "for corrupted images shows.\n"
-        "- Its probabilities are calibrated on validation images, not on other kinds of images."
+        "- Its probabilities and its prediction sets are calibrated on validation images, not on other kinds of "
+        "images. The coverage of the sets is an average over images, not a promise for each class."
     )
 
 

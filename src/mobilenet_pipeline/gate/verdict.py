@@ -4,10 +4,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation.predictions import Predictions
@@ -122,6 +122,12 @@ class Verdict(Decision):
     leaves: Aliases
     judged_at: str
 
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _of_an_earlier_release(cls, limits: Any) -> Any:
+        """Complete the limits of verdicts from before there were prediction sets."""
+        return {"coverage": None, **limits} if isinstance(limits, dict) else limits
+
     @classmethod
     def from_json(cls, text: str, source: str) -> Self:
         """Read a verdict.json called `source`. Raises GateError if the text is not one."""
@@ -153,8 +159,8 @@ def decide(
 ) -> Decision:
     """Decide which candidate is promoted, if any.
 
-    A candidate that fails one of its own checks is out: accuracy, calibration, size, latency, integrity. Without a
-    champion, the best of the others is promoted (highest accuracy, then lowest loss, then the order of `candidates`).
+    A candidate that fails one of its own checks is out: accuracy, calibration, coverage, size, latency, integrity.
+    Without a champion, the best is promoted (highest accuracy, then lowest loss, then the order of `candidates`).
     With a champion, the best candidate that passes every champion check is promoted: better, or as good and lighter if
     the limits allow it; no class much worse; loss and accuracy on corrupted images as good. If the limits allow it,
     another candidate that passes takes the place of the best one: the lightest of those that are as good in all this.

@@ -6,13 +6,15 @@ so validation and test images stay nearly exchangeable; the gate checks the cove
 """
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
 from mobilenet_pipeline.inference.trust import prediction_sets
 
 LEVEL = 0.025
-"""The chance that a model whose sets keep their promise falls below `least_covered`: the lower end of a 95 % interval."""
+"""The chance that a model whose sets keep their promise falls below `least_covered`: half of what a 95 % interval
+misses."""
 
 
 def probability_threshold(probabilities: np.ndarray, labels: np.ndarray, coverage: float) -> float:
@@ -56,6 +58,7 @@ def set_sizes(probabilities: np.ndarray, threshold: float) -> np.ndarray:
     return prediction_sets(probabilities, threshold).sum(axis=1)
 
 
+@lru_cache
 def least_covered(rows: int, calibration_rows: int, coverage: float, level: float = LEVEL) -> int:
     """Return the least number of `rows` images that sets with this coverage cover, but for a chance of `level`.
 

@@ -160,7 +160,7 @@ def _measure(
         data = open_dataset(paths.data_folder(recipe, workspace))
         _, validation = split_rows(data, recipe.split)
         ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)
-        document, arrays = evaluate(folder / "model.tflite", data, validation)
+        document, arrays = evaluate(folder / "model.tflite", data, validation, recipe.gate.coverage)
     return Measured(predictions_of(arrays, document, metadata.get("preprocessing"), champion.version), again)
 
 

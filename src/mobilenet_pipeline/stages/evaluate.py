@@ -23,7 +23,7 @@ def main(recipe: Recipe, name: str) -> None:
     folder = model_folder(recipe, name)
     _, validation = split_rows(data, recipe.split)
     ledger.record_read(recipe, name, data.digest, sha256_of(folder / "model.tflite"))
-    document, predictions = evaluate(folder / "model.tflite", data, validation)
+    document, predictions = evaluate(folder / "model.tflite", data, validation, recipe.gate.coverage)
     pairs = read_json(near_duplicates_path(recipe))["pairs"]
     document["near_duplicates"] = accuracy_beside_twins(predictions, [row for row, *_ in pairs])
     save_predictions(folder / "predictions.npz", predictions)
