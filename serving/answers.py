@@ -25,22 +25,28 @@ class Uploads(bentoml.IODescriptor):
 class Answered(BaseModel):
     """A model's answer for one image. Confidence and probabilities are between 0 and 1.
 
-    The record of answers has the same id, so that a true class that is known later finds its answer.
+    The record of answers has the same id, so that a true class that is known later finds its answer. `prediction_set`
+    has the class and every other class that cannot be ruled out, the most probable first; a share `coverage` of the
+    sets contains the true class. `unfamiliar` is true for an image unlike the training images: its answer means little.
+    Both are null if the version was registered by an earlier release, or the recipe has no prediction sets.
     """
 
     answer_id: str
     class_: Annotated[str, Field(alias="class")]
     confidence: float
     probabilities: dict[str, float]
+    prediction_set: list[str] | None
+    unfamiliar: bool | None
 
 
 class Prediction(Answered):
-    """A model's answer for one image, with the model's name and version."""
+    """A model's answer for one image, with the model's name and version, and the coverage of its prediction sets."""
 
     model_config = ConfigDict(protected_namespaces=())
 
     model_name: str
     model_version: str
+    coverage: float | None
 
 
 class Comparison(BaseModel):
@@ -71,4 +77,5 @@ class Predictions(BaseModel):
 
     model_name: str
     model_version: str
+    coverage: float | None
     predictions: list[Answered | Refused]

@@ -126,8 +126,16 @@ def _examples(champion: dict[str, Any]) -> dict[str, Any]:
     rest = round(0.1 / (1 + len(others)), 4)
     best = round(1 - len(others) * rest, 4)
     shares = {first: best, **dict.fromkeys(others, rest)}
-    answered = {"answer_id": "5f2b9c1e7a40d836", "class": first, "confidence": best, "probabilities": shares}
-    names = {"model_name": champion["name"], "model_version": champion["version"]}
+    coverage = champion["coverage"]
+    answered = {
+        "answer_id": "5f2b9c1e7a40d836",
+        "class": first,
+        "confidence": best,
+        "probabilities": shares,
+        "prediction_set": None if coverage is None else [first],
+        "unfamiliar": None if coverage is None else False,
+    }
+    names = {"model_name": champion["name"], "model_version": champion["version"], "coverage": coverage}
     return {
         "/predict": answered | names,
         BATCH_PATH: names | {"predictions": [answered, BAD]},

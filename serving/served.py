@@ -13,7 +13,8 @@ import bentoml
 import numpy as np
 
 from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.inference.artefact import Artefact, check_sha256
+from mobilenet_pipeline.inference.artefact import Answers, Artefact, check_sha256
+from mobilenet_pipeline.inference.trust import Thresholds
 from serving import settings
 
 ROLES_FILE = Path(__file__).parent.parent / "served.json"
@@ -50,6 +51,9 @@ class Served:
         self.version: str = self.metadata["version"]
         self.class_names: list[str] = self.metadata["class_names"]
         self.names = {"model_name": self.metadata["registered_model"], "model_version": self.version}
+        self.thresholds = Thresholds.of(self.metadata)
+        self.says = self.names | {"coverage": self.thresholds.coverage}
+        """What an answer says of the version."""
         for _ in range(self.threads):
             single = Artefact(path, threads=1)
             one = np.zeros((1, *single.image_shape), np.uint8)
@@ -66,35 +70,37 @@ class Served:
         return self.image_shape[0]
 
     def predict(self, pixels: np.ndarray, alone: bool = False) -> list[dict[str, Any]]:
-        """Return class, confidence and probabilities of each of the images uint8 (n, *image_shape).
+        """Return class, confidence, probabilities, prediction set and flag of the images uint8 (n, *image_shape).
 
         One thread computes a batch. All threads compute it if it is `alone`, that is, the only request.
         """
         if len(pixels) == 1:
             with _borrow(self.singles) as (single,):
-                probabilities = single.predict(pixels)
+                answers = single.answer(pixels)
         else:
-            probabilities = self._batch(pixels, min(self.threads, len(pixels) // PIECES[0]) if alone else 1)
-        best = probabilities.argmax(axis=1).tolist()
+            answers = self._batch(pixels, min(self.threads, len(pixels) // PIECES[0]) if alone else 1)
+        best = answers.probabilities.argmax(axis=1).tolist()
+        remarks = self.thresholds.remarks(answers, self.class_names)
         return [
             {
                 "class": self.class_names[index],
                 "confidence": row[index],
                 # float32, so that JSON gets no more digits than it has.
                 "probabilities": dict(zip(self.class_names, row, strict=True)),
+                **remark,
             }
-            for index, row in zip(best, probabilities, strict=True)
+            for index, row, remark in zip(best, answers.probabilities, remarks, strict=True)
         ]
 
-    def _batch(self, pixels: np.ndarray, threads: int) -> np.ndarray:
+    def _batch(self, pixels: np.ndarray, threads: int) -> Answers:
         with _borrow(self.batches, threads) as (first, *others):
             part, *parts = np.array_split(pixels, 1 + len(others))
             helped = [self.helpers.submit(self._in_pieces, *job) for job in zip(others, parts, strict=True)]
-            return np.concatenate([self._in_pieces(first, part), *(job.result() for job in helped)])
+            return Answers.joined([self._in_pieces(first, part), *(job.result() for job in helped)])
 
-    def _in_pieces(self, copy: Artefact, pixels: np.ndarray) -> np.ndarray:
+    def _in_pieces(self, copy: Artefact, pixels: np.ndarray) -> Answers:
         starts = range(0, len(pixels), self.piece)
-        return np.concatenate([copy.predict(pixels[start : start + self.piece]) for start in starts])
+        return Answers.joined(copy.answer(pixels[start : start + self.piece]) for start in starts)
 
     def description(self) -> dict[str, Any]:
         """Return the model's origin, image shape, test accuracy, and the verdict that promoted it."""
@@ -113,6 +119,7 @@ class Served:
             "name": self.metadata["registered_model"],
             "accuracy": self.metadata["test"]["accuracy"],
             "image_shape": list(self.image_shape),
+            "coverage": self.thresholds.coverage,
             **{key: self.metadata.get(key) for key in keys},
             "verdict": self.metadata.get("verdict"),
         }

@@ -198,7 +198,7 @@ class Classifier:
 
     @bentoml.api(input_spec=Upload, output_spec=Prediction)
     async def predict(self, image: bytes) -> Response:
-        """Classify an image file with the champion: class, confidence and all probabilities."""
+        """Classify an image file with the champion: class, confidence, all probabilities and a prediction set."""
         return await self.answer(self._predict, image)
 
     @bentoml.api(input_spec=Uploads, output_spec=Predictions)
@@ -240,14 +240,14 @@ class Classifier:
     def _predict(self, data: bytes, complete: float) -> Response:
         champion = _champion(self.live.roles)
         (prediction,) = self._ask(champion, preprocess.decode(data, champion.size)[None], "/predict", complete)
-        return _json(prediction | champion.names, champion)
+        return _json(prediction | champion.says, champion)
 
     def _compare(self, data: bytes, complete: float) -> Response:
         roles = self.live.roles
         champion = _champion(roles)
         pixels = preprocess.decode(data, champion.size)[None]  # the challenger's images have the same shape
         comparison = {
-            role: self._ask(model, pixels, "/compare", complete)[0] | model.names if model else None
+            role: self._ask(model, pixels, "/compare", complete)[0] | model.says if model else None
             for role, model in roles.items()
         }
         return _json(comparison, champion)
@@ -258,7 +258,7 @@ class Classifier:
             predictions = self._ask(champion, uploads.pixels(upload, champion.image_shape), BATCH_PATH, complete)
         else:
             predictions = self._ask_readable(champion, _decode_all(upload, champion.size), complete)
-        return _json(champion.names | {"predictions": predictions}, champion)
+        return _json(champion.says | {"predictions": predictions}, champion)
 
     def _ask_readable(
         self, model: Served, images: Sequence[np.ndarray | Refusal], complete: float

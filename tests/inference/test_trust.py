@@ -1,5 +1,6 @@
 import numpy as np
 
+from mobilenet_pipeline.inference.artefact import Answers
 from mobilenet_pipeline.inference.trust import Thresholds, most_probable_first, prediction_sets
 
 PROBABILITIES = np.array([[0.1, 0.6, 0.3], [0.34, 0.33, 0.33]], np.float32)
@@ -37,6 +38,19 @@ def test_a_version_of_an_earlier_release_says_neither():
 
 def test_an_artefact_without_energies_says_nothing_of_familiarity():
     assert Thresholds(energy=2.0).unfamiliar(None) is None
+
+
+def test_remarks_name_the_set_and_the_flag():
+    answers = Answers(PROBABILITIES, np.array([1.0, 3.0], np.float32))
+    assert Thresholds(0.95, 0.3, 2.0).remarks(answers, ["cat", "dog", "eel"]) == [
+        {"prediction_set": ["dog", "eel"], "unfamiliar": True},
+        {"prediction_set": ["cat", "dog", "eel"], "unfamiliar": False},
+    ]
+
+
+def test_remarks_of_a_version_of_an_earlier_release_are_empty():
+    none = {"prediction_set": None, "unfamiliar": None}
+    assert Thresholds().remarks(Answers(PROBABILITIES, None), ["cat", "dog", "eel"]) == [none, none]
 
 
 def test_thresholds_survive_the_metadata():

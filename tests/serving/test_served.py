@@ -8,10 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from bento_fixtures import SMALL, SMALL_CLASSES
+from bento_fixtures import SMALL, SMALL_CLASSES, THRESHOLDS
 from waiting import LIMIT
 
-from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.inference.artefact import Answers, Artefact
 from serving import served, settings
 from serving.served import Served
 
@@ -29,14 +29,14 @@ def model(served_versions: list[Path], monkeypatch: pytest.MonkeyPatch) -> Serve
 @pytest.fixture
 def computing(model: Served, monkeypatch: pytest.MonkeyPatch) -> list[Artefact]:
     """The copies that compute. Every computation waits until there are two."""
-    pair, copies, compute = threading.Barrier(2), [], Artefact.predict
+    pair, copies, compute = threading.Barrier(2), [], Artefact.answer
 
-    def meet(artefact: Artefact, images: np.ndarray) -> np.ndarray:
+    def meet(artefact: Artefact, images: np.ndarray) -> Answers:
         copies.append(artefact)
         pair.wait(LIMIT)
         return compute(artefact, images)
 
-    monkeypatch.setattr(Artefact, "predict", meet)
+    monkeypatch.setattr(Artefact, "answer", meet)
     return copies
 
 
@@ -84,6 +84,28 @@ def test_image_size_and_classes_are_the_model_s(small_version: Path) -> None:
     (prediction,) = model.predict(np.zeros((1, SMALL, SMALL, 3), np.uint8))
     assert (model.size, model.description()["image_shape"]) == (SMALL, [SMALL, SMALL, 3])
     assert list(prediction["probabilities"]) == SMALL_CLASSES
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_each_image_has_its_own_prediction_set(model: Served, alone: bool) -> None:
+    for prediction in model.predict(BATCH, alone):
+        members, shares = prediction["prediction_set"], prediction["probabilities"]
+        assert members[0] == prediction["class"]
+        assert {name for name, share in shares.items() if share >= THRESHOLDS["probability"]} == set(members)
+
+
+def test_the_flag_of_an_image_is_the_same_alone_and_in_a_batch(served_versions: list[Path]) -> None:
+    model = Served(served_versions[1])
+    images = np.concatenate([BATCH, np.zeros_like(BATCH), np.full_like(BATCH, 255)])
+    singly = [model.predict(image[None])[0]["unfamiliar"] for image in images]
+    assert singly == [prediction["unfamiliar"] for prediction in model.predict(images)]
+    assert set(singly) == {False, True}
+
+
+def test_a_version_of_an_earlier_release_has_no_set_and_no_flag(small_version: Path) -> None:
+    model = Served(small_version)
+    (prediction,) = model.predict(np.zeros((1, SMALL, SMALL, 3), np.uint8))
+    assert (prediction["prediction_set"], prediction["unfamiliar"], model.says["coverage"]) == (None, None, None)
 
 
 def test_models_of_two_shapes_are_refused(

@@ -126,14 +126,7 @@ def _answer(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str)
             chunk = rows[start : start + BATCH]
             parts.append(artefact.answer(np.ascontiguousarray(images[chunk])))
             bar.update(len(chunk))
-    return _joined(parts)
-
-
-def _joined(parts: Sequence[Answers]) -> Answers:
-    energies = [part.energy for part in parts if part.energy is not None]
-    return Answers(
-        np.concatenate([part.probabilities for part in parts]), np.concatenate(energies) if energies else None
-    )
+    return Answers.joined(parts)
 
 
 def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
@@ -146,7 +139,8 @@ def _answer_sets(
 ) -> Iterator[tuple[str, Answers]]:
     """Yield (name, answers) for every (name, images)."""
     for name, images in tqdm(sets, desc=task, unit="set", delay=1, disable=None, leave=False):
-        yield name, _joined([artefact.answer(part) for part in np.array_split(images, -(-len(images) // BATCH))])
+        parts = np.array_split(images, -(-len(images) // BATCH))
+        yield name, Answers.joined(artefact.answer(part) for part in parts)
 
 
 def _prediction_sets(predictions: Mapping[str, np.ndarray], coverage: float) -> dict[str, Any]:

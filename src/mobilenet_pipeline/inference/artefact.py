@@ -2,9 +2,10 @@
 
 import hashlib
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -38,6 +39,12 @@ class Answers:
 
     probabilities: np.ndarray
     energy: np.ndarray | None
+
+    @classmethod
+    def joined(cls, parts: Iterable[Self]) -> Self:
+        """Return the answers of all parts of one artefact, in their order."""
+        probabilities, energies = zip(*((part.probabilities, part.energy) for part in parts), strict=True)
+        return cls(np.concatenate(probabilities), None if energies[0] is None else np.concatenate(energies))
 
 
 class Artefact:

@@ -1,10 +1,13 @@
 """What a version says of its own answer: a prediction set, and whether the image is unlike its training images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import repeat
 from typing import Any, Self
 
 import numpy as np
+
+from mobilenet_pipeline.inference.artefact import Answers
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,20 @@ class Thresholds:
     def unfamiliar(self, energy: np.ndarray | None) -> np.ndarray | None:
         """Return whether each image is unfamiliar, bool (n,), from energies (n,). None without limit or energies."""
         return None if self.energy is None or energy is None else energy < self.energy
+
+    def remarks(self, answers: Answers, class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """Return `prediction_set` and `unfamiliar` of each image: class names, the most probable first, and a bool.
+
+        Either is None if the version lacks its limit, or the artefact its energies.
+        """
+        count = len(answers.probabilities)
+        sets, unfamiliar = self.sets(answers.probabilities), self.unfamiliar(answers.energy)
+        names: Iterable[list[str] | None] = repeat(None, count)
+        if sets is not None:
+            rows = zip(answers.probabilities, sets, strict=True)
+            names = ([class_names[index] for index in most_probable_first(*row)] for row in rows)
+        flags = repeat(None, count) if unfamiliar is None else unfamiliar.tolist()
+        return [{"prediction_set": name, "unfamiliar": flag} for name, flag in zip(names, flags, strict=True)]
 
 
 def prediction_sets(probabilities: np.ndarray, least: float) -> np.ndarray:

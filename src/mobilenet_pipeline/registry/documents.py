@@ -3,12 +3,13 @@
 from typing import Any
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.inference.trust import Thresholds
 from mobilenet_pipeline.registry.versions import PREDICTIONS, Version
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 from mobilenet_pipeline.workspace.files import sha256_of
 
-EVALUATION = ("data_digest", "overlap", "artefact", "corruptions")
-"""The keys of the evaluation's document that the gate needs in addition to the predictions."""
+EVALUATION = ("data_digest", "overlap", "artefact", "corruptions", "prediction_sets", "unfamiliar")
+"""The keys of the evaluation's document that a version keeps beside its predictions, for the gate and for people."""
 
 
 def model_description(recipe: Recipe) -> str:
@@ -28,9 +29,20 @@ def version_description(recipe: Recipe, files: CandidateFiles) -> str:
         f"Not judged yet: {files.name} MobileNet of recipe `{recipe.name}`.\n\n"
         f"- initial weights: {training.get('weights')}\n"
         f"- test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} on {test['rows']:,} images\n"
+        f"{_trust(files)}"
         f"- data `{files.data_digest}`\n"
         f"- {training.get('parameters', 0):,} parameters, {training.get('multiply_adds', 0):,} multiply-adds\n"
     )
+
+
+def _trust(files: CandidateFiles) -> str:
+    sets, unfamiliar = files.metrics.get("prediction_sets"), files.metrics.get("unfamiliar")
+    lines = ""
+    if sets:
+        lines += f"- prediction sets: {sets['coverage']:.2%} coverage, {sets['mean_size']:.2f} classes on average\n"
+    if unfamiliar:
+        lines += f"- flagged as unfamiliar: {unfamiliar['test']:.1%} of the test images\n"
+    return lines
 
 
 def metrics_of(files: CandidateFiles) -> dict[str, float]:
@@ -41,6 +53,12 @@ def metrics_of(files: CandidateFiles) -> dict[str, float]:
         for split, prefix in (("test", "test/"), ("validation", "validation/artefact_"))
         for key in ("accuracy", "loss", "top3_accuracy")
     }
+    sets, unfamiliar = files.metrics.get("prediction_sets"), files.metrics.get("unfamiliar")
+    if sets:
+        metrics |= {"test/coverage": sets["coverage"], "test/mean_set_size": sets["mean_size"]}
+    if unfamiliar:
+        metrics |= {"test/unfamiliar_share": unfamiliar["test"]}
+        metrics |= {f"unfamiliar_share/{kind}": share for kind, share in unfamiliar["other_images"].items()}
     metrics |= {f"per_class/{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}
     return metrics | {
         f"train/{key}": files.training[key] for key in ("cpu_minutes", "wall_minutes") if key in files.training
@@ -67,8 +85,15 @@ def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[st
         "git_commit": version.git_commit,
         "test": {key: files.metrics["test"][key] for key in ("accuracy", "loss", "top3_accuracy", "rows")},
         "preprocessing": files.training.get("preprocessing"),
+        "thresholds": thresholds_of(files).to_json(),
         "evaluation": {key: files.metrics[key] for key in EVALUATION if key in files.metrics},
     }
+
+
+def thresholds_of(files: CandidateFiles) -> Thresholds:
+    """Return the limits of prediction sets and energies, as the candidate's evaluation found them."""
+    sets, unfamiliar = (files.metrics.get(key) or {} for key in ("prediction_sets", "unfamiliar"))
+    return Thresholds(sets.get("stated_coverage"), sets.get("threshold"), unfamiliar.get("threshold"))
 
 
 def _plain(name: str) -> str:

@@ -31,7 +31,8 @@ from mobilenet_pipeline.workspace import files
 MODEL, METADATA, ROLES = "model.tflite", "metadata.json", "served.json"
 BUILT = "built"
 """A file in a Bento that was built to its end."""
-SHARED = ("__init__.py", *(f"inference/{name}.py" for name in ("__init__", "artefact", "preprocess", "statistics")))
+INFERENCE = ("__init__", "artefact", "preprocess", "statistics", "trust")
+SHARED = ("__init__.py", *(f"inference/{name}.py" for name in INFERENCE))
 """The pipeline's modules that a Bento contains."""
 PROGRAMS = ("build.py", "check.py", "start.py")
 """The modules of `serving` that a Bento does not contain: they run outside of the service."""

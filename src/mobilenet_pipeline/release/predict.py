@@ -6,11 +6,12 @@ from pathlib import Path
 
 from mobilenet_pipeline.inference.artefact import Artefact, ArtefactError
 from mobilenet_pipeline.inference.preprocess import decode
-from mobilenet_pipeline.reports.tables import Answers
+from mobilenet_pipeline.inference.trust import Thresholds
+from mobilenet_pipeline.reports.tables import Answer
 
 
-def predict(data: bytes, folders: Mapping[str, Path | None]) -> Answers:
-    """Return each model's probabilities for an image file.
+def predict(data: bytes, folders: Mapping[str, Path | None]) -> dict[str, Answer]:
+    """Return each model's answer for an image file, by role.
 
     `folders` maps a role to a folder with model.tflite and metadata.json; a role without a folder has no answer. Raises
     ImageError if the bytes are not a readable image, ArtefactError, naming the file, if a model cannot be read.
@@ -19,14 +20,18 @@ def predict(data: bytes, folders: Mapping[str, Path | None]) -> Answers:
     for role, folder in folders.items():
         if folder is not None:
             artefact = Artefact(folder / "model.tflite")
-            probabilities = artefact.predict(decode(data, artefact.image_shape[0])[None])[0].tolist()
-            answers[role] = dict(zip(_class_names(folder), probabilities, strict=True))
+            names, thresholds = _metadata(folder)
+            answered = artefact.answer(decode(data, artefact.image_shape[0])[None])
+            (remark,) = thresholds.remarks(answered, names)
+            probabilities = dict(zip(names, answered.probabilities[0].tolist(), strict=True))
+            answers[role] = Answer(probabilities, thresholds.coverage, **remark)
     return answers
 
 
-def _class_names(folder: Path) -> list[str]:
+def _metadata(folder: Path) -> tuple[list[str], Thresholds]:
     path = folder / "metadata.json"
     try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["class_names"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ArtefactError(f"{path} does not name the model's classes ({error}); package the model again") from None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return list(document["class_names"]), Thresholds.of(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} does not describe the model ({error}); package the model again") from None

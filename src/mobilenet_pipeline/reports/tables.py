@@ -1,5 +1,8 @@
 """Tables for the terminal: the layers of a candidate and their costs, and the models' answers for a photo."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -7,8 +10,23 @@ from rich.table import Table
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.models.anatomy import Layer, layers, multiply_adds, parameters
 
-Answers = dict[str, dict[str, float]]
-"""{role: {class: probability}}"""
+
+@dataclass(frozen=True)
+class Answer:
+    """A model's answer for one image: {class: probability}, its prediction set and whether the image is unfamiliar.
+
+    A version without prediction sets or without a flag has None.
+    """
+
+    probabilities: dict[str, float]
+    coverage: float | None = None
+    prediction_set: list[str] | None = None
+    unfamiliar: bool | None = None
+
+    @property
+    def choice(self) -> str:
+        """The class with the highest probability."""
+        return max(self.probabilities, key=lambda name: self.probabilities[name])
 
 
 def print_anatomy(recipe: Recipe, candidate: str) -> None:
@@ -55,29 +73,40 @@ def _depthwise_before(rows: list[Layer], row: Layer) -> int:
     return rows[position - 1].multiply_adds if rows[position - 1].name.startswith("conv_dw") else 0
 
 
-def answers_table(answers: Answers, title: str | None = None) -> Table:
-    """Return a table with a row per class and a column per model.
+def answers_table(answers: Mapping[str, Answer], title: str | None = None) -> Table:
+    """Return a table of the answers by role, with a row per class and a column per model.
 
-    The class with the model's highest probability is bold.
+    The class with the model's highest probability is bold. The last rows have the answer, its prediction set and
+    whether the image is unlike the training images.
     """
     table = Table(title=title)
     table.add_column("class")
-    choices = {}
-    for role, shares in answers.items():
-        choices[role] = max(shares, key=lambda name: shares[name])
+    for role in answers:
         table.add_column(role, justify="right")
     # The models may have different classes: the table has a row for each class of any model.
-    for name in dict.fromkeys(name for shares in answers.values() for name in shares):
-        cells = [_cell(shares.get(name), choices[role] == name) for role, shares in answers.items()]
+    for name in dict.fromkeys(name for answer in answers.values() for name in answer.probabilities):
+        cells = [_cell(answer.probabilities.get(name), answer.choice == name) for answer in answers.values()]
         table.add_row(escape(name), *cells)
     table.add_section()
-    table.add_row("answer", *map(escape, choices.values()), style="bold")
+    table.add_row("answer", *(escape(answer.choice) for answer in answers.values()), style="bold")
+    table.add_row("prediction set", *map(_set, answers.values()))
+    table.add_row("unfamiliar image", *map(_flag, answers.values()))
     return table
 
 
-def print_answers(answers: Answers, title: str | None = None, console: Console | None = None) -> None:
+def print_answers(answers: Mapping[str, Answer], title: str | None = None, console: Console | None = None) -> None:
     """Print the table of the models' answers."""
     (console or Console()).print(answers_table(answers, title))
+
+
+def _set(answer: Answer) -> str:
+    if answer.prediction_set is None or answer.coverage is None:
+        return "–"
+    return f"{escape(', '.join(answer.prediction_set))} ({answer.coverage * 100:g} %)"
+
+
+def _flag(answer: Answer) -> str:
+    return {None: "–", False: "no", True: "[bold red]yes[/]"}[answer.unfamiliar]
 
 
 def _cell(share: float | None, chosen: bool) -> str:
