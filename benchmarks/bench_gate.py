@@ -149,7 +149,8 @@ class Images:
         probabilities[np.arange(ROWS), answer] = confidence[:, 0]
         own = self.rng.random(self.corrupted.shape)
         survives = np.where(self.rng.random(self.corrupted.shape) < SHARED, self.corrupted, own) < 0.7
-        facts = Facts(dict(zip(corruptions.names(), survives, strict=True)), 1_000_000, 1.0, 2.0, "same", 0)
+        corrupted = dict(zip(corruptions.names(), survives, strict=True))
+        facts = Facts(corrupted, 1_000_000, 1.0, 2.0, "same", 0, set_threshold=0.0)  # every class is in every set
         return Predictions(probabilities, LABELS, "simulated", facts)
 
 

@@ -49,6 +49,7 @@ def model(role: str) -> dict[str, Any]:
         "class_names": CLASSES,
         "test": {"accuracy": 0.9459, "loss": 0.237, "rows": 10_000},
         "accuracy": 0.9459,
+        "coverage": 0.95,
         "verdict": {"promote": role == "champion", "reason": f"The reason of the {role}."},
     }
 
@@ -63,6 +64,9 @@ def prediction(role: str) -> dict[str, Any]:
         "probabilities": dict(sorted(shares.items())),
         "model_name": "cifar10-mobilenet",
         "model_version": VERSIONS[role],
+        "coverage": 0.95,
+        "prediction_set": [best] if role == "champion" else [best, "ship"],
+        "unfamiliar": False,
     }
 
 

@@ -48,6 +48,33 @@ def test_only_the_best_class_stands_out(page, choose, role, best):
     expect(page.locator(f"#{role} .best th")).to_have_text(f"{best} (the best)")
 
 
+@pytest.mark.parametrize(("role", "names"), [("champion", ["ship"]), ("challenger", ["airplane", "ship"])])
+def test_the_prediction_set_is_shown_with_its_coverage(page, choose, role, names):
+    choose()
+    expect(page.locator(f"#{role} .set li")).to_have_text(["95% set:", *names])
+
+
+def test_of_a_large_prediction_set_the_first_classes_are_shown(page, stub, choose):
+    stub.answers["champion"]["prediction_set"] = [f"class {number}" for number in range(40)]
+    choose()
+    expect(page.locator("#champion .set li")).to_have_count(14)
+    expect(page.locator("#champion .set")).to_contain_text("and 28 more")
+
+
+def test_a_photo_unlike_the_training_images_is_said_so(page, stub, choose):
+    stub.answers["champion"]["unfamiliar"] = True
+    choose()
+    expect(page.locator("#champion")).to_contain_text("This photo is unlike the training images.")
+    expect(page.locator("#challenger .unfamiliar")).to_have_count(0)
+
+
+def test_a_version_of_an_earlier_release_has_neither_set_nor_notice(page, stub, choose):
+    stub.answers["champion"] |= {"coverage": None, "prediction_set": None, "unfamiliar": None}
+    choose()
+    expect(page.locator("#champion .best")).to_be_visible()
+    expect(page.locator("#champion .set, #champion .unfamiliar")).to_have_count(0)
+
+
 @pytest.mark.parametrize(("role", "version"), [("champion", "7"), ("challenger", "6")])
 def test_each_answer_has_its_models_version(page, choose, role, version):
     choose()

@@ -157,10 +157,27 @@ def test_the_page_has_the_figures_of_both_candidates(recipe: config.Recipe, work
         assert f'alt="Confusion matrix of {name}"' in html
         assert f'alt="Most confident wrong answers of {name}"' in html
     images = re.findall(r"base64,([^\"]+)", html)
-    assert len(images) == 12
+    assert len(images) == 14
     for shown in ("pretrained minus", "Accuracy against confidence", "Accuracy on corrupted test images"):
         assert f'alt="{shown}' in html
     assert all(base64.b64decode(each).startswith(b"\x89PNG") for each in images)
+
+
+def test_the_page_has_coverage_and_flags_of_each_kind(recipe: config.Recipe, workspace: Path) -> None:
+    text = re.sub(r"<[^>]+>", " ", html_of(recipe, workspace))
+    assert re.search(r"contain the true class\s+test images\s+100.00%\s+91.2–100.0%; 95% stated", text)
+    assert re.search(r"other images: photographs\s+90.00%\s+90.00%", text)
+
+
+@pytest.mark.parametrize("lacking", [("prediction_sets", "unfamiliar"), ("unfamiliar",)])
+def test_a_page_of_earlier_evaluations_is_written(
+    recipe: config.Recipe, workspace: Path, lacking: tuple[str, ...]
+) -> None:
+    for name in config.CANDIDATES:
+        path = workspace / f"metrics/digits/{name}.json"
+        document = json.loads(path.read_text())
+        write(path, {key: value for key, value in document.items() if key not in lacking})
+    assert ('id="answers"' in html_of(recipe, workspace)) == (len(lacking) == 1)
 
 
 def test_class_names_are_escaped(recipe: config.Recipe, workspace: Path) -> None:

@@ -25,6 +25,19 @@ def test_corruptions_show_a_row_for_each():
     assert pixels_of(many).shape[0] > 1.8 * pixels_of(few).shape[0]
 
 
+def sets(sizes: dict[str, int]) -> dict:
+    return {"scratch": {"sizes": sizes}}
+
+
+def test_set_sizes_show_a_row_for_each_bin():
+    few, many = (verdict_figures.set_sizes(sets({"1": 90, largest: 10})) for largest in ("4", "950"))
+    assert pixels_of(many).shape[0] > 1.8 * pixels_of(few).shape[0]
+
+
+def test_set_sizes_can_be_drawn_for_sets_of_one_class():
+    assert shows(verdict_figures.set_sizes(sets({"1": 100})), figures.colour_of("scratch"))
+
+
 def test_a_difference_is_blue_for_better_and_orange_for_worse():
     first, better = [[8, 2, 0], [1, 9, 0], [0, 0, 5]], [[10, 0, 0], [1, 9, 0], [0, 0, 5]]
     blue, orange = (

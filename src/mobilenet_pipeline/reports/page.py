@@ -107,6 +107,7 @@ def render(recipe: config.Recipe, contents: Contents) -> str:
         shown_classes=scores.shown_classes(metrics["confusion_matrix"] for metrics in scored.values())
         if scored
         else [],
+        other_kinds=next((it["unfamiliar"]["other_images"] for it in scored.values() if it.get("unfamiliar")), {}),
         stale=_is_stale(contents),
         colours=figures.palette(recipe.artefacts),
         figures={name: base64.b64encode(png).decode("ascii") for name, png in draw(recipe, contents).items()},
@@ -145,6 +146,14 @@ def draw(recipe: config.Recipe, contents: Contents) -> dict[str, bytes]:
     }
     if corrupted:
         drawn["corruptions"] = verdict_figures.corruptions(corrupted)
+    for key, figure in (("prediction_sets", verdict_figures.set_sizes), ("unfamiliar", verdict_figures.unfamiliar)):
+        found = {
+            name: files["metrics"][key]
+            for name, files in contents.candidates.items()
+            if files["metrics"] and files["metrics"].get(key)
+        }
+        if found:
+            drawn[key] = figure(found)
     if contents.champions:
         drawn["champions"] = verdict_figures.champions(contents.champions)
     for name, arrays in contents.predictions.items():

@@ -1,6 +1,7 @@
 """Figures that compare two models, as PNG bytes."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,9 @@ from mobilenet_pipeline.reports.figures import (
     png,
     short,
 )
+
+SIZES = (1, 2, 3, 4, 5, 6, 11, 21, 51, 101, 201, 501)
+"""The least sizes of the bins in a figure of prediction sets."""
 
 
 def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
@@ -58,12 +62,43 @@ def reliability(answers: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> bytes:
 
 def corruptions(accuracies: Mapping[str, Mapping[str, float]]) -> bytes:
     """Draw the accuracy on each corruption, from {candidate: {corruption: share}}."""
-    names = list(next(iter(accuracies.values())))
+    return _shares(accuracies)
+
+
+def unfamiliar(documents: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Draw the share of each kind of image that is flagged, from the entry `unfamiliar` of each evaluation."""
+    return _shares(
+        {
+            candidate: {"test images": flagged["test"]} | flagged["corruptions"] | flagged["other_images"]
+            for candidate, flagged in documents.items()
+        }
+    )
+
+
+def set_sizes(documents: Mapping[str, Mapping[str, Any]]) -> bytes:
+    """Draw the share of the prediction sets of each size, from the entry `prediction_sets` of each evaluation."""
+    largest = max(int(size) for sets in documents.values() for size in sets["sizes"])
+    bins = [edge for edge in SIZES if edge <= largest]
+    names = [
+        f"{low} class" + "es" * (low > 1) if high == low else f"{low} to {high}"
+        for low, high in zip(bins, [*(edge - 1 for edge in bins[1:]), max(largest, bins[-1])], strict=True)
+    ]
+    shares = {}
+    for candidate, sets in documents.items():
+        places = np.searchsorted(bins, [int(size) for size in sets["sizes"]], side="right") - 1
+        counts = np.bincount(places, weights=list(sets["sizes"].values()), minlength=len(bins))
+        shares[candidate] = dict(zip(names, counts / counts.sum(), strict=True))
+    return _shares(shares)
+
+
+def _shares(candidates: Mapping[str, Mapping[str, float]]) -> bytes:
+    """Draw a bar for every name and candidate, from {candidate: {name: share}}."""
+    names = list(next(iter(candidates.values())))
     figure, (axes,) = canvas(6.4, 1.0 + 0.36 * len(names))
-    thickness, places, colours = 0.8 / len(accuracies), np.arange(len(names)), palette(accuracies)
-    for position, (candidate, by_corruption) in enumerate(accuracies.items()):
-        offset = (position - (len(accuracies) - 1) / 2) * thickness
-        shares = [by_corruption[name] for name in names]
+    thickness, places, colours = 0.8 / len(candidates), np.arange(len(names)), palette(candidates)
+    for position, (candidate, by_name) in enumerate(candidates.items()):
+        offset = (position - (len(candidates) - 1) / 2) * thickness
+        shares = [by_name[name] for name in names]
         axes.barh(places + offset, shares, thickness * 0.9, color=colours[candidate], alpha=0.85, label=candidate)
         for place, share in zip(places, shares, strict=True):
             axes.text(share + 0.01, place + offset, f"{share:.1%}", va="center", fontsize=8, color=INK)
