@@ -46,6 +46,19 @@ def test_a_candidate_becomes_a_version_of_the_run_that_trained_it(
     assert version.sha256 == hashlib.sha256(Path("models/digits/scratch/model.tflite").read_bytes()).hexdigest()
 
 
+def test_a_version_has_thresholds_and_metrics_of_its_answers(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, tmp_path: Path
+) -> None:
+    make("scratch", right=190)
+    version = register(recipe, "scratch")
+    metadata = json.loads((versions.fetch(version, tmp_path / "got") / "metadata.json").read_text())
+    metrics = client.get_run(version.run_id).data.metrics
+    assert metadata["thresholds"] == {"coverage": 0.95, "probability": 0.0, "energy": 2.0}
+    assert (metrics["test/coverage"], metrics["test/mean_set_size"]) == (1.0, 10.0)
+    assert (metrics["test/unfamiliar_share"], metrics["unfamiliar_share/noise"]) == (0.04, 1.0)
+    assert "100.00% coverage, 10.00 classes" in client.get_model_version(version.name, version.version).description
+
+
 def test_registering_the_same_candidate_again_changes_nothing(
     client: mlflow.MlflowClient, recipe: Recipe, make: Make
 ) -> None:
