@@ -64,15 +64,32 @@ def test_of_a_large_prediction_set_the_first_classes_are_shown(page, stub, choos
 def test_a_photo_unlike_the_training_images_is_said_so(page, stub, choose):
     stub.answers["champion"]["unfamiliar"] = True
     choose()
-    expect(page.locator("#champion")).to_contain_text("This photo is unlike the training images.")
-    expect(page.locator("#challenger .unfamiliar")).to_have_count(0)
+    sentence = "This photo is unlike the champion's training images. Its answer may mean nothing."
+    expect(page.get_by_role("status")).to_contain_text(sentence)
+
+
+def test_a_photo_unlike_the_training_images_of_both_models_is_said_once(page, stub, choose):
+    stub.answers["champion"]["unfamiliar"] = stub.answers["challenger"]["unfamiliar"] = True
+    choose()
+    sentence = "This photo is unlike the training images. The answers may mean nothing."
+    expect(page.locator("#unfamiliar")).to_have_text(sentence)
+
+
+def test_the_warning_goes_with_the_photo(page, stub, choose):
+    stub.answers["champion"]["unfamiliar"] = True
+    choose()
+    expect(page.locator("#unfamiliar")).to_be_visible()
+    stub.answers["champion"]["unfamiliar"] = False
+    choose()
+    expect(page.locator("#unfamiliar")).to_be_hidden()
 
 
 def test_a_version_of_an_earlier_release_has_neither_set_nor_notice(page, stub, choose):
     stub.answers["champion"] |= {"coverage": None, "prediction_set": None, "unfamiliar": None}
     choose()
     expect(page.locator("#champion .best")).to_be_visible()
-    expect(page.locator("#champion .set, #champion .unfamiliar")).to_have_count(0)
+    expect(page.locator("#champion .set")).to_have_count(0)
+    expect(page.locator("#unfamiliar")).to_be_hidden()
 
 
 @pytest.mark.parametrize(("role", "version"), [("champion", "7"), ("challenger", "6")])
