@@ -38,6 +38,7 @@ CHAMPION = {
     "name": "cifar10-mobilenet",
     "accuracy": 0.9355,
     "image_shape": [32, 32, 3],
+    "coverage": 0.95,
     "version": "2",
     "run_id": "c8dd5b305ee74a5882004ed5c2bf3ce9",
     "recipe": "cifar10",

@@ -165,7 +165,7 @@ def test_the_page_has_the_figures_of_both_candidates(recipe: config.Recipe, work
 
 def test_the_page_has_coverage_and_flags_of_each_kind(recipe: config.Recipe, workspace: Path) -> None:
     text = re.sub(r"<[^>]+>", " ", html_of(recipe, workspace))
-    assert re.search(r"contain the true class\s+test images\s+100.00%\s+91.2–100.0%; 95% stated", text)
+    assert re.search(r"whose set has the true class\s+100.00%\s+91.2–100.0%; 95% stated", text)
     assert re.search(r"other images: photographs\s+90.00%\s+90.00%", text)
 
 
