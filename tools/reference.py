@@ -95,7 +95,7 @@ def _type_of(schema: Mapping[str, Any]) -> tuple[str, str]:
         kind, limit = _type_of(schema["items"])
         least = f"at least {schema['minItems']} value" if "minItems" in schema else ""
         return f"list of {kind}s", ", ".join(part for part in (least, f"each {limit}" if limit else "") if part)
-    signs = {"exclusiveMinimum": ">", "minimum": "≥", "maximum": "≤"}
+    signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     return schema["type"], ", ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
 
 

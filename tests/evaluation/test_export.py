@@ -60,11 +60,12 @@ def test_size_and_digest_are_those_of_the_file(exported):
     assert facts == {"sha256": digest, "bytes": path.stat().st_size, "precision": "float32"}
 
 
-def test_class_names_and_input_travel_in_the_artefact(exported):
+def test_class_names_input_and_outputs_travel_in_the_artefact(exported):
     with zipfile.ZipFile(exported[1]) as archive:
         labels, metadata = archive.read("labels.txt"), json.loads(archive.read("metadata.json"))
     assert labels.decode().splitlines() == metadata["class_names"] == NAMES
     assert "uint8 from 0 to 255" in metadata["input"]
+    assert list(metadata["outputs"]) == ["probabilities", "energy"]
 
 
 def test_the_same_model_gives_the_same_bytes(exported, tmp_path):

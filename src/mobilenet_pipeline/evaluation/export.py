@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from mobilenet_pipeline.config import ServedPrecision
-from mobilenet_pipeline.inference.artefact import INPUT, Artefact
+from mobilenet_pipeline.inference.artefact import INPUT, OUTPUTS, Artefact
 
 HEAD = ["FULLY_CONNECTED", "SOFTMAX", "REDUCE_MAX", "LOG", "SUB"]
 """Operations that stay float32 in an int8 artefact: those of probabilities and energy."""
@@ -90,7 +90,7 @@ def with_energy(model: keras.Model) -> keras.Model:
 
 def _append_metadata(artefact: Path, class_names: Sequence[str]) -> None:
     """Append labels.txt and metadata.json as a zip archive, as TFLite Metadata does; LiteRT ignores what follows."""
-    metadata = {"class_names": list(class_names), "input": INPUT}
+    metadata = {"class_names": list(class_names), "input": INPUT, "outputs": OUTPUTS}
     with zipfile.ZipFile(artefact, "a") as archive:
         # A ZipInfo has a fixed date: the same model gives the same bytes.
         archive.writestr(zipfile.ZipInfo("labels.txt"), "".join(f"{name}\n" for name in class_names))

@@ -12,6 +12,9 @@ import numpy as np
 INPUT = "RGB images, uint8 from 0 to 255, not scaled"
 """What a model takes. Images scaled to 0 to 1 get an answer, too, but a wrong one: to the model they are black."""
 
+OUTPUTS = {"probabilities": "float32 (n, classes)", "energy": "float32 (n,), the logsumexp of the logits"}
+"""What a model gives. The outputs differ in rank; their order in the file means nothing."""
+
 
 class ArtefactError(ValueError):
     """A file that is no model, or a model that is not one of ours."""
