@@ -173,7 +173,7 @@ def test_the_page_has_coverage_and_flags_of_each_kind(recipe: config.Recipe, wor
 def test_a_page_of_earlier_evaluations_is_written(
     recipe: config.Recipe, workspace: Path, lacking: tuple[str, ...]
 ) -> None:
-    for name in config.CANDIDATES:
+    for name in recipe.artefacts:
         path = workspace / f"metrics/digits/{name}.json"
         document = json.loads(path.read_text())
         write(path, {key: value for key, value in document.items() if key not in lacking})
