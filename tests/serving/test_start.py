@@ -4,9 +4,10 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 from bento_fixtures import Service
@@ -79,7 +80,14 @@ def test_a_killed_worker_is_replaced(
         (killed,) = workers(service)
         killed.kill()
         wait_until(lambda: [worker for worker in workers(service) if worker.pid != killed.pid])
-        assert service.ask("GET", "/model").status_code == 200
+        wait_until(lambda: answers(service))
+
+
+def answers(service: Service) -> bool:
+    """Return whether the service answers; a connection to the killed worker is reset."""
+    with suppress(httpx.TransportError):
+        return service.ask("GET", "/model").status_code == 200
+    return False
 
 
 def test_a_service_that_never_was_ready_ends(bento_store: Path) -> None:

@@ -210,11 +210,19 @@ def _engine(url: str) -> "tuple[Engine, Table]":
         Column("line", Text, nullable=False),
     )
     with _answering():
-        try:
-            table.create(engine, checkfirst=True)
-        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
-            table.create(engine, checkfirst=True)  # another workspace has just created it
+        if not sqlalchemy.inspect(engine).has_table(TABLE):  # PostgreSQL asks for more rights than to use a table
+            try:
+                _create(engine, table)
+            except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.ProgrammingError):
+                _create(engine, table)  # another workspace has just created it
     return engine, table
+
+
+def _create(engine: "Engine", table: "Table") -> None:
+    from sqlalchemy.schema import CreateTable
+
+    with engine.begin() as connection:
+        connection.execute(CreateTable(table, if_not_exists=True))
 
 
 @contextmanager
