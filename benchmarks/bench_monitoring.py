@@ -393,11 +393,12 @@ def cached_answers(
                 return {name: stored[name] for name in stored.files}
     from sklearn.linear_model import LogisticRegression
 
-    from mobilenet_pipeline.models import anatomy, mobilenet
+    from mobilenet_pipeline.models import anatomy, network
+    from mobilenet_pipeline.models.architectures import mobilenet
 
     backbone = mobilenet.backbone(0.25, anatomy.STRIDES["stem-1"])
     backbone.load_weights(mobilenet.bundled_weights())
-    scale, offset = mobilenet.PIXEL_RANGES["signed"]
+    scale, offset = network.PIXEL_RANGES["signed"]
 
     def features(pixels: np.ndarray) -> np.ndarray:
         parts = [

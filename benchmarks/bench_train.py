@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.system import processor
 from mobilenet_pipeline.training import batches, distribution, steps
 
@@ -63,7 +63,7 @@ def main() -> None:
 
 def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Return a function that trains one epoch as the pipeline does."""
-    model = mobilenet.build_trained(candidate, CLASSES)
+    model = network.build_trained(candidate, CLASSES)
     optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
     optimizer.build(model.trainable_variables)
     batch, size = candidate.batch_size, candidate.input_size

@@ -82,7 +82,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
 
     from mobilenet_pipeline.data import dataset
     from mobilenet_pipeline.data.split import split_rows
-    from mobilenet_pipeline.models import anatomy
+    from mobilenet_pipeline.models import anatomy, costs
     from mobilenet_pipeline.system import machine
     from mobilenet_pipeline.training import distribution, train
     from mobilenet_pipeline.training.batches import Images
@@ -111,9 +111,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
         "study": study,
         "changes": changes,
         "epochs": round(trained.epochs, 3),
-        "million_multiply_adds": round(
-            anatomy.multiply_adds(anatomy.layers(candidate, len(data.class_names))) / 1e6, 1
-        ),
+        "million_multiply_adds": round(anatomy.multiply_adds(costs.layers(candidate, len(data.class_names))) / 1e6, 1),
         "cpu_minutes": round(trained.cpu_seconds / 60, 2),
         "validation_accuracy": round(last.validation_accuracy, 4),
         "validation_loss": round(last.validation_loss, 4),

@@ -65,6 +65,39 @@ def test_a_wrong_key_or_value_is_named_with_its_path(tmp_path, key, value, words
     assert words in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "mobilenet_v3"}, "or mobilenet_v3_small?); use one of mobilenet, mobilenet_v2"),
+        ({"strides": "stem-1"}, "strides is stem-1, which is for `architecture: mobilenet` only; use stock"),
+        ({"muon_rate": 0.1}, "muon_rate is 0.1, which is for `architecture: mobilenet` only; use null"),
+        ({"precision": "pointwise_bfloat16"}, "only; use auto for mobilenet_v3_small"),
+        ({"weights": "bundled"}, "weights is bundled, which is for `architecture: mobilenet` only; use none"),
+        ({"weights": "imagenet"}, "alpha is 0.25; ImageNet weights of mobilenet_v3_small exist for 0.75, 1.0"),
+        ({"frozen": 13}, "frozen is 13; at most 12 blocks of mobilenet_v3_small can be frozen"),
+        ({"input_sizes": [64, 80]}, "input_sizes has 80; mobilenet_v3_small takes multiples of 32 pixels"),
+    ],
+)
+def test_a_setting_that_the_architecture_lacks_is_refused(changes, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        small_v3(**changes)
+
+
+def test_auto_precision_of_another_architecture_is_float32_on_every_processor():
+    assert small_v3(precision="auto").with_precision(bfloat16=True).precision == "float32"
+
+
+def test_a_candidate_without_architecture_is_a_mobilenet_v1():
+    assert config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").architecture == "mobilenet"
+
+
+def small_v3(**changes: object) -> config.Candidate:
+    """A candidate of another architecture, with what it needs and some changes."""
+    scratch = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").model_dump()
+    settings = {"architecture": "mobilenet_v3_small", "strides": "stock", "input_sizes": [64]}
+    return config.Candidate.model_validate(scratch | settings | changes)
+
+
 def test_an_unknown_recipe_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match=r"no recipe 'mnist'; there are: digits, cifar10, .*seed"):
         config.load_recipe("mnist", ROOT / "params.yaml")

@@ -17,7 +17,8 @@ from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.data import dataset
 from mobilenet_pipeline.data.split import split_rows
 from mobilenet_pipeline.metrics import scores
-from mobilenet_pipeline.models import anatomy, mobilenet
+from mobilenet_pipeline.models import anatomy
+from mobilenet_pipeline.models.architectures import mobilenet
 from mobilenet_pipeline.stages.train import progress
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.training import distribution, loop, train

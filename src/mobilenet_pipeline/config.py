@@ -11,7 +11,30 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-"""Width multipliers that ImageNet weights exist for."""
+"""Width multipliers of the paper."""
+
+
+class Known(NamedTuple):
+    """What a recipe may ask of an architecture, and its `title` for people.
+
+    `blocks` is the number of its last block, counted from the stem, 0. `imagenet` are the width multipliers that
+    ImageNet weights exist for.
+    """
+
+    title: str
+    blocks: int
+    imagenet: tuple[float, ...]
+
+
+ARCHITECTURES = {
+    "mobilenet": Known("MobileNet v1", 13, WIDTHS),
+    "mobilenet_v2": Known("MobileNet v2", 18, (0.5, 0.75, 1.0)),
+    "mobilenet_v3_small": Known("MobileNet v3 small", 12, (0.75, 1.0)),
+}
+"""The architectures; each is a module of `models/architectures`."""
+
+REDUCTION = 32
+"""The number by which every architecture but `mobilenet` divides the side of its input; sides are multiples of it."""
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -25,6 +48,16 @@ def _published(alpha: float) -> float:
 
 
 Width = Annotated[float, AfterValidator(_published)]
+
+
+def _known(architecture: str) -> str:
+    if architecture not in ARCHITECTURES:
+        question = did_you_mean(architecture, ARCHITECTURES)
+        raise ValueError(f"there is no such architecture{question}; use one of {', '.join(ARCHITECTURES)}")
+    return architecture
+
+
+Architecture = Annotated[str, AfterValidator(_known), Field(json_schema_extra={"enum": [*ARCHITECTURES]})]
 
 
 def _fits_every_framework(name: str) -> str:
@@ -85,6 +118,10 @@ class Split(Section):
 class Candidate(Section):
     """How one model is built and trained."""
 
+    architecture: Architecture = "mobilenet"
+    """The network: `mobilenet` is MobileNet v1, with its own faster training layers; the others are those of
+    `keras.applications`. `strides` other than `stock`, `muon_rate`, `precision: pointwise_bfloat16` and
+    `weights: bundled` are for `mobilenet` only."""
     weights: Literal["none", "imagenet", "bundled"]
     """Initial weights: `none` is random, `imagenet` is pretrained, `bundled` is this package's CIFAR-10 checkpoint, for
     `alpha: 0.25` only."""
@@ -106,7 +143,8 @@ class Candidate(Section):
     """Images per step and replica. The global batch is `batch_size` × replicas."""
     precision: Literal["auto", "float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     """Number format of the layers during training; weights stay float32. `pointwise_bfloat16` is for CPUs with bfloat16
-    instructions, `mixed_*` is for GPUs, `auto` is `pointwise_bfloat16` on such CPUs and `float32` elsewhere."""
+    instructions, `mixed_*` is for GPUs, `auto` is `pointwise_bfloat16` on such CPUs for `architecture: mobilenet`, and
+    `float32` elsewhere."""
     sync_norm: bool
     """Whether batch normalisation uses the moments of all replicas. Otherwise each replica uses its own moments, and
     the running moments are averaged."""
@@ -115,8 +153,9 @@ class Candidate(Section):
     muon_rate: Annotated[float, Field(gt=0)] | None
     """Peak learning rate of Muon for the pointwise kernels, scaled like `learning_rate`; null trains these kernels with
     Nesterov momentum, like all other variables."""
-    frozen: Annotated[int, Field(ge=0, le=13)]
-    """Number of frozen blocks, the stem included; all later blocks are fine-tuned. 0 fine-tunes all blocks."""
+    frozen: Annotated[int, Field(ge=0)]
+    """Number of frozen blocks, the stem included; all later blocks are fine-tuned. 0 fine-tunes all blocks. At most 13
+    for `mobilenet`, 18 for `mobilenet_v2`, 12 for `mobilenet_v3_small`."""
     warmup: Share
     """Share of the steps in which the learning rate rises linearly to its peak. Linear decay to zero follows."""
     weight_decay: Rate
@@ -138,15 +177,44 @@ class Candidate(Section):
         """The side in pixels that the finished model resizes images to."""
         return self.input_sizes[-1]
 
+    @property
+    def title(self) -> str:
+        """Architecture and its settings, for people."""
+        strides = f", strides {self.strides}" if self.architecture == "mobilenet" else ""
+        return f"{ARCHITECTURES[self.architecture].title}, α {self.alpha:g}{strides}"
+
     def with_precision(self, *, bfloat16: bool) -> Self:
         """The candidate with the precision that `auto` is where the processor has bfloat16, or has not."""
-        chosen = "pointwise_bfloat16" if bfloat16 else "float32"
+        chosen = "pointwise_bfloat16" if bfloat16 and self.architecture == "mobilenet" else "float32"
         return self.model_copy(update={"precision": chosen}) if self.precision == "auto" else self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.cpu_minutes is None):
             raise ValueError("give either epochs or cpu_minutes, and null for the other")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_architecture(self) -> Self:
+        name, known = self.architecture, ARCHITECTURES[self.architecture]
+        if self.frozen > known.blocks:
+            raise ValueError(f"frozen is {self.frozen}; at most {known.blocks} blocks of {name} can be frozen")
+        if self.weights == "imagenet" and self.alpha not in known.imagenet:
+            widths = ", ".join(map(str, known.imagenet))
+            raise ValueError(f"alpha is {self.alpha}; ImageNet weights of {name} exist for {widths}")
+        if name == "mobilenet":
+            return self
+        for key, value, general in (
+            ("weights", self.weights if self.weights == "bundled" else "none", "none"),
+            ("strides", self.strides, "stock"),
+            ("muon_rate", self.muon_rate, None),
+            ("precision", self.precision if self.precision == "pointwise_bfloat16" else "auto", "auto"),
+        ):
+            if value != general:
+                use = "null" if general is None else general
+                raise ValueError(f"{key} is {value}, which is for `architecture: mobilenet` only; use {use} for {name}")
+        if wrong := [size for size in self.input_sizes if size % REDUCTION]:
+            raise ValueError(f"input_sizes has {wrong[0]}; {name} takes multiples of {REDUCTION} pixels")
         return self
 
 

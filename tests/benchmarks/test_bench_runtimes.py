@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 
 ROOT = Path(__file__).resolve().parents[2]
 # In blocks: means of mere noise are alike, and normalising them would blow up rounding errors.
@@ -42,7 +42,7 @@ def small(strides: str, size: int) -> keras.Model:
         update={"alpha": 0.25, "strides": strides, "input_sizes": [size]}
     )
     keras.utils.set_random_seed(0)
-    model = mobilenet.build(candidate, (32, 32, 3), 10)
+    model = network.build(candidate, (32, 32, 3), 10)
     rng = np.random.default_rng(0)
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):

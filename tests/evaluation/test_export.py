@@ -10,7 +10,7 @@ import pytest
 from mobilenet_pipeline import config
 from mobilenet_pipeline.evaluation import export
 from mobilenet_pipeline.inference.artefact import Artefact
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network as networks
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = [*"abcdefghi", "é 10"]
@@ -92,8 +92,8 @@ def network():
     """A MobileNet with the bundled weights: with random weights, its answers hardly depend on the image."""
     keras.utils.set_random_seed(0)
     candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
-    model = mobilenet.build(candidate, (32, 32, 3), 10)
-    mobilenet.load_pretrained(model, candidate)
+    model = networks.build(candidate, (32, 32, 3), 10)
+    networks.load_pretrained(model, candidate)
     return model
 
 

@@ -5,7 +5,7 @@ import keras
 import numpy as np
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import initial, mobilenet
+from mobilenet_pipeline.models import initial, network
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
@@ -13,15 +13,15 @@ DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
 
 def test_weights_are_those_of_keras_for_the_seed_whatever_else_draws_random_numbers():
     keras.utils.set_random_seed(7)
-    theirs = mobilenet.build_trained(DIGITS, 10).get_weights()
+    theirs = network.build_trained(DIGITS, 10).get_weights()
     random.random()
-    model = mobilenet.build_trained(DIGITS, 10)
+    model = network.build_trained(DIGITS, 10)
     initial.draw(model, 7)
     assert all(np.array_equal(a, b) for a, b in zip(theirs, model.get_weights(), strict=True))
 
 
 def test_another_seed_draws_other_weights():
-    model = mobilenet.build_trained(DIGITS, 10)
+    model = network.build_trained(DIGITS, 10)
     kernels = []
     for seed in (1, 2):
         initial.draw(model, seed)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from small_training import SMALL, fixed_plan, trained
 
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import budget, distribution, loop, steps, train
 
 BUDGETED = SMALL.model_copy(update={"epochs": None, "cpu_minutes": 1e3})
@@ -40,8 +40,8 @@ def test_an_input_size_ends_at_the_same_step_in_any_chunk(monkeypatch):
 
 def test_an_epoch_is_validated_at_its_own_input_size(monkeypatch):
     sizes: list[int] = []
-    resize = mobilenet.resize
-    monkeypatch.setattr(mobilenet, "resize", lambda x, c, size: sizes.append(size) or resize(x, c, size))
+    resize = network.resize
+    monkeypatch.setattr(network, "resize", lambda x, c, size: sizes.append(size) or resize(x, c, size))
     monkeypatch.setattr(train, "make_plan", fixed_plan(8, 1.0, 1.0))
     result = trained(SMALL.model_copy(update={"input_sizes": [32, 48]}))
     assert sizes == [32, 32, 48, 48, 48]  # a graph to train and one to validate at each, and the finished model

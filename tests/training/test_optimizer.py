@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ def stepped(candidate: config.Candidate) -> tuple[dict[str, np.ndarray], dict[st
     With these and a rate of a power of two, only the last sum of a step is rounded, however it is computed.
     """
     keras.utils.set_random_seed(0)
-    variables = mobilenet.build_trained(candidate, 10).trainable_variables
+    variables = network.build_trained(candidate, 10).trainable_variables
     chosen = optimizer.optimizer_of(candidate, RATE)
     chosen.build(variables)
     before = {v.path: np.array(v) for v in variables}
@@ -32,7 +32,7 @@ def stepped(candidate: config.Candidate) -> tuple[dict[str, np.ndarray], dict[st
 
 @pytest.mark.parametrize(("candidate", "count"), [(PLAIN, 1 + 13 + 1), (MUON, 1 + 1)])
 def test_muon_takes_pointwise_kernels_out_of_weight_decay(candidate, count):
-    variables = mobilenet.build_trained(candidate, 10).trainable_variables
+    variables = network.build_trained(candidate, 10).trainable_variables
     chosen = [v.path for v, flag in zip(variables, optimizer.decayed(variables, candidate), strict=True) if flag]
     assert len(chosen) == count
     assert not any("dw" in path or "bn" in path or "bias" in path for path in chosen)

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from small_training import SMALL, coloured, trained
 
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import optimizer, steps
 from mobilenet_pipeline.training.batches import training_batches
 
@@ -21,7 +21,7 @@ def test_layers_of_short_numbers_learn(precision):
 
 def test_a_float16_overflow_skips_the_step_and_halves_the_scale():
     candidate = SMALL.model_copy(update={"precision": "mixed_float16"})
-    model = mobilenet.build_trained(candidate, 2)
+    model = network.build_trained(candidate, 2)
     scaled = optimizer.optimizer_of(candidate, 0.05)
     scaled.build(model.trainable_variables)
     scaled.dynamic_scale.assign(2.0**40)
@@ -37,7 +37,7 @@ class FirstAndLast:
 
     def __init__(self, **changes: int) -> None:
         self.first: dict[str, list[np.ndarray]] = {}
-        build = mobilenet.build_trained
+        build = network.build_trained
 
         def note(*words: Any) -> keras.Model:
             model = build(*words)
@@ -46,7 +46,7 @@ class FirstAndLast:
 
         # Built again from the seed, the weights would differ if a thread of another test draws from Python's `random`.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(mobilenet, "build_trained", note)
+            patch.setattr(network, "build_trained", note)
             self.model = trained(SMALL.model_copy(update=changes)).model
 
     def unchanged(self, layer: str) -> list[bool]:
@@ -76,7 +76,7 @@ def test_without_frozen_blocks_the_stem_learns():
 
 @pytest.fixture(scope="module")
 def stepper() -> steps.Stepper:
-    model = mobilenet.build_trained(SMALL, 2)
+    model = network.build_trained(SMALL, 2)
     return steps.Stepper(SMALL, model, tf.distribute.get_strategy(), coloured(64))
 
 
@@ -98,6 +98,6 @@ def test_restored_arrays_are_those_that_were_taken(stepper):
 
 
 def test_a_stop_request_ends_a_validation():
-    validator = steps.Validator(SMALL, mobilenet.build_trained(SMALL, 2), coloured(32))
+    validator = steps.Validator(SMALL, network.build_trained(SMALL, 2), coloured(32))
     assert validator.logits(32, 32, should_stop=lambda: True) is None
     assert validator.logits(20, 32).shape == (20, 2)

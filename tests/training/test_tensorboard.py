@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from small_training import SMALL
 
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import tensorboard
 from mobilenet_pipeline.training.loop import Epoch
 
@@ -19,7 +19,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tf.compat
     folder = tmp_path_factory.mktemp("logs")
     with tensorboard.open_log(folder) as log:
         log.log_epoch(EPOCH)
-        log.log_graph(mobilenet.build(SMALL, (32, 32, 3), 2))
+        log.log_graph(network.build(SMALL, (32, 32, 3), 2))
     return {run: read(folder / run) for run in ("train", "validation")}
 
 

@@ -42,7 +42,8 @@ FILES = {"io", "os", "pathlib", "shutil", "tempfile", "subprocess", "socket", "u
 RECORDS = {"config", "system.environment", "system.machine", "workspace", "registry", "reports", "inference.preprocess"}
 """They record what happens and cannot change a stage's result, so DVC does not depend on them.
 
-`config` has no defaults, and its values are the stages' params; `workspace` knows the paths that dvc.yaml names;
+`config` has defaults only for keys that older recipes lack, and its values are the stages' params; `workspace` knows
+the paths that dvc.yaml names;
 `inference.preprocess` decodes no training image, a training only records its fingerprint.
 """
 
@@ -70,6 +71,10 @@ def imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
+
+
+BY_NAME = {"models.network": "models.architectures"}
+"""Modules that import any module of a package, by a name from the recipe."""
 
 
 def own(path: Path) -> set[str]:
@@ -177,7 +182,8 @@ def reached(module: str) -> set[str]:
         if name in found or within(name, RECORDS):
             continue
         found.add(name)
-        waiting |= own(MODULES[name])
+        chosen = {module for module in MODULES if name in BY_NAME and within(module, {BY_NAME[name]})}
+        waiting |= own(MODULES[name]) | chosen
     return found
 
 

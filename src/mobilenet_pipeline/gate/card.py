@@ -131,7 +131,7 @@ def _model(recipe: Recipe, files: CandidateFiles) -> str:
     return _list(
         {
             "recipe": f"`{recipe.name}`",
-            "architecture": f"MobileNet v1, α {settings.alpha:g}, strides {settings.strides}, {settings.input_size} px",
+            "architecture": f"{settings.title}, {settings.input_size} px",
             "starting weights": str(training.get("weights")),
             "parameters": f"{training.get('parameters', 0):,}",
             "multiply-adds": f"{training.get('multiply_adds', 0):,} per image",

@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of each MobileNet layer, compared with standard convolutions.
+"""Parameters and multiply-adds of each layer: of MobileNet v1 from its table, of any network from its Keras model.
 
 The costs of a k×k kernel from c to c' channels on an h'×w' output are (Howard et al. 2017, section 3.1):
 
@@ -7,9 +7,14 @@ The costs of a k×k kernel from c to c' channels on an h'×w' output are (Howard
     pointwise               h'·w'·c·c'
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from mobilenet_pipeline.config import Candidate
+
+if TYPE_CHECKING:
+    import keras
 
 FILTERS = (32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024)
 """Output channels at α = 1 of the stem and the 13 depthwise-separable blocks (table 1 of the paper)."""
@@ -34,7 +39,7 @@ class Layer:
 
     `parameters` excludes batch normalisation, whose 4·c' parameters are in `norm_parameters`. `standard_*` are the
     counts of a standard 3×3 convolution in place of a depthwise-separable pair. They are in the pointwise row; the
-    depthwise row has 0.
+    depthwise row has 0, and so has every row that was counted from a Keras model.
     """
 
     name: str
@@ -42,12 +47,12 @@ class Layer:
     parameters: int
     norm_parameters: int
     multiply_adds: int
-    standard_parameters: int
-    standard_multiply_adds: int
+    standard_parameters: int = 0
+    standard_multiply_adds: int = 0
 
 
-def layers(candidate: Candidate, classes: int) -> list[Layer]:
-    """Return the candidate's layers in order, from stem to head."""
+def mobilenet(candidate: Candidate, classes: int) -> list[Layer]:
+    """Return the layers of a MobileNet v1 in order, from stem to head."""
     strides = STRIDES[candidate.strides]
     channels = [int(filters * candidate.alpha) for filters in FILTERS]
     size = -(-candidate.input_size // strides[0])
@@ -78,6 +83,27 @@ def layers(candidate: Candidate, classes: int) -> list[Layer]:
     head = channels[-1] * classes
     rows.append(Layer("logits", (1, 1, classes), head + classes, 0, head, head + classes, head))
     return rows
+
+
+def count(model: "keras.Model") -> list[Layer]:
+    """Return the convolutions and dense layers of a model in order, counted from their kernels and outputs.
+
+    A kernel is used once for every position of its output: a (k, k, c, c') kernel costs h'·w'·k·k·c·c'. Pooling,
+    activations, sums and products are not counted, as in the papers. The model's input has a fixed size.
+    """
+    import keras
+
+    rows: dict[str, Layer] = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            convolution = layer.input._keras_history.operation.name
+            rows[convolution] = replace(rows[convolution], norm_parameters=layer.count_params())
+        elif hasattr(layer, "kernel"):
+            _, *area, channels = layer.output.shape
+            height, width = area or (1, 1)
+            cost = height * width * math.prod(layer.kernel.shape)
+            rows[layer.name] = Layer(layer.name, (height, width, channels), layer.count_params(), 0, cost)
+    return list(rows.values())
 
 
 def parameters(rows: list[Layer]) -> int:

@@ -26,7 +26,7 @@ def model_description(recipe: Recipe) -> str:
 def version_description(recipe: Recipe, files: CandidateFiles) -> str:
     test, training = files.metrics["test"], files.training
     return (
-        f"Not judged yet: {files.name} MobileNet of recipe `{recipe.name}`.\n\n"
+        f"Not judged yet: candidate `{files.name}` of recipe `{recipe.name}`.\n\n"
         f"- initial weights: {training.get('weights')}\n"
         f"- test accuracy {test['accuracy']:.2%}, loss {test['loss']:.4f} on {test['rows']:,} images\n"
         f"{_trust(files)}"

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.models.anatomy import Layer, layers, multiply_adds, parameters
+from mobilenet_pipeline.models.anatomy import Layer, multiply_adds, parameters
+from mobilenet_pipeline.models.costs import layers
 
 
 @dataclass(frozen=True)
@@ -34,37 +35,32 @@ def print_anatomy(recipe: Recipe, candidate: str) -> None:
     settings = recipe.candidate(candidate)
     rows = layers(settings, len(recipe.data.class_names))
     size = settings.input_size
-    table = Table(
-        title=f"{recipe.name}, {candidate}: MobileNet α {settings.alpha}, {size}×{size}, strides {settings.strides}"
-    )
+    table = Table(title=f"{recipe.name}, {candidate}: {settings.title}, {size}×{size}")
     table.add_column("layer")
-    for column in ("output", "parameters", "multiply-adds", "standard: parameters", "multiply-adds", "ratio"):
+    standard_total = sum(row.standard_multiply_adds for row in rows)
+    compared = ("standard: parameters", "multiply-adds", "ratio") if standard_total else ()
+    for column in ("output", "parameters", "multiply-adds", *compared):
         table.add_column(column, justify="right")
     for row in rows:
-        standard = ("", "", "")
+        standard = tuple("" for _ in compared)
         if row.standard_multiply_adds:
             pair = row.multiply_adds + _depthwise_before(rows, row)
             ratio = f"{pair / row.standard_multiply_adds:.3f}"
             standard = (f"{row.standard_parameters:,}", f"{row.standard_multiply_adds:,}", ratio)
         output = "×".join(map(str, row.output))
         table.add_row(row.name, output, f"{row.parameters:,}", f"{row.multiply_adds:,}", *standard)
-    total, standard_total = multiply_adds(rows), sum(row.standard_multiply_adds for row in rows)
+    total, standard = multiply_adds(rows), ()
+    if standard_total:
+        standard_parameters = sum(row.standard_parameters for row in rows)
+        standard = (f"{standard_parameters:,}", f"{standard_total:,}", f"{total / standard_total:.3f}")
     table.add_section()
-    table.add_row(
-        "total",
-        "",
-        f"{sum(row.parameters for row in rows):,}",
-        f"{total:,}",
-        f"{sum(row.standard_parameters for row in rows):,}",
-        f"{standard_total:,}",
-        f"{total / standard_total:.3f}",
-    )
+    table.add_row("total", "", f"{sum(row.parameters for row in rows):,}", f"{total:,}", *standard)
     console = Console()
     console.print(table)
     norms = sum(row.norm_parameters for row in rows)
     console.print(
-        f"Batch normalisation adds {norms:,} parameters, {parameters(rows):,} in total. Costs are for one image. A "
-        "ratio is (depthwise + pointwise) ÷ standard convolution = 1/c' + 1/9."
+        f"Batch normalisation adds {norms:,} parameters, {parameters(rows):,} in total. Costs are for one image."
+        + (" A ratio is (depthwise + pointwise) ÷ standard convolution = 1/c' + 1/9." if compared else "")
     )
 
 

@@ -16,7 +16,7 @@ from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
 from mobilenet_pipeline.inference import preprocess
-from mobilenet_pipeline.models import anatomy
+from mobilenet_pipeline.models import anatomy, costs
 from mobilenet_pipeline.registry import runs
 from mobilenet_pipeline.reports import figures
 from mobilenet_pipeline.system import machine
@@ -82,7 +82,7 @@ def main(recipe: Recipe, name: str) -> None:
         steps = round(trained.epochs * len(training) / (candidate.batch_size * strategy.num_replicas_in_sync))
         run.log_model(trained.model, validation.pixels[:2], dataset.class_names, steps)
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
-    layers = anatomy.layers(candidate, data.classes)
+    layers = costs.layers(candidate, data.classes)
     facts = {
         "run_id": run.run_id,
         "cpu_minutes": trained.cpu_seconds / 60,

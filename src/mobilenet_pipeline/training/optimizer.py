@@ -19,12 +19,11 @@ ITERATIONS = 3
 def decayed(variables: Iterable[keras.Variable], candidate: Candidate) -> list[bool]:
     """Return for each variable whether weight decay applies to it.
 
-    It applies to the kernels of stem, pointwise and dense layers. It does not apply to depthwise kernels, to batch
-    normalisation, or to kernels whose norm Muon fixes.
+    It applies to the kernels of stem, pointwise and dense layers. It does not apply to depthwise kernels, which have
+    one output for each input, to batch normalisation, or to kernels whose norm Muon fixes.
     """
     return [
-        len(v.shape) in (2, 4)
-        and "conv_dw" not in v.path
+        (len(v.shape) == 2 or (len(v.shape) == 4 and v.shape[-1] > 1))
         and not (candidate.muon_rate is not None and _is_pointwise(v.path))
         for v in variables
     ]

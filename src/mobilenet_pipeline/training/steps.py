@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
-from mobilenet_pipeline.models import mobilenet
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import distribution
 from mobilenet_pipeline.training.batches import Images, training_batches
 from mobilenet_pipeline.training.optimizer import decayed, optimizer_of
@@ -96,7 +96,7 @@ class Validator:
         self.model, self.images = model, images
         self.count, self.glance = len(images), min(GLANCE, len(images))
         classes = model.output_shape[-1]
-        self._copy = mobilenet.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
+        self._copy = network.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
         self._answer = answers(self._copy, candidate)
 
     def logits(self, count: int, size: int, should_stop: Callable[[], bool] = lambda: False) -> np.ndarray | None:
@@ -131,7 +131,7 @@ def gradients_of(model: keras.Model, optimizer: keras.Optimizer, candidate: Cand
     def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         targets = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         with tf.GradientTape() as tape:
-            logits = model(mobilenet.resize(images, candidate, size), training=True)
+            logits = model(network.resize(images, candidate, size), training=True)
             loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits)) / global_batch
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, model.trainable_variables)
@@ -216,6 +216,6 @@ def answers(model: keras.Model, candidate: Candidate) -> Callable[[tf.Tensor, in
 
     @tf.function
     def answer(images: tf.Tensor, size: int) -> tf.Tensor:
-        return model(mobilenet.resize(images, candidate, size), training=False)
+        return model(network.resize(images, candidate, size), training=False)
 
     return answer

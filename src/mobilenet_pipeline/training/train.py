@@ -14,7 +14,7 @@ import tensorflow as tf
 from mobilenet_pipeline import models, training
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.metrics.temperature import fit_temperature
-from mobilenet_pipeline.models import initial, mobilenet
+from mobilenet_pipeline.models import initial, network
 from mobilenet_pipeline.training import checkpoint, distribution
 from mobilenet_pipeline.training.batches import Images
 from mobilenet_pipeline.training.loop import Epoch, Loop
@@ -92,9 +92,9 @@ def train(
     should_stop = distribution.any_worker(strategy, callbacks.should_stop)
     keras.utils.set_random_seed(candidate.seed)
     with distribution.name_lost_peers(), strategy.scope():
-        model = mobilenet.build_trained(candidate, data.classes)
+        model = network.build_trained(candidate, data.classes)
         initial.draw(model, candidate.seed)
-    origin = mobilenet.load_pretrained(model, candidate)
+    origin = network.load_pretrained(model, candidate)
     stepper = Stepper(candidate, model, strategy, data.training)
     validator = Validator(candidate, model, data.validation)
     if state:
@@ -158,7 +158,7 @@ def _finish(
     candidate: Candidate, data: TrainingData, model: keras.Model, logits: np.ndarray
 ) -> tuple[keras.Model, float]:
     """Return the model with Keras's own layers and calibrated head, and the temperature."""
-    finished = mobilenet.build(candidate, data.training.pixels.shape[1:], data.classes)
+    finished = network.build(candidate, data.training.pixels.shape[1:], data.classes)
     finished.set_weights(model.get_weights())
     temperature = fit_temperature(logits, data.validation.labels)
     head = finished.get_layer("logits")
@@ -200,7 +200,7 @@ def _resume(
 def _code() -> str:
     """Return the SHA-256, hex, of the code that decides how a training continues; other code starts afresh."""
     folders = [Path(package.__path__[0]) for package in (models, training)]
-    files = [file for folder in folders for file in sorted(folder.glob("*.py"))]
+    files = [file for folder in folders for file in sorted(folder.rglob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import anatomy, mobilenet
+from mobilenet_pipeline.models import anatomy, costs, network
+from mobilenet_pipeline.models.architectures import mobilenet
 from mobilenet_pipeline.system import environment
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -34,7 +35,7 @@ def test_features_equal_those_of_keras_with_the_same_weights():
 def test_features_equal_those_of_keras_after_resizing(size):
     theirs = keras.applications.MobileNet((*size, 3), alpha=0.25, include_top=False, weights=None)
     candidate = SEED.model_copy(update={"alpha": 0.25, "input_sizes": [size[0]], "pixel_range": "signed"})
-    ours = mobilenet.build(candidate, SHAPE, 10)
+    ours = network.build(candidate, SHAPE, 10)
     for layer in theirs.layers:
         if layer.weights:
             ours.get_layer(layer.name).set_weights(layer.get_weights())
@@ -44,24 +45,24 @@ def test_features_equal_those_of_keras_after_resizing(size):
 
 
 def test_probabilities_of_an_image_sum_to_one():
-    probabilities = np.asarray(mobilenet.build(DIGITS, SHAPE, 10)(IMAGES))
+    probabilities = np.asarray(network.build(DIGITS, SHAPE, 10)(IMAGES))
     assert probabilities.shape == (4, 10)
     assert probabilities.sum(-1) == pytest.approx(1, abs=1e-5)
 
 
 def test_it_has_as_many_parameters_as_its_anatomy():
-    model = mobilenet.build(DIGITS, SHAPE, 10)
-    assert model.count_params() == anatomy.parameters(anatomy.layers(DIGITS, 10))
+    model = network.build(DIGITS, SHAPE, 10)
+    assert model.count_params() == anatomy.parameters(costs.layers(DIGITS, 10))
 
 
 def test_images_of_another_shape_are_classified_too():
-    model = mobilenet.build(DIGITS, (48, 40, 3), 7)
+    model = network.build(DIGITS, (48, 40, 3), 7)
     assert model.input_shape == (None, 48, 40, 3)
     assert np.asarray(model(np.zeros((2, 48, 40, 3), np.uint8))).shape == (2, 7)
 
 
 def test_the_image_shape_does_not_change_the_weights():
-    shapes = [[w.shape for w in mobilenet.build(DIGITS, shape, 10).weights] for shape in (SHAPE, (48, 48, 3))]
+    shapes = [[w.shape for w in network.build(DIGITS, shape, 10).weights] for shape in (SHAPE, (48, 48, 3))]
     assert shapes[0] == shapes[1]
 
 
@@ -72,9 +73,9 @@ def test_a_wrong_number_of_strides_is_refused():
 
 def test_bundled_weights_change_every_layer_but_the_head():
     candidate = DIGITS.model_copy(update={"weights": "bundled"})
-    model = mobilenet.build(candidate, SHAPE, 10)
+    model = network.build(candidate, SHAPE, 10)
     before = {layer.name: layer.get_weights() for layer in model.layers if layer.weights}
-    assert "CIFAR-10" in mobilenet.load_pretrained(model, candidate)
+    assert "CIFAR-10" in network.load_pretrained(model, candidate)
     same = [name for name, old in before.items() if np.array_equal(old[0], model.get_layer(name).get_weights()[0])]
     assert same == ["logits"]
 
@@ -86,7 +87,7 @@ def test_bundled_weights_separate_digits_better_than_random_ones():
     enlarged = (digits.images[:600] * 255 / 16).repeat(4, 1).repeat(4, 2)
     pixels, labels = np.repeat(enlarged[..., None], 3, -1).astype(np.uint8), digits.target[:600]
     keras.utils.set_random_seed(0)
-    model = mobilenet.build(DIGITS, SHAPE, 10)
+    model = network.build(DIGITS, SHAPE, 10)
     seen = keras.Model(model.input, model.get_layer("pool").output)
 
     def separation() -> float:
@@ -96,21 +97,21 @@ def test_bundled_weights_separate_digits_better_than_random_ones():
         return float(np.mean(nearest == labels[300:]))
 
     fresh = separation()
-    mobilenet.load_pretrained(model, DIGITS.model_copy(update={"weights": "bundled"}))
+    network.load_pretrained(model, DIGITS.model_copy(update={"weights": "bundled"}))
     assert separation() > fresh + 0.1
 
 
 def test_bundled_weights_of_another_width_are_refused():
     candidate = DIGITS.model_copy(update={"weights": "bundled", "alpha": 0.5})
     with pytest.raises(ValueError, match=r"set alpha: 0\.25"):
-        mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+        network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def test_a_weights_folder_without_the_file_names_the_file(tmp_path, monkeypatch):
     monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ValueError, match=r"no mobilenet_1_0_224_tf_no_top\.h5 or .* choose another alpha"):
-        mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+        network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def test_imagenet_weights_load_from_the_folder(monkeypatch):
@@ -119,7 +120,7 @@ def test_imagenet_weights_load_from_the_folder(monkeypatch):
     if "IMAGENET_WEIGHTS_DIR" not in os.environ:
         pytest.skip("IMAGENET_WEIGHTS_DIR is not set")
     candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
-    assert "ImageNet" in mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+    assert "ImageNet" in network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def keras_s_own_file(path: Path, model: keras.Model) -> None:
@@ -142,8 +143,8 @@ def test_imagenet_weights_load_into_our_layers_by_name(tmp_path, monkeypatch, na
     write(tmp_path / name, theirs)
     monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
     candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
-    ours = mobilenet.build(candidate, SHAPE, 10)
-    mobilenet.load_pretrained(ours, candidate)
+    ours = network.build(candidate, SHAPE, 10)
+    network.load_pretrained(ours, candidate)
     assert np.array_equal(ours.get_layer("conv_pw_9").get_weights()[0], theirs.get_layer("conv_pw_9").get_weights()[0])
 
 
@@ -151,8 +152,8 @@ def test_a_file_without_imagenet_weights_is_named(tmp_path, monkeypatch):
     (tmp_path / "mobilenet_2_5_224_tf_no_top.h5").write_bytes(b"<html>not found</html>")
     monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
     candidate = SEED.model_copy(update={"weights": "imagenet", "alpha": 0.25})
-    with pytest.raises(ValueError, match=r"tf_no_top\.h5 does not hold MobileNet's ImageNet weights"):
-        mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+    with pytest.raises(ValueError, match=r"tf_no_top\.h5 does not hold MobileNet v1's ImageNet weights"):
+        network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def test_a_failed_download_names_the_way_without_a_network(monkeypatch):
@@ -163,7 +164,7 @@ def test_a_failed_download_names_the_way_without_a_network(monkeypatch):
     monkeypatch.setattr(keras.utils, "get_file", refuse)
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ConnectionError, match=r"mobilenet_1_0_224_tf_no_top\.h5 into a folder .* IMAGENET_WEIGHTS_DIR"):
-        mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+        network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def test_a_truncated_download_in_the_user_s_keras_folder_is_named(tmp_path, monkeypatch):
@@ -173,15 +174,15 @@ def test_a_truncated_download_in_the_user_s_keras_folder_is_named(tmp_path, monk
     (tmp_path / "models/mobilenet_1_0_224_tf_no_top.h5").write_bytes(b"half a file")
     candidate = SEED.model_copy(update={"weights": "imagenet"})
     with pytest.raises(ValueError, match=rf"{tmp_path}/models/mobilenet_1_0_224_tf_no_top\.h5 does not hold .* delete"):
-        mobilenet.load_pretrained(mobilenet.build(candidate, SHAPE, 10), candidate)
+        network.load_pretrained(network.build(candidate, SHAPE, 10), candidate)
 
 
 def test_an_input_size_too_small_for_the_strides_is_refused():
     tiny = DIGITS.model_copy(update={"strides": "stem-1", "input_sizes": [15, 32]})
     with pytest.raises(ValueError, match=r"input_sizes has 15, which is too small for `strides: stem-1`; .* 16"):
-        mobilenet.build_trained(tiny, 10)
+        network.build_trained(tiny, 10)
 
 
 def test_the_smallest_input_size_ends_as_one_pixel():
     tiny = DIGITS.model_copy(update={"strides": "stem-1", "input_sizes": [16]})
-    assert mobilenet.build_trained(tiny, 10)(np.zeros((1, 16, 16, 3))).shape == (1, 10)
+    assert network.build_trained(tiny, 10)(np.zeros((1, 16, 16, 3))).shape == (1, 10)
