@@ -77,7 +77,6 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
 
     environment.prepare()
     import keras
-    import numpy as np
     import tensorflow as tf
 
     from mobilenet_pipeline.data import dataset
@@ -92,8 +91,7 @@ def _train(study: str, changes: dict, recipe: config.Recipe, candidate: config.C
     keras.config.disable_interactive_logging()
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     data = dataset.open_dataset(data_folder(recipe))
-    pixels, labels = np.asarray(data.images), np.asarray(data.labels)
-    training, validation = (Images(pixels[rows], labels[rows]) for rows in split_rows(data, recipe.split))
+    training, validation = (Images(data.images, data.labels[rows], rows) for rows in split_rows(data, recipe.split))
     trained = train.train(
         candidate,
         train.TrainingData(training, validation, len(data.class_names)),

@@ -36,7 +36,7 @@ def main() -> None:
     data = dataset.open_dataset(paths.data_folder(recipe))
     training, validation = split_rows(data, recipe.split)
     parts = {
-        name: Images(np.asarray(data.images[rows]), data.labels[rows])
+        name: Images(data.images, data.labels[rows], rows)
         for name, rows in (("train", training), ("validation", validation), ("test", np.flatnonzero(data.is_test)))
     }
 
@@ -58,7 +58,9 @@ def main() -> None:
     backbone.save_weights(path)
     ledger.record_read(recipe, "bundled weights", data.digest, files.sha256_of(path))
     scored = scores.evaluate(
-        trained.model.predict(parts["test"].pixels, batch_size=250, verbose=0), parts["test"].labels, data.class_names
+        trained.model.predict(parts["test"].first(len(parts["test"])), batch_size=250, verbose=0),
+        parts["test"].labels,
+        data.class_names,
     )
     record = {
         "command": "make weights",

@@ -12,14 +12,32 @@ def changed(name: str, severity: int) -> float:
     return float(np.abs(made.astype(int) - IMAGES).mean())
 
 
+def applied(images: np.ndarray = IMAGES, parts: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+    """Return the corrupted images by corruption; they are corrupted in so many parts."""
+    given = [lambda part=part: part for part in np.array_split(images, parts)]
+    return {name: np.concatenate([*made]) for name, made in corruptions.corrupted(given, seed)}
+
+
+def test_images_that_are_divided_are_corrupted_alike():
+    whole, divided = applied(), applied(parts=4)
+    assert all(np.array_equal(whole[name], divided[name]) for name in whole)
+
+
+def test_a_large_image_is_blurred_with_a_wider_kernel():
+    edge = np.zeros((1, 128, 128, 3), np.uint8)
+    edge[:, :, 64:] = 200
+    small, large = (corruptions.blur(image, 1, np.random.default_rng(0)) for image in (edge[:, :32, 48:80], edge))
+    assert len(np.unique(large)) > len(np.unique(small))
+
+
 def test_every_corruption_has_three_severities():
-    found = dict(corruptions.corrupted(IMAGES, seed=0))
+    found = applied()
     assert list(found) == corruptions.names()
     assert len(found) == 15
 
 
 def test_corrupted_images_keep_shape_and_type():
-    found = dict(corruptions.corrupted(IMAGES, seed=0))
+    found = applied()
     assert {(made.shape, made.dtype) for made in found.values()} == {(IMAGES.shape, IMAGES.dtype)}
 
 
@@ -29,13 +47,13 @@ def test_a_higher_severity_changes_an_image_more(name):
 
 
 def test_the_same_seed_gives_the_same_pixels():
-    first, second = (dict(corruptions.corrupted(IMAGES, seed=3)) for _ in range(2))
+    first, second = (applied(seed=3) for _ in range(2))
     assert all(np.array_equal(first[name], second[name]) for name in first)
 
 
 def test_a_corruption_does_not_change_its_input():
     before = IMAGES.copy()
-    list(corruptions.corrupted(IMAGES, seed=0))
+    applied()
     assert np.array_equal(before, IMAGES)
 
 

@@ -1,4 +1,8 @@
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
+import pytest
 import tensorflow as tf
 from small_training import AUGMENTED, SMALL, coloured
 
@@ -7,6 +11,34 @@ from mobilenet_pipeline.training.batches import Images, Share, training_batches
 
 NUMBERED = Images(np.arange(50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 3), np.uint8), np.arange(50))
 """Images whose pixels are their label."""
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Images:
+    """The images of every second row of a file, as the dataset opens it."""
+    np.save(tmp_path / "images.npy", coloured(80).pixels)
+    rows = np.arange(0, 80, 2)
+    return Images(np.load(tmp_path / "images.npy", mmap_mode="r"), np.arange(40), rows)
+
+
+@pytest.mark.parametrize("shares", [[Share()], [Share(0, 1, 2), Share(1, 1, 2)]])
+def test_streamed_batches_are_those_of_images_in_memory(stored, shares, monkeypatch):
+    def stream() -> list[list[np.ndarray]]:
+        images = replace(stored)  # without the pixels that it holds in memory
+        streams = [training_batches(images, AUGMENTED, 16, 2, share, first_step=1) for share in shares]
+        return [[*map(np.asarray, pair)] for pieces in streams for pair in pieces]
+
+    in_memory = stream()
+    monkeypatch.setattr(batches, "IN_MEMORY", 1000)
+    streamed = stream()
+    assert len(streamed) == 3 * len(shares)
+    assert all(
+        np.array_equal(a, b) for pair in zip(in_memory, streamed, strict=True) for a, b in zip(*pair, strict=True)
+    )
+
+
+def test_images_are_the_rows_of_their_dataset(stored):
+    assert np.array_equal(stored.first(3, start=38), coloured(80).pixels[[76, 78]])
 
 
 def test_an_epoch_holds_every_image_at_most_once():

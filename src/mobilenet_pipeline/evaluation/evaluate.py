@@ -2,7 +2,8 @@
 
 import csv
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from mobilenet_pipeline.evaluation.predictions import ARRAYS
 from mobilenet_pipeline.inference.artefact import Answers, Artefact
 from mobilenet_pipeline.metrics import conformal, scores
 
-BATCH = 256
+BATCH, BATCH_SIDE = 256, 96
+"""Images that are scored at once; fewer of images with a longer side, so that the memory does not grow with it."""
 SEED, CORRUPTED = 0, 2000
 """Seed and number of the corrupted test images. They are the same for every model of a dataset."""
 WARM_UP, TIMED = 20, 300
@@ -45,7 +47,7 @@ def evaluate(
         rows = np.sort(np.asarray(chosen, dtype=np.int64))
         answers = _answer(artefact, data.images, rows, f"evaluating on the {split} images")
         probabilities, energies[split] = answers.probabilities, answers.energy
-        actual = np.asarray(data.labels[rows], dtype=np.uint8)
+        actual = np.asarray(data.labels[rows])
         try:
             metrics[split] = scores.evaluate(probabilities, actual, data.class_names)
         except ValueError as error:
@@ -53,8 +55,8 @@ def evaluate(
         predictions |= {f"{prefix}probabilities": probabilities, f"{prefix}labels": actual, f"{prefix}rows": rows}
     corrupted_rows = _corrupted_rows(test_rows)
     labels = np.asarray(data.labels[corrupted_rows])
-    changed = corruptions.corrupted(data.images[corrupted_rows], SEED)
-    corrupted = dict(_answer_sets(artefact, changed, "corrupted images"))
+    parts = [partial(data.images.__getitem__, chunk) for chunk in _chunks(data.images, corrupted_rows)]
+    corrupted = dict(_answer_sets(artefact, corruptions.corrupted(parts, SEED), "corrupted images"))
     right = {name: answers.probabilities.argmax(axis=1) == labels for name, answers in corrupted.items()}
     # One bit per answer: 2,000 images with 15 corruptions take 4 kB.
     predictions |= {"corrupted_right": np.packbits(list(right.values()), axis=0), "corrupted_rows": corrupted_rows}
@@ -69,7 +71,8 @@ def evaluate(
     }
     if energies["validation"] is not None:
         flagged = {"test": energies["test"]} | {name: answers.energy for name, answers in corrupted.items()}
-        sets = _answer_sets(artefact, other_images.others(data.images, SEED), "other images")
+        others = ((kind, [images]) for kind, images in other_images.others(data.images, SEED))
+        sets = _answer_sets(artefact, others, "other images")
         kinds = {kind: answers.energy for kind, answers in sets}
         document["unfamiliar"] = _unfamiliar(energies["validation"], flagged, kinds)
     return document, predictions
@@ -122,8 +125,7 @@ def _answer(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str)
     parts = []
     # The bar appears only on a terminal and only after a second, so small datasets show none.
     with tqdm(total=len(rows), desc=task, unit="image", delay=1, disable=None, leave=False) as bar:
-        for start in range(0, len(rows), BATCH):
-            chunk = rows[start : start + BATCH]
+        for chunk in _chunks(images, rows):
             parts.append(artefact.answer(np.ascontiguousarray(images[chunk])))
             bar.update(len(chunk))
     return Answers.joined(parts)
@@ -134,12 +136,18 @@ def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
     return np.sort(np.random.default_rng(SEED).permutation(test_rows)[:CORRUPTED])
 
 
+def _chunks(images: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
+    """Return the rows in parts that fit into memory together."""
+    height, width = images.shape[1:3]
+    together = max(1, BATCH * BATCH_SIDE**2 // max(BATCH_SIDE**2, height * width))
+    return [rows[start : start + together] for start in range(0, len(rows), together)]
+
+
 def _answer_sets(
-    artefact: Artefact, sets: Iterator[tuple[str, np.ndarray]], task: str
+    artefact: Artefact, sets: Iterator[tuple[str, Iterable[np.ndarray]]], task: str
 ) -> Iterator[tuple[str, Answers]]:
-    """Yield (name, answers) for every (name, images)."""
-    for name, images in tqdm(sets, desc=task, unit="set", delay=1, disable=None, leave=False):
-        parts = np.array_split(images, -(-len(images) // BATCH))
+    """Yield (name, answers) for every (name, images in parts)."""
+    for name, parts in tqdm(sets, desc=task, unit="set", delay=1, disable=None, leave=False):
         yield name, Answers.joined(artefact.answer(part) for part in parts)
 
 

@@ -118,34 +118,36 @@ def _quantised(model: keras.Model, calibration: np.ndarray, folder: Path) -> byt
     return debugger.get_nondebug_quantized_model()
 
 
-def check_parity(model: keras.Model, path: Path, images: np.ndarray) -> dict:
-    """Compare a float32 artefact with its model and return the differences.
+def check_parity(model: keras.Model, path: Path, images: np.ndarray, rows: np.ndarray | None = None) -> dict:
+    """Compare a float32 artefact with its model and return the differences, as `compare` does.
 
-    `images` is uint8 (n, h, w, 3). Raises ParityError if any predicted class differs, or a probability or energy
-    differs by more than `TOLERANCE`.
+    Raises ParityError if any predicted class differs, or a probability or energy differs by more than `TOLERANCE`.
     """
-    parity = compare(model, path, images)
+    parity = compare(model, path, images, rows)
     differences, largest = parity["argmax_differences"], parity["max_probability_difference"]
     energy = parity["max_energy_difference"]
     if differences or not largest <= TOLERANCE or not energy <= TOLERANCE:  # NaN <= TOLERANCE is false
         raise ParityError(
-            f"{path} does not answer like its model: {differences} of {len(images)} classes differ, probabilities by "
+            f"{path} does not answer like its model: {differences} of {parity['rows']} classes differ, probabilities by "
             f"up to {largest:.1e}, energies by up to {energy:.1e} of their size (limit {TOLERANCE:.0e}); it was not "
             "accepted"
         )
     return parity
 
 
-def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 50) -> dict:
-    """Return the differences of artefact and model on uint8 `images` (n, h, w, 3).
+def compare(
+    model: keras.Model, path: Path, images: np.ndarray, rows: np.ndarray | None = None, batch: int = 50
+) -> dict:
+    """Return the differences of artefact and model on these `rows` of uint8 `images` (n, h, w, 3), or on all.
 
     Differences of energies are relative to the energy, or absolute for energies below 1. Raises ValueError if the
     artefact gives no energies.
     """
     artefact, complete = Artefact(path), with_energy(model)
+    rows = np.arange(len(images)) if rows is None else rows
     differences, largest, energies = 0, 0.0, 0.0
-    for start in range(0, len(images), batch):
-        part = np.ascontiguousarray(images[start : start + batch])
+    for start in range(0, len(rows), batch):
+        part = np.ascontiguousarray(images[rows[start : start + batch]])
         told, answers = complete(part, training=False), artefact.answer(part)
         if answers.energy is None:
             raise ValueError(f"{path} gives no energies: it is of an earlier release; export its model again")
@@ -155,7 +157,7 @@ def compare(model: keras.Model, path: Path, images: np.ndarray, batch: int = 50)
         relative = np.abs(energy - answers.energy) / np.maximum(1, np.abs(energy))
         energies = float(np.max([energies, relative.max()]))
     return {
-        "rows": len(images),
+        "rows": len(rows),
         "argmax_differences": differences,
         "max_probability_difference": largest,
         "max_energy_difference": energies,

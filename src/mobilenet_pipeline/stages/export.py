@@ -28,6 +28,6 @@ def main(recipe: Recipe, name: str) -> None:
     calibration = np.asarray(data.images[training[:CALIBRATION]])
     facts = export.export(model, folder / "model.tflite", artefact.precision, calibration, data.class_names)
     compare = export.check_parity if artefact.precision == "float32" else export.compare
-    parity = compare(model, folder / "model.tflite", data.images[data.is_test])
+    parity = compare(model, folder / "model.tflite", data.images, np.flatnonzero(data.is_test))
     write_json(folder / "export.json", {**facts, "parity": parity})
     print(f"{facts['bytes']:,} bytes; probabilities within {parity['max_probability_difference']:.1e} of the model's")

@@ -21,7 +21,7 @@ from mobilenet_pipeline.registry import runs
 from mobilenet_pipeline.reports import figures
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.training import checkpoint, distribution, tensorboard
-from mobilenet_pipeline.training.batches import Images
+from mobilenet_pipeline.training.batches import IN_MEMORY, Images
 from mobilenet_pipeline.training.loop import Epoch
 from mobilenet_pipeline.training.train import Callbacks, Interrupted, Trained, TrainingData, to_rows, train
 from mobilenet_pipeline.workspace import provenance
@@ -41,13 +41,16 @@ def main(recipe: Recipe, name: str) -> None:
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
     checkpoint_path = folder / "checkpoint.npz"
     dataset = open_dataset(data_folder(recipe))
-    images, labels = np.asarray(dataset.images), np.asarray(dataset.labels)
-    training, validation = (Images(images[rows], labels[rows]) for rows in split_rows(dataset, recipe.split))
+    training, validation = (
+        Images(dataset.images, np.asarray(dataset.labels[rows]), rows) for rows in split_rows(dataset, recipe.split)
+    )
     data = TrainingData(training, validation, len(dataset.class_names))
     if (count := distribution.workers()) > 1:
         say(f"waiting for all {count} workers of TF_CONFIG")
     strategy = distribution.choose()
     devices = distribution.describe(strategy)
+    if training.bytes > IN_MEMORY:
+        say(f"{training.bytes / 2**30:.1f} GiB of training images: they are read from images.npy batch by batch")
     say(f"{len(training):,} training and {len(validation):,} validation images, on {devices}, in {candidate.precision}")
 
     def fit(on_epoch: Callable[[Epoch, int, float], None]) -> Trained:
@@ -80,7 +83,7 @@ def main(recipe: Recipe, name: str) -> None:
         save(folder, trained)
         log.log_graph(trained.model)
         steps = round(trained.epochs * len(training) / (candidate.batch_size * strategy.num_replicas_in_sync))
-        run.log_model(trained.model, validation.pixels[:2], dataset.class_names, steps)
+        run.log_model(trained.model, validation.first(2), dataset.class_names, steps)
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
     layers = costs.layers(candidate, data.classes)
     facts = {

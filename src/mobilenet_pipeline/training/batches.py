@@ -1,23 +1,62 @@
-"""Arrays to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch."""
+"""Images to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch.
+
+Few images are held in memory. Many are read from the dataset's memory-mapped file, batch by batch; the batches are the
+same.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
 
+IN_MEMORY = 1 << 30
+"""The most bytes of training images that are held in memory. More are read from the file for every batch."""
+
 
 @dataclass(frozen=True)
 class Images:
-    """Images `pixels` uint8 (n, h, w, 3) and their `labels` (n,)."""
+    """Some images of a dataset and their `labels` (n,).
+
+    `pixels` is uint8 (m, h, w, 3), in memory or memory-mapped; image i is row `rows[i]` of it, or row i without `rows`.
+    """
 
     pixels: np.ndarray
     labels: np.ndarray
+    rows: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def bytes(self) -> int:
+        """The size of the images in memory."""
+        return len(self) * int(np.prod(self.pixels.shape[1:]))
+
+    def take(self, numbers: np.ndarray) -> np.ndarray:
+        """Return a copy of the images with these numbers (k,), 0 … n-1."""
+        return np.asarray(self.pixels).take(numbers if self.rows is None else self.rows[numbers], axis=0)
+
+    def first(self, count: int, start: int = 0) -> np.ndarray:
+        """Return a copy of `count` images from image `start` on, or as many as there are."""
+        return self.take(np.arange(start, min(start + count, len(self))))
+
+    @cached_property
+    def read(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        """A function in the graph from numbers of images (k,) to their pixels uint8 (k, h, w, 3)."""
+        if self.bytes <= IN_MEMORY:
+            with tf.init_scope():  # a constant of the graph that asks first would be of no use to the next
+                pixels = tf.constant(self.first(len(self)))
+            return lambda numbers: tf.gather(pixels, numbers)
+
+        def read(numbers: tf.Tensor) -> tf.Tensor:
+            found = tf.numpy_function(self.take, [numbers], tf.uint8, stateful=False)
+            return tf.ensure_shape(found, [None, *self.pixels.shape[1:]])
+
+        return read
 
 
 @dataclass(frozen=True)
@@ -113,14 +152,14 @@ def training_batches(
     steps = count // global_batch
     if steps == 0:
         raise ValueError(f"{count} training images do not fill one global batch of {global_batch}; lower batch_size")
-    pixels, classes = tf.constant(images.pixels), tf.constant(images.labels.astype(np.int32))
+    classes = tf.constant(images.labels.astype(np.int32))
     size = global_batch // share.pieces
     transform = augment(candidate, global_batch)
 
     def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         part = slice(piece * size, (piece + 1) * size)
         rows = rows[part]
-        return transform(tf.gather(pixels, rows), rows, step // steps, step, part), tf.gather(classes, rows)
+        return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])

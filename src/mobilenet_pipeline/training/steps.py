@@ -106,10 +106,11 @@ class Validator:
         """
         self._copy.set_weights(self.model.get_weights())
         parts = []
-        for batch in tf.data.Dataset.from_tensor_slices(self.images.pixels[:count]).batch(PIECE):
+        for start in range(0, count, PIECE):
             if should_stop():
                 return None
-            parts.append(self._answer(batch, size).numpy())
+            batch = self.images.first(min(PIECE, count - start), start)
+            parts.append(self._answer(tf.constant(batch), size).numpy())
         return np.concatenate(parts)
 
     def scores(self, logits: np.ndarray) -> tuple[float, float]:
