@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-gate bench-serve bench-runtimes bench-monitoring bench-operations faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -70,6 +70,9 @@ lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras
 	@$(BIN)/python benchmarks/bench_train.py
+
+bench-streaming: $(READY)  ## compare training from the dataset's file with training from memory, at 32 and 224 pixels
+	@$(BIN)/python benchmarks/bench_streaming.py
 
 bench-gate: $(READY)  ## measure how often the gate is right about synthetic models
 	@$(BIN)/python benchmarks/bench_gate.py

@@ -65,15 +65,21 @@ def recipe_page() -> str:
     """Return the page of every key of a recipe, from the models in `config`."""
     parts = [
         _head("Recipe keys", "src/mobilenet_pipeline/config.py"),
-        "A recipe is a section of `recipes` in [params.yaml](../../params.yaml). Every key is required, except that a\n"
-        "recipe with `base: RECIPE` has the values of that recipe for the keys that it does not give. An unknown,\n"
-        "missing or mistyped key is an error that names the key and its value. `NAME` is `scratch` or `pretrained`.",
+        "A recipe is a section of `recipes` in [params.yaml](../../params.yaml). Every key is required, except those\n"
+        "that say what holds without them. A recipe with `base: RECIPE` has the values of that recipe for the keys\n"
+        "that it does not give. An unknown, missing or mistyped key is an error that names the key and its value.\n"
+        "`NAME` is `scratch` or `pretrained`.",
     ]
     for heading, model in SECTIONS.items():
-        rows = [(f"`{key}`", *_type_of(schema), _text(schema["description"])) for key, schema in _keys(model)]
+        rows = [(f"`{key}`", *_type_of(schema), _meaning(schema)) for key, schema in _keys(model)]
         parts += [f"## {heading}", str(model.__doc__).partition("\n\n")[0]]
         parts.append(_table(("key", "type", "constraint", "meaning"), rows))
     return "\n\n".join(parts) + "\n"
+
+
+def _meaning(schema: Mapping[str, Any]) -> str:
+    default = f" Without this key: `{schema['default']}`." if "default" in schema else ""
+    return _text(schema["description"]) + default
 
 
 def _keys(model: type[BaseModel]) -> Iterator[tuple[str, Mapping[str, Any]]]:

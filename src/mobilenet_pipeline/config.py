@@ -162,6 +162,9 @@ class Candidate(Section):
     """L2 weight decay of stem, pointwise and dense kernels, except kernels that Muon trains."""
     label_smoothing: Share
     """Label smoothing: the share of the target probability that is spread over all classes."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """Weights of the images in the training loss: `balanced` gives every class the same total weight, for classes with
+    different numbers of images; `none` gives every image the same."""
     flip: Literal["none", "random", "alternating"]
     """Horizontal flips: `random` flips each image with probability ½, `alternating` flips each image in every second
     epoch."""

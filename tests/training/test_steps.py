@@ -8,7 +8,7 @@ from small_training import SMALL, coloured, trained
 
 from mobilenet_pipeline.models import network
 from mobilenet_pipeline.training import optimizer, steps
-from mobilenet_pipeline.training.batches import training_batches
+from mobilenet_pipeline.training.batches import Images, training_batches
 
 
 @pytest.mark.parametrize("precision", ["pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"])
@@ -95,6 +95,39 @@ def test_restored_arrays_are_those_that_were_taken(stepper):
     stepper.restore(before)
     assert not np.array_equal(changed["weight_0"], before["weight_0"])
     assert all(np.array_equal(before[name], value) for name, value in stepper.arrays().items())
+
+
+def test_balanced_weights_give_every_class_the_same_total_weight():
+    labels = np.array([0] * 6 + [1] * 2, np.uint8)
+    weights = steps.balanced(labels, 2)
+    assert np.bincount(labels, weights[labels]).tolist() == pytest.approx([4, 4])
+    assert weights[labels].mean() == pytest.approx(1)
+
+
+def test_a_rare_class_moves_the_head_as_much_as_a_frequent_one_if_balanced():
+    images = coloured(16)
+    labels = np.array([0] * 14 + [1] * 2, np.int32)
+
+    def slopes(weights: np.ndarray | None) -> np.ndarray:
+        model = network.build_trained(SMALL, 2)
+        model.get_layer("logits").set_weights([np.zeros((256, 2)), np.zeros(2)])
+        compute = steps.gradients_of(model, keras.optimizers.SGD(), SMALL, 16, weights)
+        return np.asarray(compute(tf.constant(images.pixels), tf.constant(labels), 32)[0][-1])
+
+    # With equal logits, the bias moves towards the class that weighs more.
+    assert slopes(None) == pytest.approx([-0.375, 0.375], abs=1e-5)
+    assert slopes(steps.balanced(labels, 2)) == pytest.approx([0, 0], abs=1e-5)
+
+
+def test_balanced_candidates_train_with_the_weights_of_their_labels(monkeypatch):
+    given: list[np.ndarray | None] = []
+    monkeypatch.setattr(steps, "steps_in_graph", lambda *words: given.append(words[-1]))
+    rare = Images(coloured(20).pixels, np.array([0] * 16 + [1] * 4))
+    for kind in ("none", "balanced"):
+        candidate = SMALL.model_copy(update={"class_weights": kind})
+        steps.Stepper(candidate, network.build_trained(SMALL, 2), tf.distribute.get_strategy(), rare)
+    assert given[0] is None
+    assert given[1].tolist() == [0.625, 2.5]
 
 
 def test_a_stop_request_ends_a_validation():

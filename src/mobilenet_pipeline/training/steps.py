@@ -43,7 +43,8 @@ class Stepper:
             self.schedule = OneCycle()
             self.optimizer = optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
-        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch)
+        weights = balanced(images.labels, model.output_shape[-1]) if candidate.class_weights == "balanced" else None
+        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights)
 
     def batches(self, first_step: int, epochs: int) -> Iterator:
         """Return the batches from step `first_step` to the end of epoch `epochs`."""
@@ -120,12 +121,28 @@ class Validator:
         return float(tf.reduce_mean(losses)), float((logits.argmax(axis=1) == labels).mean())
 
 
-def gradients_of(model: keras.Model, optimizer: keras.Optimizer, candidate: Candidate, global_batch: int) -> Callable:
+def balanced(labels: np.ndarray, classes: int) -> np.ndarray:
+    """Return weights of the classes, float32 (classes,), with which every class has the same part in the loss.
+
+    A class with m of n images has the weight n / (classes · m): the mean weight of the images is 1. A class without
+    images has the weight 0.
+    """
+    counts = np.bincount(labels, minlength=classes)
+    return np.where(counts, len(labels) / (classes * np.maximum(counts, 1)), 0).astype(np.float32)
+
+
+def gradients_of(
+    model: keras.Model,
+    optimizer: keras.Optimizer,
+    candidate: Candidate,
+    global_batch: int,
+    class_weights: np.ndarray | None = None,
+) -> Callable:
     """Return a function that computes the gradients of a batch.
 
     It maps (images uint8 (b, h, w, 3), labels int32 (b,), size) to (gradients, loss, number of correct answers). The
-    loss is the images' summed cross-entropy with label smoothing, divided by `global_batch`. The gradients are those of
-    the loss as the optimizer scales it.
+    loss is the images' summed cross-entropy with label smoothing, each multiplied with the weight of its class, divided
+    by `global_batch`. The gradients are those of the loss as the optimizer scales it.
     """
     classes = model.output_shape[-1]
 
@@ -133,7 +150,10 @@ def gradients_of(model: keras.Model, optimizer: keras.Optimizer, candidate: Cand
         targets = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         with tf.GradientTape() as tape:
             logits = model(network.resize(images, candidate, size), training=True)
-            loss = tf.reduce_sum(tf.nn.softmax_cross_entropy_with_logits(targets, logits)) / global_batch
+            losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            if class_weights is not None:
+                losses *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
+            loss = tf.reduce_sum(losses) / global_batch
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, model.trainable_variables)
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
@@ -148,6 +168,7 @@ def steps_in_graph(
     optimizer: keras.Optimizer,
     candidate: Candidate,
     global_batch: int,
+    class_weights: np.ndarray | None = None,
 ) -> Callable[[tf.data.Iterator, tf.Tensor, int], Sums]:
     """Return a function that takes up to `count` steps.
 
@@ -156,7 +177,7 @@ def steps_in_graph(
     """
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
-    compute = gradients_of(model, optimizer, candidate, global_batch)
+    compute = gradients_of(model, optimizer, candidate, global_batch, class_weights)
     unsynchronised = [] if candidate.sync_norm or strategy.num_replicas_in_sync == 1 else moments(model)
 
     def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
