@@ -34,7 +34,8 @@ ARCHITECTURES = {
 """The architectures; each is a module of `models/architectures`."""
 
 REDUCTION = 32
-"""The number by which every architecture but `mobilenet` divides the side of its input; sides are multiples of it."""
+"""The product of the strides of every architecture but `mobilenet`. Input sizes are multiples of it, because Keras pads
+odd maps in another way where it knows their size, as in the served model, than where it does not."""
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -154,8 +155,8 @@ class Candidate(Section):
     """Peak learning rate of Muon for the pointwise kernels, scaled like `learning_rate`; null trains these kernels with
     Nesterov momentum, like all other variables."""
     frozen: Annotated[int, Field(ge=0)]
-    """Number of frozen blocks, the stem included; all later blocks are fine-tuned. 0 fine-tunes all blocks. At most 13
-    for `mobilenet`, 18 for `mobilenet_v2`, 12 for `mobilenet_v3_small`."""
+    """Number of frozen blocks, the stem included; all later blocks are fine-tuned. 0 fine-tunes all blocks. The last
+    block is always fine-tuned."""
     warmup: Share
     """Share of the steps in which the learning rate rises linearly to its peak. Linear decay to zero follows."""
     weight_decay: Rate
