@@ -48,7 +48,8 @@ class Images:
     def read(self) -> Callable[[tf.Tensor], tf.Tensor]:
         """A function in the graph from numbers of images (k,) to their pixels uint8 (k, h, w, 3)."""
         if self.bytes <= IN_MEMORY:
-            with tf.init_scope():  # a constant of the graph that asks first would be of no use to the next
+            # A constant of the graph that asks first would be of no use to the next, and batches are made on the CPU.
+            with tf.init_scope(), tf.device("CPU:0"):
                 pixels = tf.constant(self.first(len(self)))
             return lambda numbers: tf.gather(pixels, numbers)
 
