@@ -134,7 +134,7 @@ def train(side: str, file: Path, limit: int) -> None:
     rows = rng.permutation(len(pixels))[:count]
     images = batches.Images(pixels, rng.integers(0, CLASSES, count), rows)
     changes = {"alpha": 0.25, "strides": "stock", "input_sizes": [size], "batch_size": BATCH, "precision": "auto"}
-    candidate = config.load_recipe("digits").candidates.scratch.model_copy(update=changes | {"flip": "random"})
+    candidate = config.load_recipe("digits").candidate("scratch").model_copy(update=changes | {"flip": "random"})
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     strategy = tf.distribute.get_strategy()
     stepper = steps.Stepper(candidate, network.build_trained(candidate, CLASSES), strategy, images)
