@@ -128,8 +128,8 @@ def check_parity(model: keras.Model, path: Path, images: np.ndarray, rows: np.nd
     energy = parity["max_energy_difference"]
     if differences or not largest <= TOLERANCE or not energy <= TOLERANCE:  # NaN <= TOLERANCE is false
         raise ParityError(
-            f"{path} does not answer like its model: {differences} of {parity['rows']} classes differ, probabilities by "
-            f"up to {largest:.1e}, energies by up to {energy:.1e} of their size (limit {TOLERANCE:.0e}); it was not "
+            f"{path} does not answer like its model: {differences} of {parity['rows']} classes differ, probabilities "
+            f"by up to {largest:.1e}, energies by up to {energy:.1e} of their size (limit {TOLERANCE:.0e}); it was not "
             "accepted"
         )
     return parity
