@@ -49,7 +49,7 @@ def check(client: httpx.Client, champion: Path, milliseconds: float) -> None:
     artefact = Artefact(champion / "model.tflite")
     size = artefact.image_shape[0]
     for file in golden_images(size):
-        expected = artefact.predict(preprocess.decode(file, size)[None])[0]
+        expected = artefact.predict(preprocess.decode(file, size, metadata.get("resize", "crop"))[None])[0]
         probabilities = list(ask(client, "/predict", file)["probabilities"].values())
         if not np.allclose(probabilities, expected, rtol=0, atol=1e-5):
             raise CheckError(

@@ -69,6 +69,11 @@ class Served:
         """Return the side of the model's square images in pixels."""
         return self.image_shape[0]
 
+    @property
+    def resize(self) -> preprocess.Resize:
+        """Return how an image becomes a square, as in the training: "crop" or "pad"."""
+        return self.metadata.get("resize", "crop")
+
     def predict(self, pixels: np.ndarray, alone: bool = False) -> list[dict[str, Any]]:
         """Return class, confidence, probabilities, prediction set and flag of the images uint8 (n, *image_shape).
 

@@ -233,19 +233,21 @@ class Classifier:
 
     def png(self, data: bytes, _: float) -> Response:
         """Return an image file as the champion sees it, a PNG."""
-        file = io.BytesIO()
-        Image.fromarray(preprocess.decode(data, _champion(self.live.roles).size)).save(file, "PNG")
+        file, champion = io.BytesIO(), _champion(self.live.roles)
+        Image.fromarray(preprocess.decode(data, champion.size, champion.resize)).save(file, "PNG")
         return Response(file.getvalue(), media_type="image/png")
 
     def _predict(self, data: bytes, complete: float) -> Response:
         champion = _champion(self.live.roles)
-        (prediction,) = self._ask(champion, preprocess.decode(data, champion.size)[None], "/predict", complete)
+        pixels = preprocess.decode(data, champion.size, champion.resize)[None]
+        (prediction,) = self._ask(champion, pixels, "/predict", complete)
         return _json(prediction | champion.says, champion)
 
     def _compare(self, data: bytes, complete: float) -> Response:
         roles = self.live.roles
         champion = _champion(roles)
-        pixels = preprocess.decode(data, champion.size)[None]  # the challenger's images have the same shape
+        # The challenger's images have the same shape.
+        pixels = preprocess.decode(data, champion.size, champion.resize)[None]
         comparison = {
             role: self._ask(model, pixels, "/compare", complete)[0] | model.says if model else None
             for role, model in roles.items()
@@ -257,7 +259,7 @@ class Classifier:
         if isinstance(upload, bytes):
             predictions = self._ask(champion, uploads.pixels(upload, champion.image_shape), BATCH_PATH, complete)
         else:
-            predictions = self._ask_readable(champion, _decode_all(upload, champion.size), complete)
+            predictions = self._ask_readable(champion, _decode_all(upload, champion), complete)
         return _json(champion.says | {"predictions": predictions}, champion)
 
     def _ask_readable(
@@ -285,7 +287,7 @@ def _champion(roles: Roles) -> Served:
     return champion
 
 
-def _decode_all(files: list[bytes], size: int) -> list[np.ndarray | Refusal]:
+def _decode_all(files: list[bytes], model: Served) -> list[np.ndarray | Refusal]:
     images: list[np.ndarray | Refusal] = []
     left = BATCH_PIXELS
     for index, data in enumerate(files):
@@ -295,7 +297,7 @@ def _decode_all(files: list[bytes], size: int) -> list[np.ndarray | Refusal]:
             if left < 0:
                 sentence = f"The images up to this one have more than {BATCH_PIXELS // 10**6} million pixels together."
                 raise preprocess.ImageError("too_many_pixels", sentence)
-            images.append(preprocess.shrink(image, size))
+            images.append(preprocess.shrink(image, model.size, model.resize))
         except preprocess.ImageError as error:
             images.append(refusals.unreadable(error, f"{FIELDS}[{index}]"))
     return images

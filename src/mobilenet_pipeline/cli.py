@@ -136,6 +136,17 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--new-registry", action="store_true", help="go on with MLflow's present store, not the former one"
     )
+    sub = commands.add_parser("init", help=(text := "Look at your images and add a recipe for them."), description=text)
+    sub.set_defaults(command=init)
+    sub.add_argument("name", metavar="NAME", help="the new recipe's name")
+    images = sub.add_argument("--images", type=Path, required=True, metavar="PATH", help="a folder, table or archive")
+    images.complete = shtab.FILE  # type: ignore[attr-defined]
+    text = "processor time for both trainings together (default: %(default)g)"
+    sub.add_argument("--cpu-minutes", type=float, default=60, metavar="MINUTES", help=text)
+    sub.add_argument("--size", type=int, metavar="PIXELS", help="image size, 28 to 224 (default: by the images' sizes)")
+    text = "how an image becomes a square: cut, or with black borders (default: %(default)s)"
+    sub.add_argument("--resize", choices=("crop", "pad"), default="crop", help=text)
+    sub.add_argument("--dry-run", action="store_true", help="print table and recipe; change nothing")
     text = "Show the champion, what is served, and the last verdict. Exit code 3: what is served differs."
     add_json(add("status", status, text))
     sub = add("review", review, "Show the card of a version and the gate's verdict on it.")
@@ -245,6 +256,14 @@ def run(options: argparse.Namespace) -> None:
         options.results.mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile(results_path(recipe), options.results / f"{recipe.name}.json")
         console.print(f"  {'results':<16} {copy}", highlight=False)
+
+
+def init(options: argparse.Namespace) -> None:
+    """Print what is at a path, and add a recipe for it to params.yaml."""
+    from mobilenet_pipeline.stages import init as proposing
+
+    arguments = {"cpu_minutes": options.cpu_minutes, "size": options.size, "resize": options.resize}
+    proposing.main(options.name, options.images, **arguments, dry_run=options.dry_run)
 
 
 def status(options: argparse.Namespace) -> int:

@@ -85,12 +85,24 @@ class Section(BaseModel):
 class Data(Section):
     """Where the images come from, and what they must be."""
 
-    source: Literal["digits", "cifar10"]
-    """Where ingestion gets the images: `digits` ships with scikit-learn, `cifar10` is an archive."""
-    image_size: Positive
+    source: Literal["digits", "cifar10", "images"]
+    """Where ingestion gets the images: `digits` ships with scikit-learn, `cifar10` is an archive, `images` are your
+    own, in `path`."""
+    path: str | None = None
+    """Folder or file of the source `images`, relative to the workspace; null for other sources."""
+    image_size: Annotated[int, Field(ge=28, le=224)]
     """Height and width of every image, in pixels."""
+    resize: Literal["crop", "pad"] = "crop"
+    """How an image of the source `images`, or of a request, becomes a square: `crop` takes the central square, `pad`
+    adds black borders."""
+    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of every class that is held out for testing, if the source `images` has no test split; else null."""
+    split_seed: int = 0
+    """Seed of the choice of these test images."""
+    excluded_share: Share = 0.0
+    """Largest share of the source's images that the dataset may lack, because they cannot be read or are duplicates."""
     digest: str
-    """SHA-256 over hash, label and split of every image, in hash order. Ingestion refuses any other digest."""
+    """SHA-256 over hash, label, split and group of every image, in hash order. Ingestion refuses any other digest."""
     class_names: list[str]
     """Names of the classes, in the order of their labels."""
     train_rows: Positive
@@ -111,7 +123,7 @@ class Split(Section):
     """Which training images are held out for validation."""
 
     validation_share: Share
-    """Share of the training images that is held out, stratified by class."""
+    """Share of the training images that is held out, stratified by class; a group is held out as a whole."""
     seed: int
     """Seed of the split."""
 

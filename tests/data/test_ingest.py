@@ -1,6 +1,7 @@
 """Ingestion: the same images give the same bytes, other images are refused, failures leave the previous dataset."""
 
 import hashlib
+import json
 import os
 import resource
 import shutil
@@ -12,11 +13,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from cifar10_archives import Images, python_members, recipe_for, with_data, write_tar
+from PIL import Image
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.data import ingest
 from mobilenet_pipeline.data.dataset import open_dataset
-from mobilenet_pipeline.data.sources.base import IngestError
+from mobilenet_pipeline.data.sources.base import IngestError, LabelledImages
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = os.environ.get("CIFAR10_ARCHIVE")
@@ -55,14 +57,13 @@ def test_pixels_are_red_green_blue_in_rows(recipe, folder, images):
 
 
 @pytest.mark.usefixtures("configured_archive")
-def test_the_summary_does_not_name_the_archive(recipe, folder, images):
+def test_the_summary_names_no_source(recipe, folder, images):
     found = ingest.ingest(recipe, folder)
     assert found == {
         "digest": images.digest(),
         "rows": {"train": 50, "test": 10},
         "class_names": recipe.data.class_names,
         "image_shape": [32, 32, 3],
-        "source": "cifar10",
     }
 
 
@@ -72,6 +73,65 @@ def test_two_archives_of_the_same_images_give_the_same_bytes(tmp_path, recipe, i
     monkeypatch.setenv("CIFAR10_ARCHIVE", str(repacked))
     ingest.ingest(recipe, tmp_path / "two")
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def from_folder(recipe: config.Recipe, path: Path, **facts: object) -> config.Recipe:
+    return with_data(recipe, source="images", path=path.name, **facts)
+
+
+def write_pictures(root: Path, images: Images, names: list[str]) -> Path:
+    for number, (picture, label) in enumerate(zip(images.rgb(), images.labels, strict=True)):
+        path = root / ("train" if number < 50 else "test") / names[label] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+    return root
+
+
+def test_folders_of_pictures_give_the_same_bytes_as_the_archive(tmp_path, recipe, images, configured_archive):
+    ingest.ingest(recipe, tmp_path / "one")
+    pictures = write_pictures(tmp_path / "pictures", images, recipe.data.class_names)
+    ingest.ingest(from_folder(recipe, pictures), tmp_path / "two", tmp_path / "lists", home=tmp_path)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    files = pd.read_parquet(tmp_path / "lists" / "files.parquet")
+    assert files["hash"].tolist() == pd.read_parquet(tmp_path / "one" / "manifest.parquet")["hash"].tolist()
+    assert files["name"].str.startswith(("train/", "test/")).all()
+
+
+def test_a_picture_that_is_left_out_is_listed(tmp_path, recipe, images):
+    pictures = write_pictures(tmp_path / "pictures", images, recipe.data.class_names)
+    (pictures / "train" / "cat" / "bad.png").write_bytes(b"no image")
+    ingest.ingest(from_folder(recipe, pictures), tmp_path / "data", tmp_path / "lists", home=tmp_path)
+    document = json.loads((tmp_path / "lists" / "problems.json").read_text())
+    assert (document["found"], document["kept"], document["kinds"]) == (61, 60, {"not_an_image": 1})
+    assert document["problems"][0]["name"] == "train/cat/bad.png"
+
+
+def test_a_changed_picture_is_refused_and_the_dataset_stays(tmp_path, recipe, images):
+    pictures = write_pictures(tmp_path / "pictures", images, recipe.data.class_names)
+    ingest.ingest(from_folder(recipe, pictures), tmp_path / "data", tmp_path / "lists", home=tmp_path)
+    before = contents(tmp_path / "data")
+    Image.new("RGB", (32, 32), "red").save(pictures / "train" / "airplane" / "0.png")
+    with pytest.raises(
+        IngestError, match=r"pictures does not hold the images of recipe cifar10: .*to use these images"
+    ):
+        ingest.ingest(from_folder(recipe, pictures), tmp_path / "data", tmp_path / "lists", home=tmp_path)
+    assert contents(tmp_path / "data") == before
+
+
+def test_a_thousand_classes_have_labels_of_their_own(tmp_path, recipe):
+    names = [f"class {number:04}" for number in range(1000)]
+    rng = np.random.default_rng(0)
+    source = LabelledImages(
+        rng.integers(0, 256, (1000, 4, 4, 3), np.uint8), np.arange(1000), np.zeros(1000, bool), "test"
+    )
+    _, labels, manifest = ingest.arrange(source, names)
+    assert labels.dtype == np.uint16
+    assert manifest["class_name"].tolist() == [names[label] for label in labels]
+
+
+def test_a_source_without_a_path_is_a_sentence(tmp_path, recipe):
+    with pytest.raises(IngestError, match=r"recipes\.cifar10\.data\.path is empty"):
+        ingest.ingest(with_data(recipe, source="images"), tmp_path / "data")
 
 
 def test_other_images_are_refused_with_both_digests(recipe, folder, configured_archive, images):

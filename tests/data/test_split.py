@@ -27,9 +27,44 @@ def test_another_seed_gives_another_split():
     assert not np.array_equal(split.stratify(LABELS, 0.2, 7)[1], split.stratify(LABELS, 0.2, 8)[1])
 
 
-def test_a_share_that_empties_a_side_is_refused():
+def test_of_a_small_class_at_least_one_image_is_held_out():
+    _, held_out = split.stratify(np.array([0, 0, 1, 1]), 0.1, 0)
+    assert np.array([0, 0, 1, 1])[held_out].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("labels", "share"), [([0, 0, 1], 0.2), ([0, 0, 1, 1], 0.0), ([0, 0, 1, 1], 1.0)])
+def test_a_split_that_empties_a_side_is_refused(labels, share):
     with pytest.raises(ValueError, match="leaves one side of the split empty"):
-        split.stratify(np.array([0, 0, 1, 1]), 0.1, 0)
+        split.stratify(np.array(labels), share, 0)
+
+
+def test_no_group_is_on_both_sides():
+    groups = np.array([f"patient {number // 7}" for number in range(500)])
+    kept, held_out = split.hold_out(LABELS, groups, 0.2, seed=0)
+    assert not {*groups[kept]} & {*groups[held_out]}
+    assert 60 < len(held_out) < 140
+    assert {*LABELS[kept]} == {*LABELS[held_out]} == {*range(10)}
+
+
+def test_images_without_a_group_are_split_one_by_one():
+    groups = np.where(np.arange(500) < 5, "together", "")
+    _, held_out = split.hold_out(LABELS, groups, 0.2, seed=0)
+    assert len({*np.flatnonzero(groups != "")} & {*held_out}) in (0, 5)
+    assert 90 <= len(held_out) <= 110
+
+
+def test_of_a_class_with_two_groups_one_is_held_out():
+    labels = np.array([0] * 20 + [1] * 4)
+    groups = np.array([f"a{number}" for number in range(20)] + ["b", "b", "c", "c"])
+    kept, held_out = split.hold_out(labels, groups, 0.2, seed=0)
+    assert {*groups[held_out]} & {"b", "c"}
+    assert {*groups[kept]} & {"b", "c"}
+
+
+def test_a_class_of_one_group_is_refused():
+    labels, groups = np.array([0, 0, 0, 1, 1, 1]), np.array(["a", "b", "c", "d", "d", "d"])
+    with pytest.raises(ValueError, match="images with label 1 are of one group"):
+        split.hold_out(labels, groups, 0.3, 0)
 
 
 @pytest.fixture

@@ -220,6 +220,39 @@ def test_balance_is_a_share_of_the_split_within_the_tolerance(tmp_path):
     assert found["examples"] == [{"split": "test", "class_name": "deer", "share": 0.0}]
 
 
+GROUPS = {"groups": "expect_column_values_to_be_unique", "source": BETWEEN}
+"""The tables of images with groups, and of a source with problems."""
+
+
+def of_patients(leak: bool, found: int, folder: Path) -> dict[str, Any]:
+    """Validate six images each of ten patients, of which one has a test image more if there is a `leak`."""
+    manifest = faithful()
+    number = manifest.groupby("split").cumcount()
+    manifest["group"] = np.where(manifest["split"] == "test", "t", "p") + (number % 5).astype(str)
+    if leak:
+        manifest.loc[manifest.index[manifest["split"] == "test"][0], "group"] = "p3"
+    line = {"name": "cat/1.png", "kind": "empty", "sentence": "The file is empty."}
+    problems = {"found": found, "kept": 60, "kinds": {"empty": found - 60}, "problems": [line] * (found - 60)}
+    path = folder / "manifest.parquet"
+    manifest.to_parquet(path)
+    recipe = with_data(RECIPE, excluded_share=0.02)
+    return validation.validate(path, recipe, "", folder / "out", ingestion=problems)
+
+
+def test_groups_on_one_side_and_few_excluded_images_pass(tmp_path):
+    document = of_patients(leak=False, found=61, folder=tmp_path)
+    assert validation.failures(document) == []
+    assert {**GROUPS}.items() <= {(e["table"], e["expectation"]) for e in document["expectations"]}
+    assert document["problems"][0]["count"] == 1
+
+
+def test_a_group_on_both_sides_and_many_excluded_images_fail(tmp_path):
+    leak, excluded = validation.failures(of_patients(leak=True, found=63, folder=tmp_path))
+    assert "No group is in two of training, validation and test images" in leak
+    assert '"group": "p3"' in leak
+    assert "At most 2.00% of the source's images are left out" in excluded
+
+
 def failed_sentences(manifest: pd.DataFrame, folder) -> list[str]:
     return validation.failures(validate(manifest, RECIPE, "", folder))
 

@@ -339,3 +339,14 @@ def test_the_fingerprint_changes_with_what_is_decoded(monkeypatch):
     assert before == preprocess.fingerprint()
     monkeypatch.setattr(preprocess, "_middle", lambda size: (0, 0, min(size), min(size)))
     assert preprocess.fingerprint() != before
+
+
+def test_padding_shows_the_whole_image_between_black_borders():
+    wide = Image.new("RGB", (64, 32), "white")
+    stream = io.BytesIO()
+    wide.save(stream, "PNG")
+    padded = preprocess.decode(stream.getvalue(), 32, "pad")
+    assert padded.shape == (32, 32, 3)
+    assert (padded[8:24] == 255).all()
+    assert (padded[:8] == 0).all()
+    assert (padded[24:] == 0).all()

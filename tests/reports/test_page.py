@@ -37,7 +37,7 @@ def workspace(tmp_path: Path, recipe: config.Recipe) -> Path:
     np.save(tmp_path / "data/digits/images.npy", images)
     np.save(tmp_path / "data/digits/labels.npy", labels)
     dataset = {"digest": DIGEST, "rows": {"train": 0, "test": ROWS}, "class_names": NAMES}
-    write(tmp_path / "data/digits/dataset.json", {**dataset, "image_shape": [32, 32, 3], "source": "digits"})
+    write(tmp_path / "data/digits/dataset.json", {**dataset, "image_shape": [32, 32, 3]})
     for name, right in (("scratch", 30), ("pretrained", 38)):
         write_candidate(tmp_path, name, labels, right)
     expectation = {"expectation": "no_leak", "column": "hash", "success": True, "unexpected_rows": 0, "examples": []}
@@ -277,6 +277,17 @@ def test_a_failed_expectation_is_the_headline(recipe: config.Recipe, workspace: 
     html = html_of(recipe, workspace)
     assert "The data did not pass validation</h1>" in html
     assert "for example row 17" in html
+
+
+def test_problems_of_the_source_are_named(recipe: config.Recipe, workspace: Path) -> None:
+    assert "Problems of the source" not in html_of(recipe, workspace)
+    path = workspace / "reports/digits/validation.json"
+    line = {"name": "cat/<1>.png", "kind": "not_an_image", "sentence": "This is not an image."}
+    problem = {"kind": "not_an_image", "count": 1234, "examples": [line]}
+    write(path, {**json.loads(path.read_text()), "problems": [problem]})
+    html = html_of(recipe, workspace)
+    assert "<code>cat/&lt;1&gt;.png</code>: This is not an image." in html
+    assert ">1,234</td>" in html
 
 
 def test_a_verdict_on_earlier_evaluations_is_marked(recipe: config.Recipe, workspace: Path) -> None:

@@ -43,8 +43,8 @@ RECORDS = {"config", "system.environment", "system.machine", "workspace", "regis
 """They record what happens and cannot change a stage's result, so DVC does not depend on them.
 
 `config` has defaults only for keys that older recipes lack, and its values are the stages' params; `workspace` knows
-the paths that dvc.yaml names;
-`inference.preprocess` decodes no training image, a training only records its fingerprint.
+the paths that dvc.yaml names; `inference.preprocess` decodes the images of ingestion only; a training records its
+fingerprint.
 """
 
 
@@ -177,9 +177,10 @@ def stages_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def reached(module: str) -> set[str]:
     """What the module imports, and what those import in turn; records are not followed."""
     found, waiting = set(), own(MODULES[module])
+    records = RECORDS - {"inference.preprocess"} if module == "stages.ingest" else RECORDS
     while waiting:
         name = waiting.pop()
-        if name in found or within(name, RECORDS):
+        if name in found or within(name, records):
             continue
         found.add(name)
         chosen = {module for module in MODULES if name in BY_NAME and within(module, {BY_NAME[name]})}

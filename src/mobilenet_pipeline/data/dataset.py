@@ -17,9 +17,10 @@ class DatasetError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """`images` uint8 (n, h, w, 3) RGB, memory-mapped; `labels` uint8 (n,); `is_test` bool (n,).
+    """`images` uint8 (n, h, w, 3) RGB, memory-mapped; `labels` uint16 (n,); `is_test` bool (n,).
 
-    `overlap` is the number of test images that are also training images.
+    `groups` (n,) are names, such as patients, that a split keeps together; None without groups. `overlap` is the number
+    of test images that are also training images.
     """
 
     images: np.ndarray
@@ -28,6 +29,7 @@ class Dataset:
     digest: str
     class_names: list[str]
     overlap: int
+    groups: np.ndarray | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -46,7 +48,7 @@ def open_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"{folder} is not a dataset: it lacks {', '.join(missing)}; {remedy}")
     try:
         dataset = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        manifest = pd.read_parquet(folder / "manifest.parquet", columns=["hash", "label", "split"])
+        manifest = pd.read_parquet(folder / "manifest.parquet", columns=["hash", "label", "split", "group"])
         images, labels = np.load(folder / "images.npy", mmap_mode="r"), np.load(folder / "labels.npy")
         expected, class_names, shape = dataset["digest"], dataset["class_names"], dataset["image_shape"]
     except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
@@ -61,7 +63,8 @@ def open_dataset(folder: Path) -> Dataset:
         raise DatasetError(f"the files in {folder} do not belong together; {remedy}")
     is_test = (manifest["split"] == "test").to_numpy()
     overlap = int(manifest["hash"][is_test].isin(manifest["hash"][~is_test]).sum())
-    return Dataset(images, labels, is_test, expected, class_names, overlap)
+    groups = manifest["group"].to_numpy(str) if (manifest["group"] != "").any() else None
+    return Dataset(images, labels, is_test, expected, class_names, overlap, groups)
 
 
 def changed_rows(folder: Path) -> int:
@@ -78,9 +81,10 @@ def changed_rows(folder: Path) -> int:
 def digest(manifest: pd.DataFrame) -> str:
     """Return the SHA-256, hex, of the manifest.
 
-    The digest is over a line `hash label split` for each row, in the manifest's order.
+    The digest is over a line `hash label split` for each row, in the manifest's order. The group follows if the image
+    has one.
     """
-    identity = zip(manifest["hash"], manifest["label"], manifest["split"], strict=True)
-    return hashlib.sha256(
-        "".join(f"{hash_} {label} {split}\n" for hash_, label, split in identity).encode()
-    ).hexdigest()
+    lines = hashlib.sha256()
+    for row in zip(manifest["hash"], manifest["label"], manifest["split"], manifest["group"], strict=True):
+        lines.update((" ".join(map(str, row)).rstrip(" ") + "\n").encode())
+    return lines.hexdigest()

@@ -1,45 +1,135 @@
 """Write a source's images as a dataset: arrays, and a manifest with a row per image."""
 
-import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Callable
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.data.dataset import FILES, digest
 from mobilenet_pipeline.data.sources import base, cifar10, digits
 from mobilenet_pipeline.data.sources.base import IngestError, LabelledImages
+from mobilenet_pipeline.data.sources.images import decoding
+from mobilenet_pipeline.data.sources.images.look import opened
+from mobilenet_pipeline.data.sources.images.settle import Settled, settle
+from mobilenet_pipeline.data.statistics import content_hashes, statistics
 
-CHANNELS = ("r", "g", "b")
-CHUNK = 5_000  # images per pass over the pixels: their 64-bit sums must fit into memory
+CHUNK_BYTES = 2**26
+"""Pixels that are in memory at a time."""
 LOADERS: dict[str, Callable[[], LabelledImages]] = {"digits": digits.load_digits, "cifar10": cifar10.load_cifar10}
+HERE = Path(".")
+Images = Iterator[np.ndarray]
+"""Images uint8 (n, h, w, 3) in the order of the manifest, a chunk after the other."""
 
 
-def ingest(recipe: config.Recipe, folder: Path) -> dict[str, Any]:
+def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home: Path = HERE) -> dict[str, Any]:
     """Write the recipe's images into `folder`, and return dataset.json's content.
 
     The files are `images.npy`, `labels.npy`, `manifest.parquet` and `dataset.json`. Rows are sorted by content hash, so
-    that the same images give the same bytes from any archive. Raises IngestError if the images are not the recipe's;
-    the files that were there stay unchanged.
+    that the same images give the same bytes from any source. The folder `lists`, if given, gets what is of the source:
+    `files.parquet` with the file of each image, and `problems.json`. `data.path` is relative to `home`. Raises
+    IngestError if the images are not the recipe's; the files that were there stay unchanged.
     """
-    source = LOADERS[recipe.data.source]()
-    images, labels, manifest = arrange(source, recipe.data.class_names)
-    counts = {split: int((manifest["split"] == split).sum()) for split in ("train", "test")}
-    dataset: dict[str, Any] = {
-        "digest": digest(manifest),
-        "rows": counts,
-        "class_names": recipe.data.class_names,
-        "image_shape": list(images.shape[1:]),
-        "source": recipe.data.source,
-    }
-    _check(recipe, source.origin, dataset["digest"], counts)
-    _write(folder, images, labels, manifest, dataset)
+    data = recipe.data
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+            fresh = Path(name)
+            if data.source == "images":
+                origin, settled = str(data.path), _decoded(recipe, home, fresh / "pixels")
+                manifest = manifest_of(settled, data.class_names, data.image_size)
+                images = _read_in_order(fresh / "pixels", manifest["record"].to_numpy(), data.image_size)
+                files = manifest[["hash", "name", "class_name", "split"]]
+                manifest = manifest.drop(columns=["record", "name"])
+                problems, shape = summary(settled), [data.image_size, data.image_size, 3]
+            else:
+                source = LOADERS[data.source]()
+                origin = source.origin
+                order, manifest = _arranged(source, data.class_names)
+                shape = list(source.images.shape[1:])
+                images = _in_order(np.asarray(source.images), order)
+                files = manifest[["hash", "class_name", "split"]].assign(name="")
+                problems = {"found": len(manifest), "kept": len(manifest), "kinds": {}, "problems": []}
+            counts = {split: int((manifest["split"] == split).sum()) for split in ("train", "test")}
+            dataset: dict[str, Any] = {
+                "digest": digest(manifest),
+                "rows": counts,
+                "class_names": data.class_names,
+                "image_shape": shape,
+            }
+            _check(recipe, origin, dataset["digest"], counts)
+            _write(fresh, images, manifest, dataset)
+            (fresh / "lists").mkdir()
+            files.to_parquet(fresh / "lists" / "files.parquet", index=False)
+            text = json.dumps(problems, indent=2, ensure_ascii=False) + "\n"
+            (fresh / "lists" / "problems.json").write_text(text, encoding="utf-8")
+            for target, names in ((folder, FILES), (lists, ("files.parquet", "problems.json"))):
+                if target:
+                    target.mkdir(parents=True, exist_ok=True)
+                    for file in names:
+                        place = fresh / file if target == folder else fresh / "lists" / file
+                        place.replace(target / file)
+    except OSError as error:
+        if isinstance(error, ConnectionError):
+            raise
+        raise IngestError(
+            f"the dataset could not be written to {folder} ({error}); the files that were there are unchanged; free "
+            "disk space or correct the permissions, then run again"
+        ) from error
     return dataset
+
+
+def _decoded(recipe: config.Recipe, home: Path, pixels: Path) -> Settled:
+    """Decode the recipe's image files into the file `pixels`, and return which of them are the dataset's."""
+    data, workers = recipe.data, cores()
+    if data.path is None:
+        raise IngestError(f"params.yaml: recipes.{recipe.name}.data.path is empty; set it to the folder of the images")
+    with opened(home / data.path) as found:
+        started = time.monotonic()
+        with tqdm(total=len(found.records), desc="decoding", unit="image", delay=1, mininterval=1) as bar:
+            decoded = decoding.decode_all(found, data.image_size, data.resize, pixels, workers, bar.update)
+        seconds = time.monotonic() - started
+        print(
+            f"{len(found.records):,} images decoded in {seconds:.1f} s, {len(found.records) / seconds:,.0f} images a "
+            f"second on {workers} {'core' if workers == 1 else 'cores'}",
+            flush=True,
+        )
+        return settle(found, decoded, data.class_names, data.test_share, data.split_seed)
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def manifest_of(settled: Settled, class_names: Sequence[str], size: int) -> pd.DataFrame:
+    """Return the manifest of a source's images, sorted, with the columns `record` and `name` of the source."""
+    rows = settled.rows.rename(columns={"label": "class_name"})
+    label = rows["class_name"].map({name: number for number, name in enumerate(class_names)}).astype(np.int64)
+    facts: dict[str, Any] = {"height": size, "width": size, "channels": 3, "dtype": "uint8"}
+    return _sorted(rows.assign(label=label, **facts))[["record", "name", *COLUMNS]].reset_index(drop=True)
+
+
+STATISTICS = ("pixel_min", "pixel_max", *(f"{moment}_{channel}" for moment in ("mean", "std") for channel in "rgb"))
+COLUMNS = ("split", "label", "class_name", "group", "hash", "height", "width", "channels", "dtype", *STATISTICS)
+
+
+def summary(settled: Settled) -> dict[str, Any]:
+    """Return problems.json's content: how many images there are, and every problem."""
+    return {
+        "found": settled.found,
+        "kept": len(settled.rows),
+        "kinds": dict(sorted(Counter(problem.kind for problem in settled.problems).items())),
+        "problems": [problem._asdict() for problem in settled.problems],
+    }
 
 
 def arrange(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -47,6 +137,12 @@ def arrange(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray,
 
     Row i of the manifest describes image i. Raises IngestError if a label has no class name.
     """
+    order, manifest = _arranged(source, class_names)
+    return source.images[order], manifest["label"].to_numpy(np.uint16), manifest
+
+
+def _arranged(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return the order of the images, and the manifest in this order."""
     if len(source.labels) and source.labels.max() >= len(class_names):
         row = int(source.labels.argmax())
         raise IngestError(
@@ -54,42 +150,43 @@ def arrange(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray,
             "classes; correct data.class_names in params.yaml, or the source"
         )
     images = np.ascontiguousarray(source.images)
-    identity = pd.DataFrame(
+    manifest = pd.DataFrame(
         {
             "split": np.where(source.is_test, "test", "train"),
             "label": source.labels.astype(np.int64),
             "class_name": np.asarray(class_names)[source.labels],
-            "hash": [hashlib.sha256(image).hexdigest() for image in images],
+            "group": "",
+            "hash": content_hashes(images),
+            "height": images.shape[1],
+            "width": images.shape[2],
+            "channels": images.shape[3],
+            "dtype": str(images.dtype),
+            **statistics(images),
         }
-    ).sort_values(["hash", "label", "split"])
-    order = identity.index.to_numpy()
-    images = images[order]
-    manifest = pd.concat([identity.reset_index(drop=True), describe(images)], axis=1)
-    return images, source.labels[order], manifest
+    )
+    manifest = _sorted(manifest)
+    return manifest.index.to_numpy(), manifest.reset_index(drop=True)
 
 
-def describe(images: np.ndarray) -> pd.DataFrame:
-    """Return shape, type and pixel statistics of each image, a row per image.
+def _sorted(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest.sort_values(["hash", "label", "split"])
 
-    `images` is uint8 (n, height, width, 3); means and standard deviations are on the scale 0 to 1. Sums are integers
-    until the last step, so that every machine gives the same digits.
-    """
-    count, height, width, channels = images.shape
-    low, high = np.empty(count, np.int64), np.empty(count, np.int64)
-    mean, std = np.empty((count, channels)), np.empty((count, channels))
-    for start in range(0, count, CHUNK):
-        rows = slice(start, start + CHUNK)
-        pixels = images[rows].reshape(-1, height * width, channels).astype(np.uint32)
-        total = pixels.sum(axis=1, dtype=np.int64)
-        squares = np.square(pixels).sum(axis=1, dtype=np.int64)
-        low[rows], high[rows] = pixels.min(axis=(1, 2)), pixels.max(axis=(1, 2))
-        mean[rows] = total / (height * width * 255)
-        std[rows] = np.sqrt(height * width * squares - total**2) / (height * width * 255)
-    columns: dict[str, Any] = {"height": height, "width": width, "channels": channels, "dtype": str(images.dtype)}
-    columns |= {"pixel_min": low, "pixel_max": high}
-    columns |= {f"mean_{name}": mean[:, channel] for channel, name in enumerate(CHANNELS)}
-    columns |= {f"std_{name}": std[:, channel] for channel, name in enumerate(CHANNELS)}
-    return pd.DataFrame(columns, index=range(count))
+
+def _in_order(images: np.ndarray, order: np.ndarray) -> Images:
+    step = max(1, CHUNK_BYTES // max(1, images[0].nbytes)) if len(images) else 1
+    for start in range(0, len(order), step):
+        yield images[order[start : start + step]]
+
+
+def _read_in_order(pixels: Path, records: np.ndarray, size: int) -> Images:
+    """Yield the images of the file that `decode_all` wrote, in the order of `records`."""
+    length = size * size * 3
+    step = max(1, CHUNK_BYTES // length)
+    with pixels.open("rb", buffering=0) as file:
+        for start in range(0, len(records), step):
+            chunk = records[start : start + step]
+            data = b"".join(os.pread(file.fileno(), length, int(record) * length) for record in chunk)
+            yield np.frombuffer(data, np.uint8).reshape(len(chunk), size, size, 3)
 
 
 def _check(recipe: config.Recipe, origin: str, actual: str, counts: dict[str, int]) -> None:
@@ -113,25 +210,14 @@ def _rows(counts: dict[str, int]) -> str:
     return f"{counts['train']:,} train and {counts['test']:,} test rows"
 
 
-def _write(
-    folder: Path, images: np.ndarray, labels: np.ndarray, manifest: pd.DataFrame, dataset: dict[str, Any]
-) -> None:
-    """Write all files beside `folder`, then move them into it.
-
-    Raises IngestError if the disk is full or the folder is not writable.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-            fresh = Path(name)
-            np.save(fresh / "images.npy", images)
-            np.save(fresh / "labels.npy", labels)
-            manifest.to_parquet(fresh / "manifest.parquet", index=False)
-            (fresh / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")
-            for file in FILES:
-                (fresh / file).replace(folder / file)
-    except OSError as error:
-        raise IngestError(
-            f"the dataset could not be written to {folder} ({error}); the files that were there are unchanged; free "
-            "disk space or correct the permissions, then run again"
-        ) from error
+def _write(folder: Path, images: Images, manifest: pd.DataFrame, dataset: dict[str, Any]) -> None:
+    """Write the four files into `folder`; the images are never in memory together."""
+    with (folder / "images.npy").open("wb") as file:
+        shape = (len(manifest), *dataset["image_shape"])
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in images:
+            file.write(np.ascontiguousarray(chunk).data)
+    np.save(folder / "labels.npy", manifest["label"].to_numpy(np.uint16))
+    manifest.to_parquet(folder / "manifest.parquet", index=False)
+    (folder / "dataset.json").write_text(json.dumps(dataset, indent=2) + "\n", encoding="utf-8")

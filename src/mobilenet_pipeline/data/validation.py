@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 
 from mobilenet_pipeline import config, data
+from mobilenet_pipeline.data import split
 from mobilenet_pipeline.system import environment
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 SPLITS, CHANNELS = ("train", "test"), ("r", "g", "b")
 EXAMPLES = 5  # failed rows in a message
 STATISTICS = (*(f"mean_{name}" for name in CHANNELS), *(f"std_{name}" for name in CHANNELS))
-IDENTITY = ("split", "label", "class_name", "hash")
+IDENTITY = ("split", "label", "class_name", "group", "hash")
 COLUMNS = (*IDENTITY, "height", "width", "channels", "dtype", "pixel_min", "pixel_max", *STATISTICS)
 
 
@@ -51,11 +52,17 @@ class Table:
 
 
 def validate(
-    manifest: Path, recipe: config.Recipe, digest: str, folder: Path, additions: Path | None = None
+    manifest: Path,
+    recipe: config.Recipe,
+    digest: str,
+    folder: Path,
+    additions: Path | None = None,
+    ingestion: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Run every expectation on a manifest, and keep the suites and results.
 
-    Row i of the Parquet file `manifest` describes image i. `additions` is the JSON file of a suite of the user's own.
+    Row i of the Parquet file `manifest` describes image i. `additions` is the JSON file of a suite of the user's own,
+    `ingestion` is the content of problems.json, which says how many images of the source are left out, and why.
     Writes two folders: `folder/gx`, a project of Great Expectations with suites, checkpoint, tables and results, and
     `folder/data_docs`, its pages.
 
@@ -71,9 +78,12 @@ def validate(
         fresh = Path(name)
         context = _open_project(fresh)
         source = _open_tables(context)
-        rows, complete = _write_tables(manifest, recipe.data, source.base_directory)
+        rows, complete = _write_tables(manifest, recipe, source.base_directory, ingestion)
         _release()
-        tables = [*(_tables(recipe.data) if complete else [Table("images", [_expect_columns()])]), *added]
+        tables = [
+            *(_tables(recipe.data, source.base_directory) if complete else [Table("images", [_expect_columns()])]),
+            *added,
+        ]
         results = [(table, result) for table in tables for result in _run(context, source, table, recipe.name)]
         context.build_data_docs()
         _make_self_contained(fresh / "data_docs")
@@ -88,7 +98,17 @@ def validate(
         "data_digest": digest,
         "rows": rows,
         "expectations": expectations,
+        "problems": _problems(ingestion),
     }
+
+
+def _problems(ingestion: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """Return how often each kind of problem was found in the source, with the first of them."""
+    lines = ingestion["problems"] if ingestion else []
+    return [
+        {"kind": kind, "count": count, "examples": [line for line in lines if line["kind"] == kind][:EXAMPLES]}
+        for kind, count in (ingestion["kinds"] if ingestion else {}).items()
+    ]
 
 
 def read_additions(path: Path) -> list["Expectation"]:
@@ -113,8 +133,12 @@ def failures(document: dict[str, Any]) -> list[str]:
     return [expectation["sentence"] for expectation in document["expectations"] if not expectation["success"]]
 
 
-def _write_tables(manifest: Path, data: config.Data, folder: Path) -> tuple[int, bool]:
+def _write_tables(
+    manifest: Path, recipe: config.Recipe, folder: Path, ingestion: Mapping[str, Any] | None
+) -> tuple[int, bool]:
     """Write the manifest, called `images`, and the tables derived from it as Parquet files into `folder`.
+
+    The tables `groups` and `source` are written only if there are groups, and if `ingestion` is given.
 
     Returns the number of rows, and whether the manifest has all columns; without them, only `images` is written. The
     derived tables have the columns that identify a row and those that are checked. One table is in memory at a time:
@@ -133,15 +157,35 @@ def _write_tables(manifest: Path, data: config.Data, folder: Path) -> tuple[int,
 
     if complete:
         classes = read("row", "split", "label", "class_name")
-        for split in SPLITS:
-            write(split, classes[classes["split"] == split])
-        write("class_shares", _shares(classes, data))
+        for name in SPLITS:
+            write(name, classes[classes["split"] == name])
+        write("class_shares", _shares(classes, recipe.data))
         pixels = read("split", *STATISTICS)
         write("training_pixels", _channels(pixels[pixels["split"] == "train"]))
         del classes, pixels
         # A duplicate inside a split and an image in both splits are two faults. Each is reported once.
         write("distinct_images", read("row", "split", "hash").drop_duplicates(["hash", "split"])[["row", "hash"]])
+        grouped = read("label", "group", "split")
+        if (grouped["group"].fillna("") != "").any():
+            write("groups", _parts_of_groups(grouped.dropna(), recipe.split))
+        if ingestion:
+            write("source", pd.DataFrame([{"excluded_share": 1 - ingestion["kept"] / max(ingestion["found"], 1)}]))
     return rows, complete
+
+
+def _parts_of_groups(images: pd.DataFrame, limits: config.Split) -> pd.DataFrame:
+    """Return a row for each group and each part that it is in: training, validation or test images."""
+    part = images["split"].to_numpy(object)
+    rows = np.flatnonzero(part != "test")
+    try:
+        held_out = split.hold_out(
+            images["label"].to_numpy()[rows], images["group"].to_numpy(str)[rows], limits.validation_share, limits.seed
+        )[1]
+        part[rows[held_out]] = "validation"
+    except (ValueError, TypeError):  # the training says why there is no split, unless an expectation does
+        pass
+    parts = images[["group"]].assign(part=part)
+    return parts[parts["group"] != ""].drop_duplicates()
 
 
 def _release() -> None:
@@ -151,19 +195,30 @@ def _release() -> None:
     pyarrow.default_memory_pool().release_unused()
 
 
-def _tables(data: config.Data) -> list[Table]:
-    """Return the manifest and the tables derived from it, with their expectations."""
+def _tables(data: config.Data, folder: Path) -> list[Table]:
+    """Return the manifest and the tables derived from it that are in `folder`, with their expectations."""
     from great_expectations import expectations as gxe
 
+    together = gxe.ExpectColumnValuesToBeUnique(
+        column="group", description="No group is in two of training, validation and test images"
+    )
+    few = gxe.ExpectColumnValuesToBeBetween(
+        column="excluded_share",
+        max_value=data.excluded_share,
+        description=f"At most {data.excluded_share:.2%} of the source's images are left out",
+    )
     no_leak = gxe.ExpectColumnValuesToBeUnique(column="hash", description="No image is in both train and test")
-    return [
+    tables = [
         Table("images", [_expect_columns(), *_expect_of_images(data)]),
         Table("train", _expect_of_split("train", data.train_rows, data)),
         Table("test", _expect_of_split("test", data.test_rows, data)),
         Table("distinct_images", [no_leak]),
         Table("class_shares", _expect_balance(data), ("split", "class_name")),
         Table("training_pixels", _expect_channels(data), ()),
+        Table("groups", [together], ("group", "part")),
+        Table("source", [few], ()),
     ]
+    return [table for table in tables if (folder / table.path).exists()]
 
 
 def _expect_columns() -> "Expectation":

@@ -8,6 +8,9 @@ from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.metrics.scores import SHOWN, shown_classes, wilson_interval
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 
+SEEN = {"crop": "the central square", "pad": "all, with black borders,"}
+"""What a model sees of a photo."""
+
 
 def write_card(
     recipe: Recipe, files: CandidateFiles, version: str, verdict: Verdict, origin: Mapping[str, str | None]
@@ -149,7 +152,7 @@ def _data(recipe: Recipe, files: CandidateFiles) -> str:
     rows, share = files.dataset["rows"], recipe.split.validation_share
     return _list(
         {
-            "source": str(files.dataset.get("source")),
+            "source": recipe.data.path or recipe.data.source,
             "images": f"{rows['train']:,} for training, {share:.0%} of them held out for validation; "
             f"{rows['test']:,} for testing, {files.metrics['overlap'] or 'none'} of them in the training images",
             "digest": f"`{files.data_digest}`",
@@ -164,11 +167,11 @@ def _limits(recipe: Recipe, files: CandidateFiles) -> str:
         f"- The model has {len(names):,} classes and gives every image one of them: {', '.join(names[:SHOWN])}{more}. "
         "Its answer for an image of anything else means nothing. The flag for unfamiliar images notices some of them, "
         "not all.\n"
-        f"- It sees the central square of a photo at {size} by {size} pixels.\n"
+        f"- It sees {SEEN[recipe.data.resize]} of a photo at {size} by {size} pixels.\n"
         "- `model.keras` and the artefact take uint8 pixels, 0 to 255. An image scaled to 0 to 1 is black to them: the "
         "answer is wrong, without an error.\n"
-        f"- All figures are for images like those of {recipe.data.source}. Expect less on other images, as the figure "
-        "for corrupted images shows.\n"
+        f"- All figures are for images like those of {recipe.data.path or recipe.data.source}. Expect less on other "
+        "images, as the figure for corrupted images shows.\n"
         "- Its probabilities and its prediction sets are calibrated on validation images, not on other kinds of "
         "images. The coverage of the sets is an average over images, not a promise for each class."
     )

@@ -14,7 +14,7 @@ EVALUATION = ("data_digest", "overlap", "artefact", "corruptions", "prediction_s
 
 def model_description(recipe: Recipe) -> str:
     return (
-        f"MobileNets on {recipe.data.source}, from recipe `{recipe.name}`.\n\n"
+        f"MobileNets on {recipe.data.path or recipe.data.source}, from recipe `{recipe.name}`.\n\n"
         "- The service answers with `champion`; /compare adds the answer of `challenger`; `previous` is the previous "
         "champion.\n"
         "- A version's description is its model card. Its tag `verdict` is the gate's verdict.\n"
@@ -86,6 +86,7 @@ def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[st
         "test": {key: files.metrics["test"][key] for key in ("accuracy", "loss", "top3_accuracy", "rows")},
         "preprocessing": files.training.get("preprocessing"),
         "thresholds": thresholds_of(files).to_json(),
+        "resize": recipe.data.resize,
         "evaluation": {key: files.metrics[key] for key in EVALUATION if key in files.metrics},
     }
 

@@ -266,7 +266,7 @@ def dataset_of(recipe: Recipe, document: Mapping[str, Any]) -> Dataset:
         name=recipe.name,
         digest=str(document["digest"])[:_DIGEST_LENGTH],
         source_type="local",
-        source=json.dumps({"uri": str(data_folder(recipe)), "source": document.get("source")}),
+        source=json.dumps({"uri": str(data_folder(recipe)), "source": recipe.data.path or recipe.data.source}),
         profile=json.dumps({key: document.get(key) for key in ("rows", "class_names", "image_shape")}),
     )
 

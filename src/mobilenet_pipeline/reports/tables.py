@@ -1,6 +1,6 @@
-"""Tables for the terminal: the layers of a candidate and their costs, and the models' answers for a photo."""
+"""Tables for the terminal: the layers of a candidate and their costs, the models' answers, and what `init` found."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -10,6 +10,9 @@ from rich.table import Table
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.models.anatomy import Layer, multiply_adds, parameters
 from mobilenet_pipeline.models.costs import layers
+
+EXAMPLES = 10
+"""Problems of a kind that are printed."""
 
 
 @dataclass(frozen=True)
@@ -109,3 +112,32 @@ def _cell(share: float | None, chosen: bool) -> str:
     if share is None:
         return "–"
     return f"[bold green]{share:.2%}[/]" if chosen else f"{share:.2%}"
+
+
+def print_found(
+    title: str,
+    found: Iterable[tuple[str, str]],
+    proposed: Iterable[tuple[str, str]],
+    problems: Sequence[tuple[str, str, str]],
+    console: Console | None = None,
+) -> None:
+    """Print rows (what, value) of what was found and is proposed, and the problems (name, kind, sentence).
+
+    Of every kind of problem, the first `EXAMPLES` are shown.
+    """
+    console = console or Console(soft_wrap=True)
+    table = Table(title=escape(title), show_header=False, title_justify="left")
+    for rows in (found, proposed):
+        for what, value in rows:
+            table.add_row(escape(what), escape(value))
+        table.add_section()
+    console.print(table, soft_wrap=False)
+    shown: dict[str, int] = {}
+    for name, kind, sentence in problems:
+        shown[kind] = shown.get(kind, 0) + 1
+        if shown[kind] <= EXAMPLES:
+            console.print(f"! {kind.replace('_', ' ')}: {name}: {sentence}", markup=False, highlight=False)
+    for kind, count in shown.items():
+        if count > EXAMPLES:
+            line = f"! {kind.replace('_', ' ')}: {count - EXAMPLES:,} more, listed in reports/…/ingestion by the run"
+            console.print(line, markup=False, highlight=False)

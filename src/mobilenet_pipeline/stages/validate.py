@@ -7,7 +7,7 @@ from mobilenet_pipeline.config import Recipe, did_you_mean, recipe_names
 from mobilenet_pipeline.data import near_duplicates, validation
 from mobilenet_pipeline.data.dataset import Dataset, open_dataset
 from mobilenet_pipeline.workspace.files import read_json, write_json
-from mobilenet_pipeline.workspace.paths import data_folder, near_duplicates_path, report_folder
+from mobilenet_pipeline.workspace.paths import data_folder, ingestion_folder, near_duplicates_path, report_folder
 
 ADDITIONS = Path("gx/expectations")
 """The suites that people add: RECIPE.json, in the JSON of Great Expectations."""
@@ -20,7 +20,8 @@ def main(recipe: Recipe) -> None:
     """
     folder, reports = data_folder(recipe), report_folder(recipe)
     digest = read_json(folder / "dataset.json")["digest"]
-    document = validation.validate(folder / "manifest.parquet", recipe, digest, reports, additions(recipe))
+    problems = read_json(ingestion_folder(recipe) / "problems.json")
+    document = validation.validate(folder / "manifest.parquet", recipe, digest, reports, additions(recipe), problems)
     write_json(reports / "validation.json", document)
     if not document["success"]:
         remedy = (

@@ -47,6 +47,11 @@ def near_duplicates_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     return report_folder(recipe, workspace) / "near_duplicates.json"
 
 
+def ingestion_folder(recipe: Recipe, workspace: Path = HERE) -> Path:
+    """Return the folder of the images' files and of the problems that ingestion found."""
+    return report_folder(recipe, workspace) / "ingestion"
+
+
 def verdict_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """Return the path of the gate's last verdict."""
     return report_folder(recipe, workspace) / "verdict.json"

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -65,14 +65,14 @@ def _place() -> str:
     return os.environ.get("CIFAR10_ARCHIVE", "") or download.OFFICIAL_URL
 
 
-def read_archive(path: Path) -> LabelledImages:
+def read_archive(path: Path, stream: IO[bytes] | None = None) -> LabelledImages:
     """Return the images of a CIFAR-10 tar archive, binary or python version.
 
-    Any name and any compression of `tarfile` will do. Members are read as streams and never written to disk. Raises
-    IngestError if the file is not such an archive.
+    The archive is the file `path`, or `stream`. Any name and any compression of `tarfile` will do. Members are read as
+    streams and never written to disk. Raises IngestError if the file is not such an archive.
     """
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(path, fileobj=stream) as archive:
             batches = _batches(archive)
     except IngestError as error:
         raise IngestError(f"{path}: {error}; {REMEDY}") from error

@@ -1,0 +1,91 @@
+"""Unpack a zip or tar archive into a temporary folder. Nothing is written outside of it."""
+
+import shutil
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from lzma import LZMAError
+from pathlib import Path
+
+from mobilenet_pipeline.data.sources.base import IngestError
+
+SPARE = 2**28
+"""Bytes of the disk that stay free."""
+
+
+def is_archive(path: Path) -> bool:
+    """Return whether the file is a zip or tar archive, by its content."""
+    return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder with the archive's files, which is deleted at the end of the `with` body.
+
+    Raises IngestError if the archive is damaged, names a file outside, or is too large for the disk.
+    """
+    with tempfile.TemporaryDirectory(prefix="mobilenet-pipeline-") as name:
+        folder = Path(name)
+        try:
+            if zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    _check_size(path, sum(member.file_size for member in archive.infolist()), folder)
+                    archive.extractall(folder)  # it drops drives, roots and ".." of names, and makes no links
+            else:
+                _unpack_tar(path, folder)
+        except tarfile.FilterError as error:
+            raise IngestError(f"{path}: {error}; make the archive of the images' own folder") from None
+        except (
+            tarfile.TarError,
+            zipfile.BadZipFile,
+            EOFError,
+            zlib.error,
+            LZMAError,
+            RuntimeError,
+            ValueError,
+        ) as error:
+            if isinstance(error, IngestError):
+                raise
+            cause = " ".join(str(error).split())
+            raise IngestError(f"{path} is no complete archive ({cause}); download or pack it again") from None
+        yield _without_wrapper(folder)
+
+
+def _unpack_tar(path: Path, folder: Path) -> None:
+    size = 0
+    with tarfile.open(path) as archive:
+        for member in archive:  # in the order of the file, so that a compressed archive is read once
+            size += member.size
+            _check_size(path, member.size, folder)
+            if member.isfile() or member.isdir() or member.issym() or member.islnk():
+                archive.extract(member, folder, filter="data")
+
+
+def _check_size(path: Path, size: int, folder: Path) -> None:
+    free = shutil.disk_usage(folder).free - SPARE
+    if size > free:
+        raise IngestError(
+            f"{path} needs {size:,} bytes unpacked, and {folder.parent} has {free:,} free; free disk space, or set "
+            "TMPDIR to another disk"
+        )
+
+
+def _without_wrapper(folder: Path) -> Path:
+    """Return the only folder in the only folder …, since archives often have one around everything."""
+    while True:
+        names = [path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+        if len(names) != 1 or not names[0].is_dir() or names[0].is_symlink():
+            return folder
+        inner = [path for path in names[0].iterdir() if not path.name.startswith(".")]
+        if any(path.is_file() and not _is_data(path) for path in inner) or not inner:
+            return folder
+        folder = names[0]
+
+
+def _is_data(path: Path) -> bool:
+    return path.suffix.lower() in (".csv", ".tsv", ".parquet", ".txt", ".md", ".json", ".html", ".meta") or (
+        path.name.startswith(("data_batch", "test_batch", "batches"))
+    )

@@ -1,0 +1,114 @@
+"""Parquet files as Hugging Face's `datasets` writes them: a struct of bytes and path, and integer labels with names.
+
+The names of the classes are in the Arrow schema's metadata, key `huggingface`.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mobilenet_pipeline.data.sources.base import IngestError
+from mobilenet_pipeline.data.sources.images.found import Content, Found, Problem, Record, split_of
+
+BATCH = 64
+"""Images that are in memory at a time."""
+
+
+def image_column(path: Path) -> str | None:
+    """Return the column with images of a Parquet file; None if it has none, or is no Parquet."""
+    try:
+        schema = pq.read_schema(path)
+    except (pa.ArrowInvalid, OSError):
+        return None
+    return next((field.name for field in schema if _holds_images(field.type)), None)
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    if not pa.types.is_struct(kind):
+        return False
+    fields = {kind.field(index).name: kind.field(index).type for index in range(kind.num_fields)}
+    return "bytes" in fields and any(test(fields["bytes"]) for test in (pa.types.is_binary, pa.types.is_large_binary))
+
+
+def read(paths: list[Path], root: Path) -> Found:
+    """Return the images of the Parquet files; the split is in a file's name, such as `test-00000-of-00001.parquet`.
+
+    Raises IngestError if a file lacks a column of labels.
+    """
+    records: list[Record] = []
+    problems: list[Problem] = []
+    names: list[str] = []
+    places: list[tuple[Path, str, list[bool]]] = []
+    for path in sorted(paths):
+        image = image_column(path) or ""
+        schema = pq.read_schema(path)
+        label, names_here = _label_column(schema, image, path)
+        names = names or names_here
+        taken: list[bool] = []
+        split = _split_in(path.relative_to(root)) or ""
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(
+                4096, columns=[f"{image}.path", label] if _has_path(schema, image) else [label]
+            ):
+                files = (
+                    batch.column(image).field("path").to_pylist()
+                    if image in batch.schema.names
+                    else [None] * len(batch)
+                )
+                for name, value in zip(files, batch.column(label).to_pylist(), strict=True):
+                    shown = f"{path.name}, row {len(taken) + 1}" + (f" ({name})" if name else "")
+                    text = _text(value, names_here)
+                    taken.append(text is not None)
+                    if text is None:
+                        problems.append(Problem(shown, "incomplete", f"the label {value!r} is none of the classes"))
+                    else:
+                        records.append(Record(shown, text, split))
+        places.append((path, image, taken))
+
+    def contents() -> Iterator[Content]:
+        for path, image, taken in places:
+            keep = iter(taken)
+            with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
+                for batch in file.iter_batches(BATCH, columns=[f"{image}.bytes"]):
+                    for data in batch.column(image).field("bytes"):
+                        if next(keep):
+                            yield data.as_py() or b""
+
+    return Found("Hugging Face Parquet files", records, problems, contents, names)
+
+
+def _label_column(schema: pa.Schema, image: str, path: Path) -> tuple[str, list[str]]:
+    """Return the column of labels and the names of its classes."""
+    features: dict[str, Any] = {}
+    with suppress(KeyError, ValueError, TypeError):
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    named = [name for name, feature in features.items() if isinstance(feature, dict) and feature.get("names")]
+    usual = [name for name in ("label", "labels", "fine_label", "class", "target") if name in schema.names]
+    chosen = [name for name in (*named, *usual) if name in schema.names and name != image]
+    if not chosen:
+        raise IngestError(f"{path} has columns {', '.join(schema.names)}; it needs one called label")
+    column = next((name for name in chosen if name in usual), chosen[0])
+    names = features.get(column, {}).get("names") if isinstance(features.get(column), dict) else None
+    return column, [str(name) for name in names or []]
+
+
+def _has_path(schema: pa.Schema, image: str) -> bool:
+    kind = schema.field(image).type
+    return "path" in [kind.field(index).name for index in range(kind.num_fields)]
+
+
+def _text(value: Any, names: list[str]) -> str | None:
+    if value is None or (isinstance(value, int) and names and not 0 <= value < len(names)):
+        return None
+    return names[value] if isinstance(value, int) and names else str(value)
+
+
+def _split_in(path: Path) -> str | None:
+    words = [word for part in reversed(PurePosixPath(path).parts) for word in re.split(r"[^A-Za-z]+", part)[:1]]
+    return next((split for word in words if (split := split_of(word))), None)

@@ -1,0 +1,243 @@
+"""Look at a folder of images, and write a recipe for it to the end of params.yaml."""
+
+import os
+import re
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from ruamel.yaml import YAML
+from tqdm import tqdm
+
+from mobilenet_pipeline.config import WIDTHS, Candidate, load_recipe, recipe_names
+from mobilenet_pipeline.data import ingest, proposal
+from mobilenet_pipeline.data.dataset import digest
+from mobilenet_pipeline.data.sources.base import IngestError
+from mobilenet_pipeline.data.sources.images import decoding
+from mobilenet_pipeline.data.sources.images.found import Found, natural
+from mobilenet_pipeline.data.sources.images.look import opened
+from mobilenet_pipeline.data.sources.images.settle import Settled, settle
+from mobilenet_pipeline.inference.preprocess import Resize
+from mobilenet_pipeline.system import environment
+from mobilenet_pipeline.workspace.files import write_text
+
+PARAMS = Path("params.yaml")
+SAMPLE = 2_000
+"""Images whose sizes decide the proposed image size."""
+TEST_SHARE = 0.2
+"""Proposed share of the images for testing, if the source has no test images."""
+CPU_MINUTES = 60.0
+"""Proposed length of both trainings together: an hour on one core."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was found, and what follows from it. `files` has size, mode and format of every image that can be read."""
+
+    form: str
+    files: pd.DataFrame
+    settled: Settled
+    manifest: pd.DataFrame
+    facts: proposal.Facts
+    validation_merged: bool
+
+
+def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
+    """Return what is found at `path`, decoded at `size` or at the size that is proposed.
+
+    Raises IngestError if there are no images, or fewer than two classes with enough of them.
+    """
+    with opened(path) as found:
+        headers = [] if size else decoding.headers(found, SAMPLE)
+        size = size or proposal.image_size([min(row.width, row.height) for row in headers if row.width] or [0])
+        with tqdm(total=len(found.records), desc="decoding", unit="image", delay=1, mininterval=1) as bar:
+            decoded = decoding.decode_all(found, size, resize, None, ingest.cores(), bar.update)
+        first = settle(found, decoded, None, TEST_SHARE, 0)
+        names = _class_names(found, first.rows)
+        if len(names) < 2:
+            lines = [f"{problem.name}: {problem.sentence}" for problem in first.problems[:3]]
+            raise IngestError(
+                "; ".join(
+                    [f"{path} has {len(names)} {'class' if len(names) == 1 else 'classes'} with enough images", *lines]
+                )
+                + "; a recipe needs at least two classes"
+            )
+        # Again, as ingestion will do it: the test images depend on the classes.
+        second = settle(found, decoded, names, TEST_SHARE, 0)
+        manifest = ingest.manifest_of(second, names, size)
+        facts = proposal.facts_of(
+            manifest,
+            digest(manifest),
+            names,
+            path=str(path),
+            size=size,
+            resize=resize,
+            test_share=None if first.ready_made else TEST_SHARE,
+            found=second.found,
+        )
+        return Look(
+            form=found.form,
+            files=decoded.rows[decoded.rows["file_width"] > 0],
+            settled=replace(second, problems=first.problems),
+            manifest=manifest,
+            facts=facts,
+            validation_merged=found.names_validation,
+        )
+
+
+def _class_names(found: Found, rows: pd.DataFrame) -> list[str]:
+    present = set(rows["label"])
+    return [name for name in found.class_names if name in present] or natural(present)
+
+
+def candidates(facts: proposal.Facts, cpu_minutes: float) -> dict[str, Candidate]:
+    """Return the proposed candidates, with the ImageNet weights that are on this machine."""
+    return proposal.candidates(facts, cpu_minutes, imagenet_widths())
+
+
+def imagenet_widths() -> list[float]:
+    """Return the widths whose ImageNet weights are in IMAGENET_WEIGHTS_DIR, or else among Keras's downloads."""
+    folder = Path(os.environ.get("IMAGENET_WEIGHTS_DIR") or environment.keras_downloads() / "models")
+    names = {0.25: "2_5", 0.5: "5_0", 0.75: "7_5", 1.0: "1_0"}
+    return [width for width in WIDTHS if any(folder.glob(f"mobilenet_{names[width]}_224_*no_top*.h5"))]
+
+
+def check_name(name: str, params: Path = PARAMS) -> str:
+    """Return a new recipe's registered model. Raises ValueError if the recipe cannot have this name."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name.isdigit():
+        raise ValueError(f"{name!r} is no name of a recipe; use letters, digits, '_' and '-', and begin with a letter")
+    names = recipe_names(params)
+    if name in names:
+        raise ValueError(f"{params} has a recipe {name} already; choose another name, or remove that section")
+    model = f"{re.sub('[^a-z0-9]+', '-', name.lower())[:40].strip('-')}-mobilenet"
+    taken = {load_recipe(other, params).registered_model for other in names}
+    return next(
+        f"{model}{end}" for end in ("", *(f"-{number}" for number in range(2, 999))) if f"{model}{end}" not in taken
+    )
+
+
+def append(name: str, text: str, params: Path = PARAMS) -> None:
+    """Add a recipe's section to the end of params.yaml; every other byte stays.
+
+    Raises ValueError, and changes nothing, if the file would not be read as before, with the recipe added.
+    """
+    before = params.read_text(encoding="utf-8")
+    after = before + ("" if before.endswith("\n") else "\n") + "\n" + text
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder) / params.name
+        trial.write_text(after, encoding="utf-8")
+        reader = YAML(typ="safe")
+        try:
+            load_recipe(name, trial)
+            recipes = reader.load(after)["recipes"]
+            del recipes[name]
+            same = {**reader.load(before), "recipes": recipes} == reader.load(before)
+        except Exception as error:  # ruamel, pydantic and ValueError: the text is ours, the rest of the file is not
+            reason = " ".join(str(error).replace(str(trial), params.name).split())
+            raise ValueError(
+                f"{params} was not changed, because the recipe would not be valid at its end ({reason}); "
+                "make `recipes` the last section of the file"
+            ) from None
+    if not same:
+        raise ValueError(f"{params} was not changed: another recipe would change; make `recipes` its last section")
+    write_text(params, after)
+
+
+def relative(path: Path) -> str:
+    """Return the path as a recipe has it: relative to the workspace if it is inside, else absolute."""
+    full = path.expanduser().resolve()
+    here = Path.cwd()
+    return full.relative_to(here).as_posix() if full.is_relative_to(here) else str(full)
+
+
+def tally(look: Look) -> list[tuple[str, str]]:
+    """Return what was found as rows (what, value) for people."""
+    facts, rows = look.facts, look.manifest
+    counts = rows.groupby("class_name").size().sort_values(ascending=False)
+    shorter = sorted(look.files[["file_width", "file_height"]].min(axis=1))
+    kinds = Counter(problem.kind for problem in look.settled.problems)
+    ratio = counts.iloc[0] / counts.iloc[-1]
+    splits = f"{facts.train_rows:,} for training, {facts.test_rows:,} for testing"
+    origin = (
+        "from the source" if facts.test_share is None else f"a share of {facts.test_share:g} of every class is held out"
+    )
+    if look.validation_merged:
+        origin += "; ready-made validation images are training images, of which the pipeline holds out its own"
+    table = [
+        ("form", look.form),
+        ("images", f"{facts.found:,} found, {len(rows):,} kept"),
+        ("splits", f"{splits} ({origin})"),
+        ("classes", f"{len(counts):,}; the largest has {ratio:.1f} times the images of the smallest"),
+    ]
+    shown = counts if len(counts) <= 20 else pd.concat([counts.head(10), counts.tail(10)])
+    for position, (name, count) in enumerate(shown.items()):
+        if len(counts) > 20 and position == 10:
+            table.append(("  …", f"{len(counts) - 20:,} classes between"))
+        table.append((f"  {name}", f"{count:,}"))
+    table += [
+        ("shorter sides", f"{shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"),
+        ("modes", _shares(look.files["file_mode"])),
+        ("file formats", _shares(look.files["file_format"].replace("", "pixels"))),
+    ]
+    if facts.grouped:
+        table.append(("groups", f"{rows['group'].replace('', pd.NA).nunique():,}; none is on two sides of a split"))
+    table.append(
+        (
+            "problems",
+            ", ".join(f"{kind.replace('_', ' ')} {count:,}" for kind, count in sorted(kinds.items())) or "none",
+        )
+    )
+    return table
+
+
+def _shares(column: pd.Series) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in column.value_counts().items())
+
+
+def main(
+    name: str,
+    path: Path,
+    *,
+    cpu_minutes: float = CPU_MINUTES,
+    size: int | None = None,
+    resize: Resize = "crop",
+    dry_run: bool = False,
+) -> None:
+    """Print what is found at `path` and the proposal; without `dry_run`, add the recipe to params.yaml.
+
+    Raises ValueError if the name cannot be taken or the images make no dataset; params.yaml is then unchanged.
+    """
+    from mobilenet_pipeline.reports.tables import print_found
+
+    if cpu_minutes <= 0:
+        raise ValueError(f"--cpu-minutes is {cpu_minutes:g}; give a number above 0")
+    if size is not None and not 28 <= size <= 224:
+        raise ValueError(f"--size is {size}; give a number of pixels from 28 to 224")
+    model = check_name(name)
+    place = relative(path)
+    found = look(Path(place), size, resize)
+    chosen = candidates(found.facts, cpu_minutes)
+    print_found(f"{place}, as recipe {name}", tally(found), _proposal(found.facts, chosen), found.settled.problems)
+    text = proposal.section(name, model, found.facts, chosen)
+    if dry_run:
+        print(text, end="")
+        return
+    append(name, text)
+    print(f"params.yaml has the recipe {name} now. Look at it, then: make run RECIPE={name}")
+
+
+def _proposal(facts: proposal.Facts, chosen: dict[str, Candidate]) -> list[tuple[str, str]]:
+    rows = [("image size", f"{facts.size} pixels, {facts.resize}")]
+    for name, candidate in chosen.items():
+        weights = {"none": "random weights", "imagenet": "ImageNet weights", "bundled": "the bundled CIFAR-10 weights"}
+        note = ", since no ImageNet weights are on this machine" if candidate.weights == "bundled" else ""
+        rows.append(
+            (
+                name,
+                f"{weights[candidate.weights]}{note}; α {candidate.alpha:g}, strides {candidate.strides}, input "
+                f"{candidate.input_size} pixels, {candidate.epochs} epochs",
+            )
+        )
+    return rows

@@ -1,0 +1,139 @@
+"""`init`: what it writes is a recipe that ingestion accepts, and an error leaves params.yaml as it was."""
+
+from pathlib import Path
+
+import pytest
+from picture_files import classes, put
+
+from mobilenet_pipeline import cli, config
+from mobilenet_pipeline.data import ingest
+from mobilenet_pipeline.stages import init
+from mobilenet_pipeline.workspace.paths import data_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+PARAMS = Path("params.yaml")
+
+
+@pytest.fixture
+def pictures(workspace: Path) -> Path:
+    """Two classes, one of them three times as large as the other, in the current workspace."""
+    return classes(workspace / "pictures", {"a cat": 30, "it's: a dog": 10})
+
+
+def run(*words: str) -> int:
+    return cli.main(["init", *words])
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_recipe_is_one_that_ingestion_accepts():
+    assert run("mine", "--images", "pictures") == 0
+    recipe = config.load_recipe("mine")
+    dataset = ingest.ingest(recipe, data_folder(recipe))
+    assert (dataset["digest"], dataset["rows"]) == (recipe.data.digest, {"train": 32, "test": 8})
+    assert (recipe.data.path, recipe.data.image_size, recipe.data.class_names) == (
+        "pictures",
+        32,
+        ["a cat", "it's: a dog"],
+    )
+
+
+@pytest.mark.usefixtures("pictures")
+def test_all_other_bytes_of_the_file_stay():
+    before = PARAMS.read_bytes()
+    run("mine", "--images", "pictures")
+    assert PARAMS.read_bytes().startswith(before)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_the_imbalance_of_the_classes_is_within_the_tolerance():
+    run("mine", "--images", "pictures")
+    assert config.load_recipe("mine").data.class_balance_tolerance == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_dry_run_prints_the_recipe_and_changes_nothing(capsys):
+    before = PARAMS.read_bytes()
+    assert run("mine", "--images", "pictures", "--dry-run") == 0
+    assert "  mine:\n    registered_model: mine-mobilenet\n" in capsys.readouterr().out
+    assert PARAMS.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["digits", "--images", "pictures"], "params.yaml has a recipe digits already; choose another name"),
+        (["a/b", "--images", "pictures"], "'a/b' is no name of a recipe"),
+        (["12", "--images", "pictures"], "'12' is no name of a recipe"),
+        (["mine", "--images", "absent"], "absent does not exist; give a folder for each class"),
+        (["mine", "--images", "pictures/a cat"], "has no images with a class"),
+        (["mine", "--images", "params.yaml"], "params.yaml is"),
+        (["mine", "--images", "pictures", "--cpu-minutes", "0"], "--cpu-minutes is 0; give a number above 0"),
+        (["mine", "--images", "pictures", "--size", "500"], "--size is 500; give a number of pixels from 28 to 224"),
+    ],
+)
+@pytest.mark.usefixtures("pictures")
+def test_a_mistake_is_a_sentence_and_changes_nothing(words, sentence, capsys):
+    before = PARAMS.read_bytes()
+    assert run(*words) == 1
+    assert sentence in capsys.readouterr().err
+    assert PARAMS.read_bytes() == before
+
+
+def test_one_class_is_too_few(workspace, capsys):
+    classes(workspace / "pictures", {"cat": 5, "dog": 1})
+    assert run("mine", "--images", "pictures") == 1
+    assert "pictures has 1 class with enough images; dog: the class has 1 image" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("pictures")
+def test_a_file_that_ends_with_another_section_is_not_changed(capsys):
+    PARAMS.write_text(PARAMS.read_text() + "other:\n  key: 1\n")
+    before = PARAMS.read_bytes()
+    assert run("mine", "--images", "pictures") == 1
+    assert "params.yaml was not changed" in capsys.readouterr().err
+    assert PARAMS.read_bytes() == before
+
+
+def test_problems_are_printed_and_the_limit_is_above_what_was_found(pictures, capsys):
+    (pictures / "a cat" / "broken.png").write_bytes(b"no image")
+    assert run("mine", "--images", "pictures") == 0
+    assert "! not an image: a cat/broken.png: This is not an image" in capsys.readouterr().out
+    assert 1 / 41 < config.load_recipe("mine").data.excluded_share < 0.05
+
+
+@pytest.mark.usefixtures("pictures")
+def test_imagenet_weights_are_proposed_where_they_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
+    (tmp_path / "mobilenet_5_0_224_tf_no_top.h5").touch()
+    run("mine", "--images", "pictures")
+    pretrained = config.load_recipe("mine").candidates["pretrained"]
+    assert (pretrained.weights, pretrained.alpha) == ("imagenet", 0.5)
+
+
+@pytest.mark.usefixtures("pictures")
+def test_without_imagenet_weights_the_bundled_ones_are_proposed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("IMAGENET_WEIGHTS_DIR", str(tmp_path))
+    run("mine", "--images", "pictures")
+    assert config.load_recipe("mine").candidates["pretrained"].weights == "bundled"
+    assert "since no ImageNet weights" in " ".join(capsys.readouterr().out.split())
+
+
+def test_validation_images_of_the_source_are_announced_as_training_images(workspace, capsys):
+    for number, name in enumerate(f"{split}/{label}" for split in ("train", "val", "test") for label in "ab"):
+        for copy in range(3):
+            put(workspace / "pictures" / name / f"{copy}.png", 10 * number + copy)
+    run("mine", "--images", "pictures")
+    assert "ready-made validation images are training images" in " ".join(
+        capsys.readouterr().out.replace("│", " ").split()
+    )
+
+
+def test_the_name_of_the_model_is_free_and_fits_bentoml(workspace):
+    assert init.check_name("Digits") == "digits-mobilenet-2"
+    assert init.check_name("My_Photos") == "my-photos-mobilenet"
+
+
+def test_a_path_outside_the_workspace_is_absolute(workspace):
+    assert init.relative(Path("pictures")) == "pictures"
+    assert init.relative(workspace / "pictures") == "pictures"
+    assert init.relative(Path("/elsewhere/pictures")) == "/elsewhere/pictures"
