@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from picture_files import classes, put
+from picture_files import classes, pixels, put
+from PIL import Image
 
 from mobilenet_pipeline import cli, config
 from mobilenet_pipeline.data import ingest
@@ -99,6 +100,16 @@ def test_problems_are_printed_and_the_limit_is_above_what_was_found(pictures, ca
     assert run("mine", "--images", "pictures") == 0
     assert "! not an image: a cat/broken.png: This is not an image" in capsys.readouterr().out
     assert 1 / 41 < config.load_recipe("mine").data.excluded_share < 0.05
+
+
+def test_near_duplicates_between_the_splits_are_counted(workspace, capsys):
+    classes(workspace / "pictures", {f"{split}/{name}": 2 for split in ("train", "test") for name in "ab"})
+    for number, name in enumerate("ab"):
+        smooth = Image.fromarray(pixels(number, 4)).resize((32, 32))
+        smooth.save(workspace / "pictures" / "train" / name / "smooth.png")
+        smooth.point(lambda value: value * 0.9).save(workspace / "pictures" / "test" / name / "darker.png")
+    run("mine", "--images", "pictures")
+    assert "2 of 6 test images look like a training image" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("pictures")

@@ -6,13 +6,15 @@ import tempfile
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
+import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
 from mobilenet_pipeline.config import WIDTHS, Candidate, load_recipe, recipe_names
-from mobilenet_pipeline.data import ingest, proposal
+from mobilenet_pipeline.data import ingest, near_duplicates, proposal
 from mobilenet_pipeline.data.dataset import digest
 from mobilenet_pipeline.data.sources.base import IngestError
 from mobilenet_pipeline.data.sources.images import decoding
@@ -42,6 +44,7 @@ class Look:
     manifest: pd.DataFrame
     facts: proposal.Facts
     validation_merged: bool
+    near_twins: int
 
 
 def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
@@ -49,11 +52,12 @@ def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
 
     Raises IngestError if there are no images, or fewer than two classes with enough of them.
     """
-    with opened(path) as found:
+    with opened(path) as found, tempfile.TemporaryDirectory(prefix="mobilenet-pipeline-") as scratch:
+        pixels = Path(scratch) / "pixels"
         headers = [] if size else decoding.headers(found, SAMPLE)
         size = size or proposal.image_size([min(row.width, row.height) for row in headers if row.width] or [0])
         with tqdm(total=len(found.records), desc="decoding", unit="image", delay=1, mininterval=1) as bar:
-            decoded = decoding.decode_all(found, size, resize, None, ingest.cores(), bar.update)
+            decoded = decoding.decode_all(found, size, resize, pixels, ingest.cores(), bar.update)
         first = settle(found, decoded, None, TEST_SHARE, 0)
         names = _class_names(found, first.rows)
         if len(names) < 2:
@@ -84,7 +88,25 @@ def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
             manifest=manifest,
             facts=facts,
             validation_merged=found.names_validation,
+            near_twins=_near_twins(pixels, manifest, size),
         )
+
+
+def _near_twins(pixels: Path, manifest: pd.DataFrame, size: int) -> int:
+    """Return how many test images show the same as a training image."""
+    images = _Kept(np.memmap(pixels, np.uint8, "r").reshape(-1, size, size, 3), manifest["record"].to_numpy())
+    return len(near_duplicates.find(cast(np.ndarray, images), (manifest["split"] == "test").to_numpy()).test)
+
+
+class _Kept:
+    """Some of the images of an array, which is never in memory as a whole."""
+
+    def __init__(self, images: np.ndarray, rows: np.ndarray) -> None:
+        self.images, self.rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __getitem__(self, part: slice | np.ndarray) -> np.ndarray:
+        return self.images[self.rows[part]]
 
 
 def _class_names(found: Found, rows: pd.DataFrame) -> list[str]:
@@ -108,11 +130,11 @@ def check_name(name: str, params: Path = PARAMS) -> str:
     """Return a new recipe's registered model. Raises ValueError if the recipe cannot have this name."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name.isdigit():
         raise ValueError(f"{name!r} is no name of a recipe; use letters, digits, '_' and '-', and begin with a letter")
-    names = recipe_names(params)
-    if name in names:
+    if name in recipe_names(params):
         raise ValueError(f"{params} has a recipe {name} already; choose another name, or remove that section")
     model = f"{re.sub('[^a-z0-9]+', '-', name.lower())[:40].strip('-')}-mobilenet"
-    taken = {load_recipe(other, params).registered_model for other in names}
+    recipes = YAML(typ="safe").load(params.read_text(encoding="utf-8"))["recipes"].values()
+    taken = {recipe.get("registered_model") for recipe in recipes if isinstance(recipe, dict)}  # no recipe inherits it
     return next(
         f"{model}{end}" for end in ("", *(f"-{number}" for number in range(2, 999))) if f"{model}{end}" not in taken
     )
@@ -133,7 +155,8 @@ def append(name: str, text: str, params: Path = PARAMS) -> None:
             load_recipe(name, trial)
             recipes = reader.load(after)["recipes"]
             del recipes[name]
-            same = {**reader.load(before), "recipes": recipes} == reader.load(before)
+            document = reader.load(before)
+            same = {**document, "recipes": recipes} == document
         except Exception as error:  # ruamel, pydantic and ValueError: the text is ours, the rest of the file is not
             reason = " ".join(str(error).replace(str(trial), params.name).split())
             raise ValueError(
@@ -181,6 +204,8 @@ def tally(look: Look) -> list[tuple[str, str]]:
         ("modes", _shares(look.files["file_mode"])),
         ("file formats", _shares(look.files["file_format"].replace("", "pixels"))),
     ]
+    near = f"{look.near_twins:,} of {facts.test_rows:,} test images look like a training image"
+    table.append(("near duplicates", near))
     if facts.grouped:
         table.append(("groups", f"{rows['group'].replace('', pd.NA).nunique():,}; none is on two sides of a split"))
     table.append(
