@@ -50,7 +50,7 @@ def test_every_recipe_of_the_project_loads(name):
         ("candidates.pretrained.alpha", 0.3, "0.25, 0.5, 0.75, 1.0"),
         ("candidates.scratch.input_sizes", [], "at least 1 item"),
         ("gate.accuracy_floor", 90, "less than or equal to 1"),
-        ("data.image_size", 0, "greater than 0"),
+        ("data.image_size", 27, "greater than or equal to 28"),
         ("data.image_size", None, "Field required"),
         ("split.seed", None, "Field required"),
         ("registered_model", "Digits-MobileNet", "lower-case letters"),
@@ -166,7 +166,7 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path, number):
 def test_a_key_that_is_given_twice_is_named(tmp_path):
     text = (ROOT / "params.yaml").read_text().replace("alpha: 0.25", "alpha: 0.25\n        alpha: 0.5", 1)
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(ValueError, match=r"params\.yaml is not YAML: line 41: found duplicate key \"alpha\""):
+    with pytest.raises(ValueError, match=r"params\.yaml is not YAML: line \d+: found duplicate key \"alpha\""):
         config.load_recipe("digits", tmp_path / "params.yaml")
 
 

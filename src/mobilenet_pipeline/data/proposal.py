@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from mobilenet_pipeline.config import Candidate
-from mobilenet_pipeline.models.anatomy import STRIDES, layers, multiply_adds
+from mobilenet_pipeline.models import anatomy
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
 """Image sizes that are proposed."""
@@ -98,7 +98,7 @@ def facts_of(
 
 def strides_for(input_size: int) -> str:
     """Return the cheapest strides whose final map has at least `LEAST_MAP` pixels a side."""
-    fitting = (name for name in BY_STRIDES if input_size // math.prod(STRIDES[name]) >= LEAST_MAP)
+    fitting = (name for name in BY_STRIDES if input_size // math.prod(anatomy.STRIDES[name]) >= LEAST_MAP)
     return next(fitting, BY_STRIDES[-1])
 
 
@@ -128,7 +128,7 @@ def candidates(facts: Facts, cpu_minutes: float, imagenet: Sequence[float]) -> d
         for alpha, size, strides in options:
             fields = {"alpha": alpha, "input_sizes": [size], "strides": strides, "epochs": 1}
             candidate = Candidate(**{**common, **fields, **settings})
-            cost = multiply_adds(layers(candidate, len(facts.class_names)))
+            cost = anatomy.multiply_adds(anatomy.mobilenet(candidate, len(facts.class_names)))
             epochs = cpu_minutes / 2 * 60 * TRAINED_PER_SECOND / (cost * images)
             fitted.append((epochs, candidate.model_copy(update={"epochs": min(max(int(epochs), 1), most)})))
             if epochs >= wanted:
@@ -208,6 +208,8 @@ def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]
         f"      calibration_error: {0.1 if few else 0.05:g}",
         "      megabytes: 20",
         "      milliseconds: 100",
+        "      # Share of the prediction sets that contain the right class; null gives no sets.",
+        "      coverage: 0.95",
         "      significance: 0.05",
         "      # Or {margin: 0.003, saving: 0.2}; decide it before the run.",
         "      as_good_and_lighter:",
