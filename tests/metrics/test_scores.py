@@ -62,14 +62,21 @@ def test_few_classes_are_all_shown() -> None:
     assert scores.shown_classes([np.diag([3, 1, 2])]) == [0, 1, 2]
 
 
-def test_of_many_classes_the_least_accurate_are_shown() -> None:
+def test_of_many_classes_the_worst_and_the_best_are_shown() -> None:
     rows = np.full(40, 20)
-    rows[3] = 0  # a class without images comes last
+    rows[3] = 0  # a class without images is not shown
     right = np.where(rows, np.arange(40)[::-1] % 20, 0)
     matrix = np.diag(right)
     matrix[:, 0] += rows - right
     shown = scores.shown_classes([matrix])
-    assert (len(shown), shown[:2], 3 in shown) == (scores.SHOWN, [19, 39], False)
+    assert (len(shown), shown[:2], shown[-2:], 3 in shown) == (20, [19, 39], [20, 0], False)
+
+
+def test_in_the_macro_accuracy_every_class_counts_alike() -> None:
+    labels = np.array([0] * 8 + [1] * 2)
+    always_the_first = np.tile([0.9, 0.1, 0.0], (10, 1))
+    metrics = scores.evaluate(always_the_first, labels, ["common", "rare", "absent"])
+    assert (metrics["accuracy"], metrics["macro_accuracy"]) == (0.8, 0.5)
 
 
 @pytest.mark.parametrize(

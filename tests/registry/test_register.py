@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 from registered import record_verdict, register, register_files, write_verdict
 from registry_fixtures import Make
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import runs, versions
+from mobilenet_pipeline.registry.documents import metrics_of
 from mobilenet_pipeline.workspace.candidate import read_candidate
 
 TAGS = {
@@ -188,6 +190,42 @@ def test_any_class_name_makes_a_metric_that_mlflow_takes(
     files.metrics["per_class_accuracy"] = {name: 0.5}
     metrics = client.get_run(register_files(recipe, files).run_id).data.metrics
     assert [value for key, value in metrics.items() if key.startswith("per_class/")] == [0.5]
+
+
+def test_class_names_that_mlflow_would_take_for_one_keep_their_metrics(recipe: Recipe, make: Make) -> None:
+    make("scratch", right=190)
+    files = read_candidate(recipe, "scratch")
+    files.metrics["per_class_accuracy"] = {
+        "a/b": 0.1,
+        "a_b": 0.2,
+        "a|b": 0.3,
+        "a" * 300: 0.4,
+        "a" * 299: 0.5,
+        "c": None,
+    }
+    metrics = {key: value for key, value in metrics_of(files).items() if key.startswith("per_class/")}
+    assert list(metrics) == [f"per_class/{key}" for key in ("a_b", "a_b:2", "a_b:3", "a" * 200, "a" * 200 + ":2")]
+
+
+def test_a_thousand_classes_are_in_a_table_and_in_no_charts(
+    client: mlflow.MlflowClient, recipe: Recipe, make: Make, tmp_path: Path
+) -> None:
+    names = [f"class {number} {'of a long name ' * 5}" for number in range(1000)]
+    make("scratch", right=190)
+    files = read_candidate(recipe, "scratch")
+    shares = dict.fromkeys(names, 1.0)
+    files.metrics.update(
+        class_names=names, per_class_accuracy=shares, confusion_matrix=np.eye(1000, dtype=int).tolist()
+    )
+    many = recipe.model_copy(update={"data": recipe.data.model_copy(update={"class_names": names})})
+    run_id = register_files(many, files).run_id
+    run = client.get_run(run_id)
+    assert run.data.params["data.class_names"].startswith("1,000 values, from class 0 of a long name")
+    assert not any(key.startswith("per_class/") for key in run.data.metrics)
+    kept = json.loads(Path(client.download_artifacts(run_id, "recipe.json", str(tmp_path))).read_text())
+    assert kept["data"]["class_names"] == names
+    table = Path(client.download_artifacts(run_id, "per_class.csv", str(tmp_path))).read_text().splitlines()
+    assert (len(table), table[1].split(",")[1:3]) == (1001, ["1", "1"])
 
 
 def test_a_model_renamed_in_mlflow_and_in_the_recipe_keeps_its_versions(

@@ -77,7 +77,7 @@ def write_candidate(workspace: Path, name: str, labels: np.ndarray, right: int) 
     folder = workspace / "models/digits" / name
     save_predictions(folder / "predictions.npz", {**arrays, "data_digest": np.array(DIGEST)})
     found = dict(scores.evaluate(probabilities, labels, NAMES))
-    split = {key: found[key] for key in ("rows", "loss", "accuracy", "top3_accuracy")}
+    split = {key: found[key] for key in ("rows", "loss", "accuracy", "macro_accuracy", "top3_accuracy")}
     details = {key: found[key] for key in ("per_class_accuracy", "confusion_matrix")}
     facts = {
         "overlap": 0,
@@ -288,6 +288,21 @@ def test_problems_of_the_source_are_named(recipe: config.Recipe, workspace: Path
     html = html_of(recipe, workspace)
     assert "<code>cat/&lt;1&gt;.png</code>: This is not an image." in html
     assert ">1,234</td>" in html
+
+
+def test_many_classes_can_be_searched(recipe: config.Recipe, workspace: Path) -> None:
+    names = [f"class {number}" for number in range(40)]
+    shares = dict.fromkeys(names, 1.0)
+    for path in (workspace / "metrics/digits").glob("*.json"):
+        document = json.loads(path.read_text())
+        matrix = np.eye(40, dtype=int).tolist()
+        write(path, {**document, "class_names": names, "per_class_accuracy": shares, "confusion_matrix": matrix})
+    many = recipe.model_copy(update={"data": recipe.data.model_copy(update={"class_names": names})})
+    (workspace / "data/digits/images.npy").unlink()
+    html = html_of(many, workspace)
+    assert "All 40 classes" in html
+    assert '<input type="search"' in html
+    assert html.count('<th scope="row">class 17</th>') == 1  # neither among the worst nor the best
 
 
 def test_a_verdict_on_earlier_evaluations_is_marked(recipe: config.Recipe, workspace: Path) -> None:

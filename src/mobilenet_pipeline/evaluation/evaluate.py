@@ -216,7 +216,7 @@ def _milliseconds(artefact: Artefact, image: np.ndarray) -> float:
 def _document(
     metrics: dict[str, scores.Metrics], predictions: Mapping[str, np.ndarray], data: Dataset
 ) -> dict[str, Any]:
-    totals = ("rows", "loss", "accuracy", "top3_accuracy")
+    totals = ("rows", "loss", "accuracy", "macro_accuracy", "top3_accuracy")
     errors = {
         "test": scores.expected_calibration_error(predictions["probabilities"], predictions["labels"]),
         "validation": scores.expected_calibration_error(

@@ -5,7 +5,7 @@ from typing import Any
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Verdict
-from mobilenet_pipeline.metrics.scores import SHOWN, shown_classes, wilson_interval
+from mobilenet_pipeline.metrics.scores import ENDS, SHOWN, shown_classes, wilson_interval
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 
 SEEN = {"crop": "the central square", "pad": "all, with black borders,"}
@@ -68,6 +68,7 @@ def _figures(metrics: Mapping[str, Any], scored: int) -> str:
             "models scored on these images)",
             **_without_twins(metrics),
             "loss": f"{test['loss']:.4f}",
+            "macro accuracy": f"{test['macro_accuracy']:.2%}, the mean over the classes",
             "top-3 accuracy": f"{test['top3_accuracy']:.2%}",
             "expected calibration error": f"{test['calibration_error']:.2%}",
             **({"prediction sets": _sets(sets, test["rows"])} if sets else {}),
@@ -123,7 +124,10 @@ def _classes(metrics: Mapping[str, Any]) -> str:
         confused = f"; most often confused with {names[other]} ({wrong})" if wrong else ""
         lines.append(f"- {name}: **{correct / total:.1%}** of {total:,} ({low:.1%} to {high:.1%}){confused}")
     selection = (
-        f"The {len(shown)} classes with the lowest accuracy of {len(names):,}. " if len(shown) < len(names) else ""
+        f"The {ENDS} classes with the lowest and the {ENDS} with the highest accuracy of {len(names):,}; per_class.csv "
+        "of the run has all. "
+        if len(names) > SHOWN
+        else ""
     )
     return f"{selection}Ranges are 95 % intervals.\n\n" + "\n".join(lines)
 

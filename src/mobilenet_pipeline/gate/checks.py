@@ -1,5 +1,6 @@
 """The gate's checks on a model, each with a number, a limit and a sentence. Pure."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -303,9 +304,22 @@ def _classes(winner: str, candidate: Predictions, champion: Predictions, limits:
     else:
         text = (
             f"loses at most {max(0.0, -lowest) * 100:.1f} percentage points on any class compared with "
-            f"{_called(champion)} (a significant loss of more than {limits.recall_drop * 100:g} blocks it)"
+            f"{_called(champion)} (a significant loss of more than {limits.recall_drop * 100:g} blocks it; of "
+            f"{len(pairs):,} classes, {_noticed(candidate.labels, len(pairs))})"
         )
     return _check(winner, "no class much worse", not worse, lowest, -limits.recall_drop, text)
+
+
+def _noticed(labels: np.ndarray, classes: int) -> str:
+    """Return what a test of so many classes can notice at all: the least number of images that a class must lose.
+
+    With no image gained, `n` lost ones have the p-value ½ⁿ, which Holm's first step multiplies by the classes.
+    """
+    least = math.floor(math.log2(classes / (FALSE_BLOCKS / 2))) + 1
+    counts = np.unique(labels, return_counts=True)[1]
+    text = f"one must lose at least {least} images to be noticed, and the smallest has {counts.min():,}"
+    blind = int((counts < least).sum())
+    return f"{text}: {blind:,} are too small to be noticed" if blind else text
 
 
 def _loss(winner: str, candidate: Predictions, champion: Predictions, limits: config.Gate) -> Check:

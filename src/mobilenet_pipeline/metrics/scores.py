@@ -13,15 +13,20 @@ SUM_TOLERANCE = 1e-3
 TOP = 3
 BINS, SMALLEST_BIN = 15, 50
 SHOWN = 30
-"""Figures and documents show so many classes one by one; of more classes, those with the lowest accuracy."""
+"""Figures and documents show up to so many classes one by one; of more classes, the worst and the best `ENDS`."""
+ENDS = 10
 
 
 class Metrics(TypedDict):
-    """The metrics of a model on one set of images. `per_class_accuracy` is None for a class without images."""
+    """The metrics of a model on one set of images. `per_class_accuracy` is None for a class without images.
+
+    `macro_accuracy` is the mean over the classes with images, in which every class counts alike.
+    """
 
     rows: int
     loss: float
     accuracy: float
+    macro_accuracy: float
     top3_accuracy: float
     per_class_accuracy: dict[str, float | None]
     confusion_matrix: list[list[int]]
@@ -40,12 +45,14 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequenc
     check(probabilities, labels, class_names)
     actual, predicted = labels.astype(np.int64), probabilities.argmax(axis=1)
     confusion = confusion_matrix(actual, predicted, len(class_names))
+    per_class = _per_class(confusion, class_names)
     return {
         "rows": len(actual),
         "loss": cross_entropy(probabilities, actual),
         "accuracy": float((predicted == actual).mean()),
+        "macro_accuracy": float(np.mean([share for share in per_class.values() if share is not None])),
         "top3_accuracy": float((_rank_of_actual(probabilities, actual) < TOP).mean()),
-        "per_class_accuracy": _per_class(confusion, class_names),
+        "per_class_accuracy": per_class,
         "confusion_matrix": confusion.tolist(),
     }
 
@@ -65,16 +72,19 @@ def confusion_matrix(actual: np.ndarray, predicted: np.ndarray, classes: int) ->
 
 
 def shown_classes(matrices: Iterable[Sequence[Sequence[int]] | np.ndarray]) -> list[int]:
-    """Return all classes; of more than `SHOWN`, those with the lowest mean accuracy, the lowest first.
+    """Return all classes; of more than `SHOWN`, the `ENDS` with the lowest and those with the highest mean accuracy.
 
-    `matrices` are confusion matrices of the same images, one per model. A class without images comes last.
+    The lowest is the first. `matrices` are confusion matrices of the same images, one per model. Of many classes, one
+    without images is not shown.
     """
     stack = np.array(list(matrices))
     right, rows = np.diagonal(stack, axis1=1, axis2=2), stack.sum(axis=2)
     if right.shape[1] <= SHOWN:
         return list(range(right.shape[1]))
-    accuracy = np.where(rows > 0, right / np.maximum(rows, 1), np.inf).mean(axis=0)
-    return np.argsort(accuracy, kind="stable")[:SHOWN].tolist()
+    accuracy = (right / np.maximum(rows, 1)).mean(axis=0)
+    filled = np.flatnonzero(rows.min(axis=0) > 0)
+    ordered = filled[np.argsort(accuracy[filled], kind="stable")].tolist()
+    return ordered if len(ordered) <= 2 * ENDS else ordered[:ENDS] + ordered[-ENDS:]
 
 
 def wilson_interval(right: int, rows: int, level: float = 0.05) -> tuple[float, float]:

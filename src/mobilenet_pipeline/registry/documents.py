@@ -1,13 +1,19 @@
 """What the registry shows and keeps of a candidate: descriptions, metrics and metadata. Pure."""
 
+import csv
+from collections.abc import Iterable
+from io import StringIO
 from typing import Any
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.trust import Thresholds
+from mobilenet_pipeline.metrics.scores import SHOWN, wilson_interval
 from mobilenet_pipeline.registry.versions import PREDICTIONS, Version
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
 from mobilenet_pipeline.workspace.files import sha256_of
 
+KEY = 200
+"""The longest class name in a metric's key. MLflow's limit for the whole key is 250."""
 EVALUATION = ("data_digest", "overlap", "artefact", "corruptions", "prediction_sets", "unfamiliar")
 """The keys of the evaluation's document that a version keeps beside its predictions, for the gate and for people."""
 
@@ -51,7 +57,8 @@ def metrics_of(files: CandidateFiles) -> dict[str, float]:
     metrics = {
         f"{prefix}{key}": files.metrics[split][key]
         for split, prefix in (("test", "test/"), ("validation", "validation/artefact_"))
-        for key in ("accuracy", "loss", "top3_accuracy")
+        for key in ("accuracy", "loss", "macro_accuracy", "top3_accuracy")
+        if key in files.metrics[split]
     }
     sets, unfamiliar = files.metrics.get("prediction_sets"), files.metrics.get("unfamiliar")
     if sets:
@@ -59,10 +66,28 @@ def metrics_of(files: CandidateFiles) -> dict[str, float]:
     if unfamiliar:
         metrics |= {"test/unfamiliar_share": unfamiliar["test"]}
         metrics |= {f"unfamiliar_share/{kind}": share for kind, share in unfamiliar["other_images"].items()}
-    metrics |= {f"per_class/{_plain(name)}": share for name, share in files.metrics["per_class_accuracy"].items()}
+    shares = files.metrics["per_class_accuracy"]
+    if len(shares) <= SHOWN:  # of more classes, nobody would find a chart; per_class.csv has all
+        keys = _keys(shares)
+        metrics |= {f"per_class/{keys[name]}": share for name, share in shares.items() if share is not None}
     return metrics | {
         f"train/{key}": files.training[key] for key in ("cpu_minutes", "wall_minutes") if key in files.training
     }
+
+
+def per_class_table(files: CandidateFiles) -> str:
+    """Return the content of per_class.csv: a row per class with its accuracy and 95 % Wilson interval on test."""
+    names, matrix = files.metrics["class_names"], files.metrics["confusion_matrix"]
+    text = StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["class", "test_images", "right", "accuracy", "low", "high", "most_often_taken_for"])
+    for index, (name, row) in enumerate(zip(names, matrix, strict=True)):
+        total, right = sum(row), row[index]
+        low, high = wilson_interval(right, total)
+        wrong, other = max(((count, other) for other, count in enumerate(row) if other != index), default=(0, 0))
+        shares = [f"{share:.4f}" for share in (right / total, low, high)] if total else ["", "", ""]
+        rows.writerow([name, total, right, *shares, names[other] if wrong else ""])
+    return text.getvalue()
 
 
 def facts_of(files: CandidateFiles) -> dict[str, str]:
@@ -95,6 +120,16 @@ def thresholds_of(files: CandidateFiles) -> Thresholds:
     """Return the limits of prediction sets and energies, as the candidate's evaluation found them."""
     sets, unfamiliar = (files.metrics.get(key) or {} for key in ("prediction_sets", "unfamiliar"))
     return Thresholds(sets.get("stated_coverage"), sets.get("threshold"), unfamiliar.get("threshold"))
+
+
+def _keys(names: Iterable[str]) -> dict[str, str]:
+    """Return a key for each class name that MLflow takes: no two are equal, and none is longer than `KEY`."""
+    keys: dict[str, str] = {}
+    for name in names:
+        plain = _plain(name)[:KEY]
+        taken = sum(key.partition(":")[0] == plain for key in keys.values())  # no plain name has a colon
+        keys[name] = f"{plain}:{taken + 1}" if taken else plain
+    return keys
 
 
 def _plain(name: str) -> str:

@@ -13,7 +13,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.registry import reference, runs
-from mobilenet_pipeline.registry.documents import facts_of, metadata, metrics_of, model_description, version_description
+from mobilenet_pipeline.registry.documents import (
+    facts_of,
+    metadata,
+    metrics_of,
+    model_description,
+    per_class_table,
+    version_description,
+)
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.registry.versions import (
     ARTEFACT,
@@ -61,6 +68,7 @@ def register(
     model_id = _logged_model(client.get_run(version.run_id))
     runs.log_metrics(version.run_id, metrics_of(files), 0, model_id, runs.dataset_of(recipe, files.dataset))
     runs.log_parameters(version.run_id, facts_of(files))
+    runs.log_file(version.run_id, per_class_table(files).encode(), "per_class.csv")
     for name, png in draw().items():
         runs.log_file(version.run_id, png, name, "figures")
     if data := describe():

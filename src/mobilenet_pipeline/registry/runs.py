@@ -54,6 +54,8 @@ _DIGEST_LENGTH = 32
 _WORKSPACE = "workspace"
 """The tag that names machine and folder of a run, so that a later run there can end it if it was killed."""
 _SILENCE_SECONDS = 86_400
+_PARAMETER_LENGTH, _VALUE_LENGTH = 500, 100
+"""The longest text of a parameter, and of a value that stands for a list, in characters."""
 CONTINUES = "repair it and run again: the training continues after the last saved epoch"
 
 
@@ -316,16 +318,29 @@ def _without_custom_objects() -> Iterator[None]:
 def parameters(recipe: Recipe, candidate: str) -> dict[str, str]:
     """Return the settings of candidate and recipe as text.
 
-    Candidate settings have their own names, the others are called SECTION.KEY.
+    Candidate settings have their own names, the others are called SECTION.KEY. recipe.json has long values whole.
     """
     settings = {"recipe": recipe.name, "candidate": candidate} | recipe.candidate(candidate).model_dump()
-    return {key: str(value) for key, value in settings.items()} | _settings(recipe)
+    return {key: _shown(value) for key, value in settings.items()} | _settings(recipe)
 
 
 def _settings(recipe: Recipe) -> dict[str, str]:
     """Return the settings that all candidates share, called SECTION.KEY."""
     sections = {section: getattr(recipe, section).model_dump() for section in ("data", "split", "gate", "serving")}
-    return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
+    return {f"{name}.{key}": _shown(value) for name, section in sections.items() for key, value in section.items()}
+
+
+def _shown(value: Any) -> str:
+    """Return the value as text; of a long list, its length and ends. MLflow would cut a text after 6,000 characters."""
+    text = str(value)
+    if len(text) <= _PARAMETER_LENGTH or not isinstance(value, list):
+        return text
+    ends = (_start_of(str(value[0])), _start_of(str(value[-1])))
+    return f"{len(value):,} values, from {ends[0]} to {ends[1]}; recipe.json has all"
+
+
+def _start_of(text: str) -> str:
+    return text if len(text) <= _VALUE_LENGTH else f"{text[: _VALUE_LENGTH - 1]}…"
 
 
 def _curve(row: Mapping[str, float]) -> dict[str, float]:
@@ -364,6 +379,7 @@ def _describe(run_id: str, values: Mapping[str, str], recipe: Recipe, dataset: M
     tags = {MLFLOW_DATASET_CONTEXT: "training", "digest": digest, "dvc_version": data_version}
     inputs = [InputTag(key, value) for key, value in tags.items() if value]
     log_parameters(run_id, values)
+    log_file(run_id, recipe.model_dump_json(indent=2).encode(), "recipe.json")
     MlflowClient().log_inputs(run_id, [DatasetInput(dataset_of(recipe, dataset), inputs)])
 
 

@@ -67,8 +67,8 @@ def confusion_matrices(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
 def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]) -> bytes:
     """Draw each class's accuracy with its 95 % Wilson interval.
 
-    `matrices` are the candidates' confusion matrices; a class has a bar per candidate. Of many classes, those with the
-    lowest accuracy are drawn.
+    `matrices` are the candidates' confusion matrices; a class has a bar per candidate. Of many classes, the worst and
+    the best are drawn.
     """
     shown = scores.shown_classes(matrices.values())
     figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(shown))
@@ -89,7 +89,7 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     axes.set_yticks(places, [plain(class_names[label]) for label in shown])
     if len(shown) < len(class_names):
         axes.margins(y=0.01)
-        axes.set_xlabel(f"the {len(shown)} classes with the lowest accuracy of {len(class_names):,}")
+        axes.set_xlabel(f"the classes with the lowest and the highest accuracy of {len(class_names):,}")
     axes.invert_yaxis()
     axes.set_xlim(0, 1.13)
     axes.set_xticks(np.linspace(0, 1, 6))
