@@ -4,7 +4,7 @@ import pytest
 
 from mobilenet_pipeline.data import proposal
 from mobilenet_pipeline.data.proposal import Facts
-from mobilenet_pipeline.models.anatomy import STRIDES, layers, multiply_adds
+from mobilenet_pipeline.models.anatomy import STRIDES, mobilenet, multiply_adds
 
 
 def facts(**values: object) -> Facts:
@@ -45,7 +45,7 @@ def test_the_final_map_has_at_least_four_pixels_a_side_where_strides_allow(size)
 def test_both_trainings_fit_into_the_budget(minutes):
     chosen = proposal.candidates(facts(train_rows=100_000), minutes, [])
     work = sum(
-        multiply_adds(layers(candidate, 2)) * candidate.epochs * 80_000
+        multiply_adds(mobilenet(candidate, 2)) * candidate.epochs * 80_000
         for candidate in chosen.values()
         if candidate.epochs > 1
     )
@@ -55,6 +55,11 @@ def test_both_trainings_fit_into_the_budget(minutes):
 def test_a_small_budget_means_a_smaller_network():
     wide, narrow = (proposal.candidates(facts(train_rows=50_000), minutes, [])["scratch"] for minutes in (2000, 5))
     assert (narrow.alpha, narrow.input_size) < (wide.alpha, wide.input_size)
+
+
+def test_classes_of_uneven_size_get_weights():
+    assert proposal.candidates(facts(largest_class=0.8), 60, [])["scratch"].class_weights == "balanced"
+    assert proposal.candidates(facts(largest_class=0.6), 60, [])["scratch"].class_weights == "none"
 
 
 def test_digits_and_letters_are_not_flipped():

@@ -26,6 +26,8 @@ MANY = 10_000
 TRAINED_PER_SECOND = 4e9
 """Multiply-adds of a forward pass that a core trains in a second: about half of what results/seed.json shows."""
 VALIDATION_SHARE = 0.2
+UNEVEN = 1.5
+"""So many times an equal share is the largest class from which on class weights are proposed."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,7 @@ def candidates(facts: Facts, cpu_minutes: float, imagenet: Sequence[float]) -> d
         "sync_norm": False,
         "warmup": 0.2,
         "weight_decay": 5e-4,
+        "class_weights": "balanced" if facts.largest_class * len(facts.class_names) > UNEVEN else "none",
         "flip": "none" if symbols else "random",
         "shift": max(1, facts.size // 12),
         "cutout": 0,
@@ -235,11 +238,13 @@ def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]
 
 
 COMMENTS = {
+    "class_weights": "balanced: every class has the same part in the loss, however few images it has.",
     "alpha": "0.25, 0.5, 0.75 or 1.0: a wider network is slower.",
     "epochs": "How often the training sees every image.",
     "flip": "none for digits, letters, and whatever has a left and a right.",
 }
 ORDER = (
+    "architecture",
     "weights",
     "alpha",
     "strides",
