@@ -38,8 +38,10 @@ FIGURES = {
 
 def small(strides: str, size: int) -> keras.Model:
     """Return an untrained model with effective batch normalisation, whose answers depend on the image."""
-    candidate = config.load_recipe("cifar10", ROOT / "params.yaml").candidates.scratch.model_copy(
-        update={"alpha": 0.25, "strides": strides, "input_sizes": [size]}
+    candidate = (
+        config.load_recipe("cifar10", ROOT / "params.yaml")
+        .candidate("scratch")
+        .model_copy(update={"alpha": 0.25, "strides": strides, "input_sizes": [size]})
     )
     keras.utils.set_random_seed(0)
     model = network.build(candidate, (32, 32, 3), 10)

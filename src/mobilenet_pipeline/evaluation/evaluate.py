@@ -71,7 +71,10 @@ def evaluate(
     }
     if energies["validation"] is not None:
         flagged = {"test": energies["test"]} | {name: answers.energy for name, answers in corrupted.items()}
-        others = ((kind, [images]) for kind, images in other_images.others(data.images, SEED))
+        others = (
+            (kind, [images[chunk] for chunk in _chunks(images, np.arange(len(images)))])
+            for kind, images in other_images.others(data.images, SEED)
+        )
         sets = _answer_sets(artefact, others, "other images")
         kinds = {kind: answers.energy for kind, answers in sets}
         document["unfamiliar"] = _unfamiliar(energies["validation"], flagged, kinds)
