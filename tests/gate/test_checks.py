@@ -345,10 +345,14 @@ def test_a_lighter_candidate_that_loses_a_class_does_not() -> None:
 
 def test_the_check_of_classes_says_what_it_cannot_notice() -> None:
     right = np.ones(200, bool)
-    few = check_of(decide(answers(right), answers(right, sure=0.9), answers(right)), "no class much worse")
+    few = check_of(
+        decide(answers(right), answers(right, sure=0.9), answers(right)), "pretrained", "no class much worse"
+    )
     assert "of 10 classes, one must lose at least 9 images to be noticed, and the smallest has 20)" in few.sentence
     small = np.ones(50, bool)
-    blind = check_of(decide(answers(small), answers(small, sure=0.9), answers(small)), "no class much worse")
+    blind = check_of(
+        decide(answers(small), answers(small, sure=0.9), answers(small)), "pretrained", "no class much worse"
+    )
     assert "the smallest has 5: 10 are too small to be noticed" in blind.sentence
 
 
