@@ -70,8 +70,8 @@ def dvc_lock_sha256(recipe_name: str, workspace: Path = Path(".")) -> str | None
 def data_version(recipe_name: str, workspace: Path = Path(".")) -> str | None:
     """Return the DVC version of the recipe's dataset, None before its ingestion.
 
-    It is the hash of `ingest@RECIPE`'s output in `dvc.lock`. With several outputs, it is the MD5 over their sorted
-    `path hash` lines. Raises ValueError if `dvc.lock` is not YAML.
+    It is the hash of the folder `data/RECIPE` in `dvc.lock`: the same for the same images, whatever files they come
+    from. Raises ValueError if `dvc.lock` is not YAML.
     """
     path = dvc_file(recipe_name, workspace).with_suffix(".lock")
     if not path.is_file():
@@ -81,11 +81,8 @@ def data_version(recipe_name: str, workspace: Path = Path(".")) -> str | None:
     except YAMLError as error:
         raise ValueError(f"{path} is not YAML ({error}); delete it, then `dvc repro` writes it again") from None
     stage = ((lock or {}).get("stages") or {}).get(f"ingest@{recipe_name}") or {}
-    versions = {out["path"]: str(out["md5"]) for out in stage.get("outs", []) if "md5" in out}
-    if len(versions) <= 1:
-        return next(iter(versions.values()), None)
-    lines = "\n".join(f"{name} {version}" for name, version in sorted(versions.items()))
-    return hashlib.md5(lines.encode(), usedforsecurity=False).hexdigest()
+    versions = {out["path"]: out.get("md5") for out in stage.get("outs", [])}
+    return versions.get(f"data/{recipe_name}")
 
 
 def origin(recipe_name: str, flow_run: str | None = None, workspace: Path = Path(".")) -> dict[str, str]:
