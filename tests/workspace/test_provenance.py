@@ -7,9 +7,10 @@ import pytest
 
 from mobilenet_pipeline.workspace import provenance
 
-LOCK = (
-    "stages: {ingest@digits: {outs: [{path: data/digits, md5: a.dir}, {path: reports/digits/ingestion, md5: b.dir}]}}"
-)
+LOCK = """
+stages:
+  ingest@digits: {outs: [{path: data/digits, md5: a.dir}, {path: reports/digits/ingestion, md5: b.dir}]}
+"""
 
 
 def git(folder: Path, *arguments: str) -> str:
