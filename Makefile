@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -88,6 +88,9 @@ faults: $(READY)  ## kill runs and rollbacks at 61 moments while a champion serv
 
 bench-operations: $(READY)  ## compare status, gate, figure and validation at scale with an earlier commit
 	@$(BIN)/python benchmarks/bench_operations.py
+
+bench-own-images: $(READY)  ## measure ingestion, near duplicates, streaming, prediction sets and int8 twins on CIFAR-10
+	@$(BIN)/python benchmarks/bench_own_images.py
 
 bench-monitoring: $(READY)  ## simulate days with and without drift, and count what the monitoring raises
 	@$(BIN)/python benchmarks/bench_monitoring.py
