@@ -207,16 +207,15 @@ def test_a_closed_output_ends_the_program_quietly(unbuffered: str, workspace: Pa
     assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
-@pytest.mark.parametrize(
-    ("words", "close"),
-    [(["stauts"], "status"), (["anatomy", "--candidate", "pretraind"], "pretrained")],
-)
-def test_a_mistyped_word_is_answered_with_close_ones(
-    words: list[str], close: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mistyped_word_is_answered_with_close_ones(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        cli.main(words)
-    assert f"(did you mean {close}?)" in capsys.readouterr().err
+        cli.main(["stauts"])
+    assert "(did you mean status?)" in capsys.readouterr().err
+
+
+def test_a_mistyped_candidate_is_answered_with_close_ones(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["anatomy", "--candidate", "pretraind"]) == 1
+    assert "unknown candidate 'pretraind' (did you mean pretrained?); there are: scratch" in capsys.readouterr().err
 
 
 def test_a_mistyped_recipe_is_answered_with_close_ones(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -301,12 +300,6 @@ def test_anatomy_shows_both_candidates_or_the_named_one(workspace: Path, capsys:
     one = capsys.readouterr().out
     assert both.startswith(one)
     assert "cifar10, pretrained" in both.removeprefix(one)
-
-
-def test_an_unknown_candidate_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["anatomy", "--candidate", "nosuch"])
-    assert "invalid choice: 'nosuch'" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_not_an_error(

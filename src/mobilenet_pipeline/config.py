@@ -388,7 +388,8 @@ class Recipe(Section):
     def candidate(self, name: str) -> Candidate:
         """Return the candidate called `name`, or whose twin is. Raises ValueError for a name of neither."""
         if name not in self.artefacts:
-            raise ValueError(f"unknown candidate {name!r}; there are: {', '.join(self.artefacts)}")
+            question = did_you_mean(name, self.artefacts)
+            raise ValueError(f"unknown candidate {name!r}{question}; there are: {', '.join(self.artefacts)}")
         return self.candidates[self.artefacts[name].candidate]
 
     def with_precision(self, *, bfloat16: bool) -> Self:

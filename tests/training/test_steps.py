@@ -1,12 +1,10 @@
-from typing import Any
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from small_training import SMALL, coloured, trained
 
-from mobilenet_pipeline.models import network
+from mobilenet_pipeline.models import initial, network
 from mobilenet_pipeline.training import optimizer, steps
 from mobilenet_pipeline.training.batches import Images, training_batches
 
@@ -37,16 +35,14 @@ class FirstAndLast:
 
     def __init__(self, **changes: int) -> None:
         self.first: dict[str, list[np.ndarray]] = {}
-        build = network.build_trained
+        draw = initial.draw
 
-        def note(*words: Any) -> keras.Model:
-            model = build(*words)
-            self.first = self.first or {layer.name: layer.get_weights() for layer in model.layers}
-            return model
+        def note(model: keras.Model, seed: int) -> None:
+            draw(model, seed)
+            self.first = {layer.name: layer.get_weights() for layer in model.layers}
 
-        # Built again from the seed, the weights would differ if a thread of another test draws from Python's `random`.
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(network, "build_trained", note)
+            patch.setattr(initial, "draw", note)
             self.model = trained(SMALL.model_copy(update=changes)).model
 
     def unchanged(self, layer: str) -> list[bool]:
