@@ -14,5 +14,10 @@ def test_calibrated_logits_have_temperature_one(calibrated):
     assert fit_temperature(logits, labels) == pytest.approx(1.0, rel=0.03)
 
 
-def test_a_perfect_model_gets_a_finite_temperature():
-    assert fit_temperature(np.eye(10) * 50, np.arange(10)) >= 1 / 20
+@pytest.mark.parametrize("count", [10, 300])
+def test_a_model_without_a_mistake_is_not_more_certain_than_its_images_allow(count):
+    labels = np.arange(count) % 10
+    logits = np.eye(10)[labels] * 50
+    scaled = np.exp(logits / fit_temperature(logits, labels))
+    doubt = 1 - (scaled.max(axis=1) / scaled.sum(axis=1)).mean()
+    assert doubt == pytest.approx(0.9 / (count + 2), rel=0.01)

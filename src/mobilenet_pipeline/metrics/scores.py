@@ -60,7 +60,7 @@ def evaluate(probabilities: np.ndarray, labels: np.ndarray, class_names: Sequenc
 def cross_entropy(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """Return the mean cross-entropy in nats of `probabilities` (n, k), clipped at 1e-7, for `labels` (n,)."""
     actual = _of_the_actual_class(probabilities, labels).astype(np.float64)
-    return float(-np.log(actual.clip(SMALLEST_PROBABILITY, 1.0)).mean())
+    return float(-np.log(actual.clip(SMALLEST_PROBABILITY, 1.0)).mean()) + 0.0  # not -0.0
 
 
 def confusion_matrix(actual: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
