@@ -34,7 +34,9 @@ def test_row_i_of_the_manifest_describes_image_i(recipe, folder):
     images, manifest = np.load(folder / "images.npy"), pd.read_parquet(folder / "manifest.parquet")
     assert manifest["hash"].tolist() == [hashlib.sha256(image.tobytes()).hexdigest() for image in images]
     assert manifest["hash"].is_monotonic_increasing
-    assert np.array_equal(np.load(folder / "labels.npy"), manifest["label"])
+    labels = np.load(folder / "labels.npy")
+    assert labels.dtype == np.uint16
+    assert np.array_equal(labels, manifest["label"])
     assert manifest["class_name"].tolist() == [recipe.data.class_names[label] for label in manifest["label"]]
 
 
@@ -124,9 +126,9 @@ def test_a_thousand_classes_have_labels_of_their_own(tmp_path, recipe):
     source = LabelledImages(
         rng.integers(0, 256, (1000, 4, 4, 3), np.uint8), np.arange(1000), np.zeros(1000, bool), "test"
     )
-    _, labels, manifest = ingest.arrange(source, names)
-    assert labels.dtype == np.uint16
-    assert manifest["class_name"].tolist() == [names[label] for label in labels]
+    order, manifest = ingest.arrange(source, names)
+    assert np.array_equal(manifest["label"], source.labels[order])
+    assert manifest["class_name"].tolist() == [names[label] for label in source.labels[order]]
 
 
 def test_a_source_without_a_path_is_a_sentence(tmp_path, recipe):

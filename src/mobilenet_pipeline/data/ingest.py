@@ -53,7 +53,7 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
             else:
                 source = LOADERS[data.source]()
                 origin = source.origin
-                order, manifest = _arranged(source, data.class_names)
+                order, manifest = arrange(source, data.class_names)
                 shape = list(source.images.shape[1:])
                 images = _in_order(np.asarray(source.images), order)
                 files = manifest[["hash", "class_name", "split"]].assign(name="")
@@ -132,17 +132,11 @@ def summary(settled: Settled) -> dict[str, Any]:
     }
 
 
-def arrange(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Return images, labels and manifest, sorted by (hash, label, split).
+def arrange(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
+    """Return the order of the images by (hash, label, split), and the manifest in this order.
 
-    Row i of the manifest describes image i. Raises IngestError if a label has no class name.
+    Raises IngestError if a label has no class name.
     """
-    order, manifest = _arranged(source, class_names)
-    return source.images[order], manifest["label"].to_numpy(np.uint16), manifest
-
-
-def _arranged(source: LabelledImages, class_names: list[str]) -> tuple[np.ndarray, pd.DataFrame]:
-    """Return the order of the images, and the manifest in this order."""
     if len(source.labels) and source.labels.max() >= len(class_names):
         row = int(source.labels.argmax())
         raise IngestError(

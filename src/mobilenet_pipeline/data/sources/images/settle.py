@@ -34,11 +34,6 @@ class Settled:
     problems: list[Problem]
     ready_made: bool
 
-    @property
-    def excluded_share(self) -> float:
-        """The share of the images that the dataset does not have."""
-        return 1 - len(self.rows) / self.found if self.found else 0.0
-
 
 def settle(
     found: Found, decoded: Decoded, class_names: Sequence[str] | None, test_share: float | None, seed: int
