@@ -138,15 +138,17 @@ def parser() -> argparse.ArgumentParser:
     )
     sub = commands.add_parser("init", help=(text := "Look at your images and add a recipe for them."), description=text)
     sub.set_defaults(command=init)
-    sub.add_argument("name", metavar="NAME", help="the new recipe's name")
-    images = sub.add_argument("--images", type=Path, required=True, metavar="PATH", help="a folder, table or archive")
+    sub.add_argument("name", metavar="NAME", help="the new recipe's name; with --update, that of a recipe")
+    images = sub.add_argument("--images", type=Path, metavar="PATH", help="a folder, table or archive")
     images.complete = shtab.FILE  # type: ignore[attr-defined]
-    text = "processor time for both trainings together (default: %(default)g)"
-    sub.add_argument("--cpu-minutes", type=float, default=60, metavar="MINUTES", help=text)
+    text = "processor time for both trainings together (default: 60)"
+    sub.add_argument("--cpu-minutes", type=float, metavar="MINUTES", help=text)
     sub.add_argument("--size", type=int, metavar="PIXELS", help="image size, 28 to 224 (default: by the images' sizes)")
-    text = "how an image becomes a square: cut, or with black borders (default: %(default)s)"
-    sub.add_argument("--resize", choices=("crop", "pad"), default="crop", help=text)
-    sub.add_argument("--dry-run", action="store_true", help="print table and recipe; change nothing")
+    text = "how an image becomes a square: cut, or with black borders (default: crop)"
+    sub.add_argument("--resize", choices=("crop", "pad"), help=text)
+    text = "the images have changed: give the recipe their digest, counts, classes and means"
+    sub.add_argument("--update", action="store_true", help=text)
+    sub.add_argument("--dry-run", action="store_true", help="print what is found and proposed; change nothing")
     text = "Show the champion, what is served, and the last verdict. Exit code 3: what is served differs."
     add_json(add("status", status, text))
     sub = add("review", review, "Show the card of a version and the gate's verdict on it.")
@@ -259,11 +261,20 @@ def run(options: argparse.Namespace) -> None:
 
 
 def init(options: argparse.Namespace) -> None:
-    """Print what is at a path, and add a recipe for it to params.yaml."""
+    """Print what is at a path, and add a recipe for it to params.yaml, or bring a recipe up to date."""
     from mobilenet_pipeline.stages import init as proposing
 
-    arguments = {"cpu_minutes": options.cpu_minutes, "size": options.size, "resize": options.resize}
-    proposing.main(options.name, options.images, **arguments, dry_run=options.dry_run)
+    given = {name: getattr(options, name) for name in ("cpu_minutes", "size", "resize")}
+    given = {name: value for name, value in given.items() if value is not None}
+    if options.update:
+        if given:
+            word = min(given).replace("_", "-")
+            raise ValueError(f"--{word} does not go with --update; change it in params.yaml, or choose a new name")
+        proposing.update(options.name, options.images, dry_run=options.dry_run)
+    elif options.images is None:
+        raise ValueError("--images is missing; give a folder, a table or an archive of images")
+    else:
+        proposing.main(options.name, options.images, **given, dry_run=options.dry_run)
 
 
 def status(options: argparse.Namespace) -> int:

@@ -96,7 +96,8 @@ class Data(Section):
     """How an image of the source `images`, or of a request, becomes a square: `crop` takes the central square, `pad`
     adds black borders."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Share of every class that is held out for testing, if the source `images` has no test split; else null."""
+    """About this share is held out for testing if the source `images` has no test split; else null. An image stays on
+    its side when others are added."""
     split_seed: int = 0
     """Seed of the choice of these test images."""
     excluded_share: Share = 0.0

@@ -1,7 +1,9 @@
 """`init`: what it writes is a recipe that ingestion accepts, and an error leaves params.yaml as it was."""
 
+import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from picture_files import classes, pixels, put
 from PIL import Image
@@ -30,7 +32,8 @@ def test_the_recipe_is_one_that_ingestion_accepts():
     assert run("mine", "--images", "pictures") == 0
     recipe = config.load_recipe("mine")
     dataset = ingest.ingest(recipe, data_folder(recipe))
-    assert (dataset["digest"], dataset["rows"]) == (recipe.data.digest, {"train": 32, "test": 8})
+    rows = {"train": recipe.data.train_rows, "test": recipe.data.test_rows}
+    assert (dataset["digest"], dataset["rows"], sum(rows.values())) == (recipe.data.digest, rows, 40)
     assert (recipe.data.path, recipe.data.image_size, recipe.data.class_names) == (
         "pictures",
         32,
@@ -48,7 +51,11 @@ def test_all_other_bytes_of_the_file_stay():
 @pytest.mark.usefixtures("pictures")
 def test_the_imbalance_of_the_classes_is_within_the_tolerance():
     run("mine", "--images", "pictures")
-    assert config.load_recipe("mine").data.class_balance_tolerance == pytest.approx(0.25, abs=0.01)
+    recipe = config.load_recipe("mine")
+    ingest.ingest(recipe, data_folder(recipe))
+    manifest = pd.read_parquet(data_folder(recipe) / "manifest.parquet")
+    shares = manifest.groupby("split")["class_name"].value_counts(normalize=True)
+    assert 0 <= recipe.data.class_balance_tolerance - abs(shares - 0.5).max() < 0.025
 
 
 @pytest.mark.usefixtures("pictures")
@@ -70,6 +77,10 @@ def test_a_dry_run_prints_the_recipe_and_changes_nothing(capsys):
         (["mine", "--images", "params.yaml"], "params.yaml is"),
         (["mine", "--images", "pictures", "--cpu-minutes", "0"], "--cpu-minutes is 0; give a number above 0"),
         (["mine", "--images", "pictures", "--size", "500"], "--size is 500; give a number of pixels from 28 to 224"),
+        (["mine"], "--images is missing; give a folder"),
+        (["mine", "--update"], "no recipe 'mine'; there are"),
+        (["digits", "--update"], "recipe digits has the source digits; --update is for recipes with the source images"),
+        (["digits", "--update", "--size", "64"], "--size does not go with --update"),
     ],
 )
 @pytest.mark.usefixtures("pictures")
@@ -93,6 +104,70 @@ def test_a_file_that_ends_with_another_section_is_not_changed(capsys):
     assert run("mine", "--images", "pictures") == 1
     assert "params.yaml was not changed" in capsys.readouterr().err
     assert PARAMS.read_bytes() == before
+
+
+def updated(pictures: Path) -> config.Recipe:
+    """Return the recipe `mine` after 20 more pictures of a cat and the new class fox came in."""
+    run("mine", "--images", "pictures")
+    PARAMS.write_text(
+        PARAMS.read_text().replace(
+            "    promotion: automatic\n    data:\n      source: images",
+            "    promotion: manual # ask\n    data:\n      source: images",
+        )
+    )
+    for number in range(30):
+        put(pictures / ("a cat" if number < 20 else "fox") / f"more{number}.png", 500 + number)
+    assert run("mine", "--update") == 0
+    return config.load_recipe("mine")
+
+
+def test_an_updated_recipe_is_one_that_ingestion_accepts(pictures):
+    recipe = updated(pictures)
+    assert ingest.ingest(recipe, data_folder(recipe))["digest"] == recipe.data.digest
+    assert recipe.data.train_rows + recipe.data.test_rows == 70
+
+
+def test_an_update_puts_new_classes_last(pictures):
+    assert updated(pictures).data.class_names == ["a cat", "it's: a dog", "fox"]
+
+
+def test_an_update_leaves_all_other_lines_of_the_file(pictures):
+    recipe = updated(pictures)
+    lines = PARAMS.read_text().splitlines()
+    assert "    promotion: manual # ask" in lines
+    before = (ROOT / PARAMS).read_text().splitlines()
+    assert lines[: len(before)] == before
+    assert recipe.promotion == "manual"
+
+
+def test_an_update_of_unchanged_images_changes_nothing(pictures, capsys):
+    updated(pictures)
+    before = PARAMS.read_bytes()
+    assert run("mine", "--update") == 0
+    assert "none" in capsys.readouterr().out
+    assert PARAMS.read_bytes() == before
+
+
+def test_an_update_names_the_limits_that_the_images_exceed_and_leaves_them(pictures, capsys):
+    run("mine", "--images", "pictures")
+    (pictures / "a cat" / "broken.png").write_bytes(b"no image")
+    assert run("mine", "--update") == 0
+    assert "now 0.024, above the limit 0" in " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert config.load_recipe("mine").data.excluded_share == 0
+
+
+def test_images_that_moved_are_found_by_an_update(pictures):
+    run("mine", "--images", "pictures")
+    pictures.rename(pictures.with_name("moved"))
+    assert run("mine", "--update", "--images", "moved") == 0
+    assert config.load_recipe("mine").data.path == "moved"
+
+
+def test_a_class_that_is_gone_leaves_the_recipe(pictures):
+    updated(pictures)
+    shutil.rmtree(pictures / "a cat")
+    assert run("mine", "--update") == 0
+    assert config.load_recipe("mine").data.class_names == ["it's: a dog", "fox"]
 
 
 def test_problems_are_printed_and_the_limit_is_above_what_was_found(pictures, capsys):

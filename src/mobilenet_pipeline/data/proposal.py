@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mobilenet_pipeline.config import Candidate
+from mobilenet_pipeline.config import Candidate, Data
 from mobilenet_pipeline.models import anatomy
 
 SIZES = (28, 32, 48, 64, 96, 128, 160, 192, 224)
@@ -160,6 +160,31 @@ def candidates(facts: Facts, cpu_minutes: float, imagenet: Sequence[float]) -> d
     return {"scratch": scratch, "pretrained": pretrained}
 
 
+def changes(data: Data, facts: Facts) -> dict[str, Any]:
+    """Return the data settings of a recipe that its images no longer meet, with the values that they meet now."""
+    now: dict[str, Any] = {
+        "path": facts.path,
+        "digest": facts.digest,
+        "class_names": list(facts.class_names),
+        "train_rows": facts.train_rows,
+        "test_rows": facts.test_rows,
+        "channel_mean": [round(value, 8) for value in facts.mean],
+        "channel_std": [round(value, 8) for value in facts.std],
+    }
+    return {key: value for key, value in now.items() if getattr(data, key) != value}
+
+
+def over_limits(data: Data, facts: Facts) -> dict[str, str]:
+    """Return the limits of a recipe that its images exceed, each with a sentence: the next run will stop there."""
+    remedy = "the next run stops there; repair the images, or change the limit in params.yaml"
+    measured = {"excluded_share": facts.excluded / facts.found, "class_balance_tolerance": facts.balance}
+    return {
+        key: f"now {value:.3f}, above the limit {getattr(data, key):g}: {remedy}"
+        for key, value in measured.items()
+        if value > getattr(data, key)
+    }
+
+
 def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]) -> str:
     """Return the recipe as text for the end of params.yaml, with a comment at what people may want to change."""
     few = facts.test_rows < 1000
@@ -179,9 +204,10 @@ def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]
         "      # Share of the images for testing; null if the images have a test split of their own.",
         f"      test_share:{'' if facts.test_share is None else f' {facts.test_share:g}'}",
         "      split_seed: 0",
-        f"      # {facts.excluded:,} of {facts.found:,} images are left out; more than this share stops a run.",
+        "      # A run stops if a larger share of the images has to be left out.",
         f"      excluded_share: {_excluded_limit(facts):g}",
-        "      # A hash of all images, labels and splits. Other images have another one, and a run refuses them.",
+        "      # A hash of all images, labels and splits. A run refuses other images; after a change of them:",
+        f"      # mobilenet-pipeline init {name} --update",
         f"      digest: {facts.digest}",
         "      class_names:",
         *(f"      - {_text(class_name)}" for class_name in facts.class_names),
@@ -193,7 +219,7 @@ def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]
         *(f"      - {value:.8f}" for value in facts.std),
         "      channel_tolerance: 0.001",
         f"      # An equal share would be {1 / len(facts.class_names):.2%} for every class.",
-        f"      class_balance_tolerance: {min(1.0, math.ceil(facts.balance * 1000 + 1) / 1000):g}",
+        f"      class_balance_tolerance: {min(1.0, math.ceil(facts.balance * 100 + 2) / 100):g}",
         f"    split: {{validation_share: {VALIDATION_SHARE:g}, seed: 0}}",
         "    candidates:",
     ]

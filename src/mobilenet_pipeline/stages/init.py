@@ -1,19 +1,21 @@
-"""Look at a folder of images, and write a recipe for it to the end of params.yaml."""
+"""Look at a folder of images, and write a recipe for it to params.yaml, or bring a recipe up to date."""
 
 import os
 import re
 import tempfile
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from mobilenet_pipeline.config import WIDTHS, Candidate, load_recipe, recipe_names
+from mobilenet_pipeline.config import WIDTHS, Candidate, Data, load_recipe, recipe_names
 from mobilenet_pipeline.data import ingest, near_duplicates, proposal
 from mobilenet_pipeline.data.dataset import digest
 from mobilenet_pipeline.data.sources.base import IngestError
@@ -47,19 +49,22 @@ class Look:
     near_twins: int
 
 
-def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
+def look(path: Path, size: int | None = None, resize: Resize = "crop", former: Data | None = None) -> Look:
     """Return what is found at `path`, decoded at `size` or at the size that is proposed.
+
+    With the data settings of a `former` recipe, images are held out as it says, and its classes come first.
 
     Raises IngestError if there are no images, or fewer than two classes with enough of them.
     """
+    share, seed = (former.test_share, former.split_seed) if former else (TEST_SHARE, 0)
     with opened(path) as found, tempfile.TemporaryDirectory(prefix="mobilenet-pipeline-") as scratch:
         pixels = Path(scratch) / "pixels"
         headers = [] if size else decoding.headers(found, SAMPLE)
         size = size or proposal.image_size([min(row.width, row.height) for row in headers if row.width] or [0])
         with tqdm(total=len(found.records), desc="decoding", unit="image", delay=1, mininterval=1) as bar:
             decoded = decoding.decode_all(found, size, resize, pixels, ingest.cores(), bar.update)
-        first = settle(found, decoded, None, TEST_SHARE, 0)
-        names = _class_names(found, first.rows)
+        first = settle(found, decoded, None, share, seed)
+        names = _class_names(found, first.rows, former.class_names if former else [])
         if len(names) < 2:
             lines = [f"{problem.name}: {problem.sentence}" for problem in first.problems[:3]]
             raise IngestError(
@@ -69,7 +74,7 @@ def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
                 + "; a recipe needs at least two classes"
             )
         # Again, as ingestion will do it: the test images depend on the classes.
-        second = settle(found, decoded, names, TEST_SHARE, 0)
+        second = settle(found, decoded, names, share, seed)
         manifest = ingest.manifest_of(second, names, size)
         facts = proposal.facts_of(
             manifest,
@@ -78,7 +83,7 @@ def look(path: Path, size: int | None = None, resize: Resize = "crop") -> Look:
             path=str(path),
             size=size,
             resize=resize,
-            test_share=None if first.ready_made else TEST_SHARE,
+            test_share=None if first.ready_made else share,
             found=second.found,
         )
         return Look(
@@ -109,9 +114,10 @@ class _Kept:
         return self.images[self.rows[part]]
 
 
-def _class_names(found: Found, rows: pd.DataFrame) -> list[str]:
+def _class_names(found: Found, rows: pd.DataFrame, former: Sequence[str]) -> list[str]:
     present = set(rows["label"])
-    return [name for name in found.class_names if name in present] or natural(present)
+    names = [name for name in found.class_names if name in present] or natural(present)
+    return sorted(names, key=lambda name: former.index(name) if name in former else len(former))
 
 
 def candidates(facts: proposal.Facts, cpu_minutes: float) -> dict[str, Candidate]:
@@ -146,25 +152,41 @@ def append(name: str, text: str, params: Path = PARAMS) -> None:
     Raises ValueError, and changes nothing, if the file would not be read as before, with the recipe added.
     """
     before = params.read_text(encoding="utf-8")
-    after = before + ("" if before.endswith("\n") else "\n") + "\n" + text
+    _write(name, before, before + ("" if before.endswith("\n") else "\n") + "\n" + text, params)
+
+
+def replace_values(name: str, values: Mapping[str, Any], params: Path = PARAMS) -> None:
+    """Give a recipe these data settings; comments and all other values of params.yaml stay.
+
+    Raises ValueError, and changes nothing, if the recipe would not be valid.
+    """
+    before = params.read_text(encoding="utf-8")
+    editor = YAML()
+    editor.preserve_quotes, editor.width = True, 2**20
+    document = editor.load(before)
+    document["recipes"][name].setdefault("data", {}).update(values)
+    after = StringIO()
+    editor.dump(document, after)
+    _write(name, before, after.getvalue(), params)
+
+
+def _write(name: str, before: str, after: str, params: Path) -> None:
+    """Write params.yaml if the recipe is valid in it and the rest means what it meant before."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder) / params.name
         trial.write_text(after, encoding="utf-8")
-        reader = YAML(typ="safe")
         try:
+            then, now = (YAML(typ="safe").load(text) for text in (before, after))
+            if name not in now["recipes"]:
+                raise ValueError("`recipes` is not its last section; move it to the end of the file")
             load_recipe(name, trial)
-            recipes = reader.load(after)["recipes"]
-            del recipes[name]
-            document = reader.load(before)
-            same = {**document, "recipes": recipes} == document
+            for document in (then, now):
+                document["recipes"].pop(name, None)
+            if then != now:
+                raise ValueError("another recipe would change; move `recipes` to the end of the file")
         except Exception as error:  # ruamel, pydantic and ValueError: the text is ours, the rest of the file is not
             reason = " ".join(str(error).replace(str(trial), params.name).split())
-            raise ValueError(
-                f"{params} was not changed, because the recipe would not be valid at its end ({reason}); "
-                "make `recipes` the last section of the file"
-            ) from None
-    if not same:
-        raise ValueError(f"{params} was not changed: another recipe would change; make `recipes` its last section")
+            raise ValueError(f"{params} was not changed: {reason}") from None
     write_text(params, after)
 
 
@@ -183,9 +205,7 @@ def tally(look: Look) -> list[tuple[str, str]]:
     kinds = Counter(problem.kind for problem in look.settled.problems)
     ratio = counts.iloc[0] / counts.iloc[-1]
     splits = f"{facts.train_rows:,} for training, {facts.test_rows:,} for testing"
-    origin = (
-        "from the source" if facts.test_share is None else f"a share of {facts.test_share:g} of every class is held out"
-    )
+    origin = "from the source" if facts.test_share is None else f"about {facts.test_share:.0%} are held out"
     if look.validation_merged:
         origin += "; ready-made validation images are training images, of which the pipeline holds out its own"
     table = [
@@ -219,6 +239,40 @@ def tally(look: Look) -> list[tuple[str, str]]:
 
 def _shares(column: pd.Series) -> str:
     return ", ".join(f"{name} {count:,}" for name, count in column.value_counts().items())
+
+
+def update(name: str, path: Path | None = None, *, dry_run: bool = False) -> None:
+    """Print what is found now, and what changed; without `dry_run`, change the recipe's data settings.
+
+    `path` is where the images are now, by default where the recipe says. Raises ValueError if the recipe reads no
+    folder of images, or the images make no dataset; params.yaml is then unchanged.
+    """
+    from mobilenet_pipeline.reports.tables import print_found
+
+    data = load_recipe(name).data
+    if data.source != "images" or data.path is None:
+        raise ValueError(f"recipe {name} has the source {data.source}; --update is for recipes with the source images")
+    place = relative(path) if path else data.path
+    found = look(Path(place), data.image_size, data.resize, data)
+    facts = replace(found.facts, path=place)
+    values = proposal.changes(data, facts)
+    rows = [(key, _change(getattr(data, key), value)) for key, value in values.items()] or [("changes", "none")]
+    rows += proposal.over_limits(data, facts).items()
+    print_found(f"{place}, as recipe {name}", tally(found), rows, found.settled.problems)
+    if values and not dry_run:
+        replace_values(name, values)
+        print(f"params.yaml has the new values of {name} now. Look at them, then: make run RECIPE={name}")
+
+
+def _change(old: Any, new: Any) -> str:
+    if isinstance(new, list) and isinstance(new[0], str):
+        return ", ".join(
+            [*(f"+ {name}" for name in new if name not in old), *(f"- {name}" for name in old if name not in new)]
+        )
+    before, after = (
+        " ".join(f"{x:.4f}" for x in value) if isinstance(value, list) else str(value) for value in (old, new)
+    )
+    return f"{before} → {after}"
 
 
 def main(

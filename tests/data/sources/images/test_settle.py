@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from picture_files import classes, encoded, pixels, put
 from PIL import Image
@@ -10,7 +11,7 @@ from PIL import Image
 from mobilenet_pipeline.data.sources.base import IngestError
 from mobilenet_pipeline.data.sources.images import decoding
 from mobilenet_pipeline.data.sources.images.look import opened
-from mobilenet_pipeline.data.sources.images.settle import Settled, settle
+from mobilenet_pipeline.data.sources.images.settle import Settled, hold_out_test, settle
 
 
 def settled(root: Path, names: list[str] | None = None, share: float | None = 0.25, workers: int = 1) -> Settled:
@@ -31,12 +32,43 @@ def root(tmp_path: Path) -> Path:
 def test_every_picture_is_a_row(root):
     found = settled(root)
     assert (len(found.rows), found.found, found.problems) == (16, 16, [])
-    assert found.rows.groupby(["label", "split"]).size().to_dict() == {
-        ("cat", "test"): 2,
-        ("cat", "train"): 6,
-        ("dog", "test"): 2,
-        ("dog", "train"): 6,
-    }
+    assert found.rows.groupby(["label", "split"]).ngroups == 4
+
+
+def table(count: int, share: float = 0.2, groups: int = 0, seed: int = 0) -> pd.Series:
+    """Return which of the images hash0 … are for testing, of two classes in turn, by hash."""
+    group = [f"g{number % groups}" if groups else "" for number in range(count)]
+    label = ["cat" if number % 2 else "dog" for number in range(count)]
+    rows = pd.DataFrame({"hash": [f"hash{number}" for number in range(count)], "label": label, "group": group})
+    return pd.Series(hold_out_test(rows, share, seed), rows["hash"])
+
+
+def test_about_the_share_is_held_out_for_testing():
+    assert table(10_000).mean() == pytest.approx(0.2, abs=0.02)
+
+
+@pytest.mark.parametrize("groups", [0, 40])
+def test_an_image_stays_on_its_side_when_images_are_added(groups):
+    before = table(200, groups=groups)
+    assert table(1_000, groups=groups)[before.index].equals(before)
+
+
+def test_another_seed_holds_out_others():
+    assert not table(200, seed=1).equals(table(200))
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_every_class_has_an_image_for_testing_and_two_for_training(share):
+    is_test = table(12, share).to_numpy()
+    for members in (is_test[::2], is_test[1::2]):
+        assert members.sum() >= 1
+        assert (~members).sum() >= 2
+
+
+def test_a_class_that_cannot_be_on_both_sides_is_a_sentence():
+    rows = pd.DataFrame({"hash": list("abc"), "label": "cat", "group": ["one", "one", "two"]})
+    with pytest.raises(IngestError, match="cat has 2 groups of images; it needs 3, to train, validate and test"):
+        hold_out_test(rows, 0.2, 0)
 
 
 def test_other_names_of_the_files_give_the_same_split(root):

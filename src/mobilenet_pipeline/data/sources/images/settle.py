@@ -3,6 +3,7 @@
 The result depends on the images, their classes, splits and groups only, not on the names and the order of the files.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,6 @@ import pandas as pd
 from mobilenet_pipeline.data.sources.base import IngestError
 from mobilenet_pipeline.data.sources.images.decoding import Decoded
 from mobilenet_pipeline.data.sources.images.found import TEST, TRAIN, VALIDATION, Found, Problem
-from mobilenet_pipeline.data.split import hold_out
 
 LISTED = 5
 """Files that one sentence names."""
@@ -83,15 +83,31 @@ NO_RECORD = ("missing", "no_class", "incomplete", "outside", "split", "name")
 
 
 def hold_out_test(rows: pd.DataFrame, share: float, seed: int) -> np.ndarray:
-    """Return which rows are for testing: about `share` of every class; a group is on one side.
+    """Return which rows are for testing: about `share` of the images; a group is on one side.
 
-    The same images give the same answer in any order. Raises ValueError if a class would lack one side.
+    A number drawn from the hash of an image, or the name of its group, decides. So an image stays where it is when
+    others are added or removed, and a champion never meets its training images as test images. Where a class would lack
+    a side, the images with the nearest numbers change sides. Raises IngestError if that is not possible.
     """
-    order = np.argsort(rows["hash"].to_numpy(str), kind="stable")
-    labels, groups = rows["label"].to_numpy(str)[order], rows["group"].to_numpy(str)[order]
-    is_test = np.zeros(len(rows), bool)
-    is_test[order[hold_out(labels, groups, share, seed)[1]]] = True
-    return is_test
+    units = rows["group"].where(rows["group"] != "", rows["hash"])
+    numbers = {unit: _number(f"{seed} {unit}") for unit in units.unique()}
+    held = {unit for unit, number in numbers.items() if number < share}
+    of_class = {label: sorted({*own}, key=numbers.__getitem__) for label, own in units.groupby(rows["label"])}
+    for label, members in of_class.items():
+        if len(members) < LEAST:
+            what = "groups of images" if (rows["group"] != "").any() else "images"
+            raise IngestError(f"{label} has {len(members)} {what}; it needs {LEAST}, to train, validate and test")
+        held.add(members[0])
+        held -= {*members[1 - LEAST :]}
+    for label, members in of_class.items():
+        if not held & {*members} or len({*members} - held) < LEAST - 1:
+            raise IngestError(f"no split by groups has images of {label} on both sides; add groups")
+    return units.isin(held).to_numpy()
+
+
+def _number(text: str) -> float:
+    """Return a number from 0 to 1 that follows from the text."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:13], 16) / 16**13
 
 
 def _without_contradictions(rows: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
