@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -91,6 +91,11 @@ bench-operations: $(READY)  ## compare status, gate, figure and validation at sc
 
 bench-own-images: $(READY)  ## measure ingestion, near duplicates, streaming, prediction sets and int8 twins on CIFAR-10
 	@$(BIN)/python benchmarks/bench_own_images.py
+
+photographs: $(READY)  ## cut photographs that scikit-image ships into pictures of 96 pixels, as an example of own images
+	@mkdir -p pictures/photographs && $(UV) run --quiet --no-project --isolated --python $(BIN)/python \
+	  --with scikit-image==0.26.0 --with scikit-learn==$$($(BIN)/python -c 'import sklearn; print(sklearn.__version__)') \
+	  python benchmarks/photographs.py pictures/photographs
 
 bench-monitoring: $(READY)  ## simulate days with and without drift, and count what the monitoring raises
 	@$(BIN)/python benchmarks/bench_monitoring.py

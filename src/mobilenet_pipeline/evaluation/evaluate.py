@@ -14,10 +14,11 @@ from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.evaluation import corruptions, other_images
 from mobilenet_pipeline.evaluation.predictions import ARRAYS
 from mobilenet_pipeline.inference.artefact import Answers, Artefact
+from mobilenet_pipeline.inference.together import at_once
 from mobilenet_pipeline.metrics import conformal, scores
 
-BATCH, BATCH_SIDE = 256, 96
-"""Images that are scored at once; fewer of images with a longer side, so that the memory does not grow with it."""
+BATCH = 256
+"""Most images that are scored at once."""
 SEED, CORRUPTED = 0, 2000
 """Seed and number of the corrupted test images. They are the same for every model of a dataset."""
 WARM_UP, TIMED = 20, 300
@@ -141,8 +142,7 @@ def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:
 
 def _chunks(images: np.ndarray, rows: np.ndarray) -> list[np.ndarray]:
     """Return the rows in parts that fit into memory together."""
-    height, width = images.shape[1:3]
-    together = max(1, BATCH * BATCH_SIDE**2 // max(BATCH_SIDE**2, height * width))
+    together = at_once(BATCH, *images.shape[1:3])
     return [rows[start : start + together] for start in range(0, len(rows), together)]
 
 

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from mobilenet_pipeline.inference.together import at_once
+
 INPUT = "RGB images, uint8 from 0 to 255, not scaled"
 """What a model takes. Images scaled to 0 to 1 get an answer, too, but a wrong one: to the model they are black."""
 
@@ -98,11 +100,18 @@ class Artefact:
     def answer(self, images: np.ndarray) -> Answers:
         """Return the probabilities and energies of images uint8 (n, *image_shape).
 
-        Raises ValueError for another shape or type. A change of n costs a little: the tensors are allocated again.
+        The model is asked `at_once` images at a time. Raises ValueError for another shape or type. A change of n costs
+        a little: the tensors are allocated again.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or len(images) == 0:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images must be uint8 (n, {expected}) with n ≥ 1, not {images.dtype} {images.shape}")
+        together = at_once(len(images), *self.image_shape[:2])
+        return Answers.joined(
+            self._answer(images[start : start + together]) for start in range(0, len(images), together)
+        )
+
+    def _answer(self, images: np.ndarray) -> Answers:
         with self._lock:
             if len(images) != self._batch:
                 self._batch = 0  # should the allocation fail, the next call tries it again
