@@ -90,7 +90,7 @@ bench-operations: $(READY)  ## compare status, gate, figure and validation at sc
 	@$(BIN)/python benchmarks/bench_operations.py
 
 bench-own-images: $(READY)  ## measure ingestion, near duplicates, streaming, prediction sets and int8 twins on CIFAR-10
-	@$(BIN)/python benchmarks/bench_own_images.py
+	@$(BIN)/python benchmarks/bench_own_images.py && $(BIN)/python benchmarks/page.py
 
 photographs: $(READY)  ## cut photographs that scikit-image ships into pictures of 96 pixels, as an example of own images
 	@mkdir -p pictures/photographs && $(UV) run --quiet --no-project --isolated --python $(BIN)/python \

@@ -9,11 +9,13 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ from mobilenet_pipeline.workspace import files, paths, provenance
 RESULTS = Path("docs/results/own-images.json")
 COMMAND = "make bench-own-images"
 CANDIDATE = "pretrained"
+LARGE, LIMIT = 20_000, 2048
+"""Number of generated pictures of 224 pixels, and the memory that a stage may allocate for them, MiB."""
 
 
 def main() -> None:
@@ -46,6 +50,7 @@ def main() -> None:
         return
     figures = {
         **ingestion(recipe),
+        **large_pictures(),
         **twins(recipe),
         **streaming(),
         **answers(recipe),
@@ -102,6 +107,50 @@ def ingest(recipe: Recipe, pictures: Path) -> None:
     count = sum(dataset["rows"].values())
     figures = {"images_per_second": round(count / seconds), "peak_mib": int(peak) // 1024, "digest": dataset["digest"]}
     print(json.dumps(figures))
+
+
+def large_pictures() -> dict[str, Any]:
+    """Look at generated JPEG files of 224 pixels, ingest and validate them, with a limit on the memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        pictures = write_large_pictures(Path(folder) / "pictures")
+        shutil.copy("params.yaml", folder)
+        stages = (
+            [sys.executable, "-m", "mobilenet_pipeline.stages", stage, "large"] for stage in ("ingest", "validate")
+        )
+        init = [sys.executable, "-m", "mobilenet_pipeline", "init", "large", "--images", "pictures"]
+        rows = {words[3]: limited(words, Path(folder)) for words in (init, *stages)}
+        bytes_of = {"pictures": sum(file.stat().st_size for file in pictures.rglob("*.jpg"))}
+        bytes_of["dataset"] = (Path(folder) / "data" / "large" / "images.npy").stat().st_size
+    speed = round(LARGE / rows["ingest"]["seconds"])
+    mib = {name: count >> 20 for name, count in bytes_of.items()}
+    return {"large": {"images": LARGE, "mib": mib, "limit_mib": LIMIT, "images_per_second": speed, "stages": rows}}
+
+
+def write_large_pictures(pictures: Path) -> Path:
+    """Write smooth random pictures of 224 pixels in ten folders of classes."""
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for number in tqdm(range(LARGE), desc="writing JPEG", unit="image"):
+        place = pictures / str(number % 10) / f"{number}.jpg"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        small = Image.fromarray(rng.integers(0, 256, (28, 28, 3), np.uint8))
+        small.resize((224, 224), Image.Resampling.BICUBIC).save(place, quality=90)
+    return pictures
+
+
+def limited(words: list[str], folder: Path) -> dict[str, Any]:
+    """Run a command that may allocate `LIMIT` MiB; return its seconds and its peak of anonymous memory."""
+    began, peak = time.monotonic(), 0
+    process = subprocess.Popen(["prlimit", f"--data={LIMIT << 20}", *words], cwd=folder, stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        with suppress(OSError, IndexError):  # it may have just ended
+            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+            peak = max(peak, int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) // 1024)
+        time.sleep(0.1)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(words)} ended with exit code {process.returncode}")
+    return {"seconds": round(time.monotonic() - began, 1), "peak_mib": peak}
 
 
 def twins(recipe: Recipe) -> dict[str, Any]:

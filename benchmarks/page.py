@@ -7,7 +7,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
+from typing import Any
 
 import pandas as pd
 
@@ -34,7 +35,7 @@ RUNTIMES = {
 
 def main() -> None:
     """Update the pages and the figure."""
-    for name in ("training.md", "serving.md"):
+    for name in ("training.md", "serving.md", "own-images.md"):
         page = RESULTS / name
         page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     if curves := sorted((RESULTS / "curves").glob("*.csv")):
@@ -53,6 +54,9 @@ def filled(page: str, results: Path) -> str:
         tables |= serving_tables(json.loads((results / "serving.json").read_text(encoding="utf-8")))
     if (results / "runtimes.json").exists():
         tables["runtimes"] = runtimes_table(json.loads((results / "runtimes.json").read_text(encoding="utf-8")))
+
+    if (results / "own-images.json").exists():
+        tables |= own_images_tables(json.loads((results / "own-images.json").read_text(encoding="utf-8")))
 
     def put(block: re.Match) -> str:
         return f"<!-- {block[1]} -->\n{tables.get(block[1], NOTHING)}\n<!-- /{block[1]} -->"
@@ -168,6 +172,86 @@ def runtimes_table(models: Mapping[str, Mapping]) -> str:
                 f"| {figures['largest_difference']:.1e} | {figures['other_classes']} | {figures['accuracy']:.2%} |"
             )
     return "\n".join(lines)
+
+
+def own_images_tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the benchmark of own images by name."""
+    large, answers = figures["large"], figures["answers"]
+    kinds = list(next(iter(answers.values()))["unfamiliar"]["other_images"])
+    tables = {
+        "source": table(
+            ["date", "machine", "commit", "command"],
+            [[figures["date"], figures["machine"], f"`{figures['commit'][:7]}`", f"`{figures['command']}`"]],
+        ),
+        "ingestion": table(
+            ["cores", "images/s", "peak MiB"],
+            [[run["cores"], f"{run['images_per_second']:,}", f"{run['peak_mib']:,}"] for run in figures["ingestion"]],
+        ),
+        "large": table(
+            ["command", "images", "dataset, MiB", "limit, MiB", "s", "peak MiB"],
+            [
+                [
+                    f"`{name}`",
+                    f"{large['images']:,}",
+                    f"{large['mib']['dataset']:,}",
+                    f"{large['limit_mib']:,}",
+                    stage["seconds"],
+                    f"{stage['peak_mib']:,}",
+                ]
+                for name, stage in large["stages"].items()
+            ],
+        ),
+        "streaming": table(
+            [
+                "pixels",
+                "images",
+                "file, MiB",
+                "from memory, images/s",
+                "from the file, images/s",
+                "ratio",
+                "from memory, peak MiB",
+                "from the file, peak MiB",
+            ],
+            [
+                [size["size"], f"{size['images']:,}", f"{size['mib']:,}"]
+                + [f"{size['images_per_second'][side]:,}" for side in ("memory", "file")]
+                + [size["speed_ratio"], *(f"{size['peak_mib'][side]:,}" for side in ("memory", "file"))]
+                for size in figures["streaming"]
+            ],
+        ),
+        "answers": table(
+            ["model", "coverage", "mean set size", "flagged: test images", "corrupted", *kinds],
+            [
+                [name, f"{each['prediction_sets']['coverage']:.2%}", f"{each['prediction_sets']['mean_size']:.2f}"]
+                + [f"{each['unfamiliar']['test']:.1%}", f"{mean(each['unfamiliar']['corruptions'].values()):.1%}"]
+                + [f"{each['unfamiliar']['other_images'][kind]:.1%}" for kind in kinds]
+                for name, each in answers.items()
+            ],
+        ),
+        "twins": table(
+            ["model", "test images with a near duplicate", "accuracy with", "accuracy without"],
+            [
+                [name, each["rows"], f"{each['accuracy_with']:.2%}", f"{each['accuracy_without']:.2%}"]
+                for name, each in figures["accuracy_with_and_without"].items()
+            ],
+        ),
+        "int8": table(
+            ["candidate", "float32, ms", "int8, ms", "ratio", "float32, MB", "int8, MB", "accuracy", "int8 accuracy"],
+            [
+                [name, *(f"{ms:.2f}" for ms in row["milliseconds"]), row["latency_ratio"]]
+                + [f"{size / 1e6:.2f}" for size in row["bytes"]]
+                + [f"{accuracy:.2%}" for accuracy in row["test_accuracy"]]
+                for name, row in figures["int8"].items()
+            ],
+        ),
+    }
+    return {f"own-images-{name}": text for name, text in tables.items()}
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table of Markdown."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def draw(curves: Sequence[Path], picture: Path) -> None:

@@ -47,6 +47,12 @@ def test_ready_made_splits_are_kept(tmp_path):
     assert labels(tmp_path) == [("cat", "test"), ("cat", "train"), ("cat", "validation")]
 
 
+def test_a_table_from_windows_has_backslashes(tmp_path):
+    put(tmp_path / "cat" / "a.png", 1)
+    (tmp_path / "list.csv").write_text("\ufeffpath;label\r\ncat\\a.png;cat\r\n")
+    assert labels(tmp_path / "list.csv") == [("cat", "")]
+
+
 def test_a_table_has_paths_labels_splits_and_groups(tmp_path):
     put(tmp_path / "a.png", 1)
     put(tmp_path / "b.png", 2)

@@ -50,6 +50,8 @@ def read(path: Path, inside: bool = False) -> Found:
     rows = zip(texts["path"], texts["label"], texts.get("split", empty), texts.get("group", empty), strict=True)
     for number, (name, label, split, group) in enumerate(rows, start=1):
         file = folder / name
+        if "\\" in name and not file.exists():  # a table from Windows
+            file = folder / name.replace("\\", "/")
         problem = _problem(name, label, split, file, folder if inside else None)
         if problem:
             problems.append(Problem(name or f"row {number}", *problem))
