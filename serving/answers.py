@@ -28,7 +28,7 @@ class Answered(BaseModel):
     The record of answers has the same id, so that a true class that is known later finds its answer. `prediction_set`
     has the class and every other class that cannot be ruled out, the most probable first; a share `coverage` of the
     sets contains the true class. `unfamiliar` is true for an image unlike the training images: its answer means little.
-    Both are null if the version was registered by an earlier release, or the recipe has no prediction sets.
+    Both are null if the version was registered by an earlier release; without coverage in the recipe, the set is null.
     """
 
     answer_id: str

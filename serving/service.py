@@ -7,6 +7,7 @@ API answers POST with JSON only. `front_door` alone reads what comes over the ne
 
 import asyncio
 import base64
+import functools
 import hashlib
 import io
 import re
@@ -246,10 +247,12 @@ class Classifier:
     def _compare(self, data: bytes, complete: float) -> Response:
         roles = self.live.roles
         champion = _champion(roles)
-        # The challenger's images have the same shape.
-        pixels = preprocess.decode(data, champion.size, champion.resize)[None]
+        # Decoding takes long, and the roles seldom differ in it.
+        decode = functools.cache(lambda size, resize: preprocess.decode(data, size, resize)[None])
         comparison = {
-            role: self._ask(model, pixels, "/compare", complete)[0] | model.says if model else None
+            role: self._ask(model, decode(model.size, model.resize), "/compare", complete)[0] | model.says
+            if model
+            else None
             for role, model in roles.items()
         }
         return _json(comparison, champion)

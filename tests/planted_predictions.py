@@ -27,7 +27,7 @@ FREE = LIMITS.model_copy(update={"loss_margin": 1.0})
 """Limits that leave the decision to the comparison of accuracies and classes."""
 LIGHTER = LIMITS.model_copy(update={"as_good_and_lighter": config.Lighter(margin=0.003, saving=0.2)})
 ROBUST = {"noise 1": np.arange(200) < 120, "blur 1": np.arange(200) < 100}
-FACTS = Facts(ROBUST, 1_000_000, 1.0, 2.0, "p1", 0, set_threshold=0.0, calibration_rows=100)
+FACTS = Facts(ROBUST, 1_000_000, 1.0, 2.0, "p1", 0, set_threshold=0.0)
 """Every class is in the prediction sets: they cover everything."""
 
 

@@ -97,7 +97,8 @@ class Data(Section):
     adds black borders."""
     test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """About this share is held out for testing if the source `images` has no test split; else null. An image stays on
-    its side when others are added."""
+    its side when others are added. With another share, seed, size or `resize`, the champion has seen many of the test
+    images: set another `registered_model`, too."""
     split_seed: int = 0
     """Seed of the choice of these test images."""
     excluded_share: Share = 0.0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from bento_fixtures import SMALL, SMALL_CLASSES
 
-from mobilenet_pipeline.inference import together
+from mobilenet_pipeline.inference import artefact
 from mobilenet_pipeline.inference.artefact import Artefact, ArtefactError, check_sha256, sha256_of
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
@@ -37,15 +37,10 @@ def test_an_image_has_the_same_answer_alone_and_in_a_batch(artefacts: list[Path]
 
 def test_more_images_than_the_model_is_asked_at_once_are_all_answered(artefacts, monkeypatch) -> None:
     at_once = Artefact(artefacts[0]).answer(IMAGES)
-    monkeypatch.setattr(together, "PIXELS", 2 * 32 * 32)
+    monkeypatch.setattr(artefact, "LARGEST", 1)
     asked = Artefact(artefacts[0]).answer(IMAGES)
     assert np.allclose(asked.probabilities, at_once.probabilities, atol=1e-6)
     assert np.allclose(asked.energy, at_once.energy, atol=1e-5)
-
-
-@pytest.mark.parametrize(("side", "images"), [(28, 250), (112, 250), (160, 125), (224, 64), (5000, 1)])
-def test_fewer_large_images_are_answered_at_once(side: int, images: int) -> None:
-    assert together.at_once(250, side, side) == images
 
 
 @pytest.mark.parametrize("images", [IMAGES[0], IMAGES.astype(np.float32), IMAGES[:, :16], IMAGES[:0]])

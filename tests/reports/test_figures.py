@@ -28,6 +28,11 @@ def test_a_twin_does_not_change_the_colours_of_the_candidates() -> None:
     assert figures.palette(["a", "a_int8", "b"])["b"] == figures.palette(["a", "b"])["b"]
 
 
+def test_a_candidate_whose_name_begins_like_another_s_has_a_colour_of_its_own():
+    names = ["a", "a_int8", "a_v3", "a_v3_int8", "a_long"]
+    assert len(set(figures.palette(names).values())) == len(names)
+
+
 def test_learning_curves_of_one_quantity_are_half_as_wide() -> None:
     both = pixels_of(figures.learning_curves({"scratch": HISTORY}))
     one = pixels_of(figures.learning_curves({"scratch": HISTORY}, ["loss"]))

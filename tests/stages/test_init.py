@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from picture_files import classes, pixels, put
@@ -10,6 +11,7 @@ from PIL import Image
 
 from mobilenet_pipeline import cli, config
 from mobilenet_pipeline.data import ingest
+from mobilenet_pipeline.data.statistics import content_hashes
 from mobilenet_pipeline.stages import init
 from mobilenet_pipeline.workspace.paths import data_folder
 
@@ -106,8 +108,12 @@ def test_a_file_that_ends_with_another_section_is_not_changed(capsys):
     assert PARAMS.read_bytes() == before
 
 
+def content_hash(path: Path) -> str:
+    return content_hashes(np.asarray(Image.open(path))[None])[0]
+
+
 def updated(pictures: Path) -> config.Recipe:
-    """Return the recipe `mine` after 20 more pictures of a cat and the new class fox came in."""
+    """Return the recipe `mine` after 20 more pictures of a cat and ten of a class fox came in."""
     run("mine", "--images", "pictures")
     PARAMS.write_text(
         PARAMS.read_text().replace(
@@ -124,11 +130,23 @@ def updated(pictures: Path) -> config.Recipe:
 def test_an_updated_recipe_is_one_that_ingestion_accepts(pictures):
     recipe = updated(pictures)
     assert ingest.ingest(recipe, data_folder(recipe))["digest"] == recipe.data.digest
-    assert recipe.data.train_rows + recipe.data.test_rows == 70
+    assert recipe.data.train_rows + recipe.data.test_rows == 60
 
 
-def test_an_update_puts_new_classes_last(pictures):
-    assert updated(pictures).data.class_names == ["a cat", "it's: a dog", "fox"]
+def test_an_update_keeps_the_classes_and_names_others(pictures, capsys):
+    assert updated(pictures).data.class_names == ["a cat", "it's: a dog"]
+    assert "! not in recipe: fox: 10 images of this class" in capsys.readouterr().out
+
+
+def test_an_update_names_training_images_that_are_for_testing_now(pictures, capsys):
+    recipe = updated(pictures)
+    ingest.ingest(recipe, data_folder(recipe))
+    for name in pd.read_parquet(data_folder(recipe) / "manifest.parquet").query("split == 'test'")["hash"]:
+        for path in (path for path in pictures.rglob("*.png") if content_hash(path) == name):
+            path.unlink()
+    assert run("mine", "--update") == 0
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "2 that were for training are for testing now" in said
 
 
 def test_an_update_leaves_all_other_lines_of_the_file(pictures):
@@ -163,11 +181,13 @@ def test_images_that_moved_are_found_by_an_update(pictures):
     assert config.load_recipe("mine").data.path == "moved"
 
 
-def test_a_class_that_is_gone_leaves_the_recipe(pictures):
+def test_an_update_without_images_of_a_class_changes_nothing(pictures, capsys):
     updated(pictures)
+    before = PARAMS.read_bytes()
     shutil.rmtree(pictures / "a cat")
-    assert run("mine", "--update") == 0
-    assert config.load_recipe("mine").data.class_names == ["it's: a dog", "fox"]
+    assert run("mine", "--update") == 1
+    assert "a cat" in capsys.readouterr().err
+    assert PARAMS.read_bytes() == before
 
 
 def test_problems_are_printed_and_the_limit_is_above_what_was_found(pictures, capsys):

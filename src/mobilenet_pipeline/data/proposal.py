@@ -113,7 +113,8 @@ def candidates(facts: Facts, cpu_minutes: float, imagenet: Sequence[float]) -> d
     common: dict[str, Any] = {
         "pixel_range": "signed",
         "cpu_minutes": None,
-        "batch_size": 128 if many else 32,
+        # At least eight steps an epoch, as far as that goes.
+        "batch_size": 128 if many else 2 ** min(5, max(0, int(math.log2(max(1.0, images / 8))))),
         "precision": "auto",
         "sync_norm": False,
         "warmup": 0.2,
@@ -165,7 +166,6 @@ def changes(data: Data, facts: Facts) -> dict[str, Any]:
     now: dict[str, Any] = {
         "path": facts.path,
         "digest": facts.digest,
-        "class_names": list(facts.class_names),
         "train_rows": facts.train_rows,
         "test_rows": facts.test_rows,
         "channel_mean": [round(value, 8) for value in facts.mean],
@@ -197,7 +197,8 @@ def section(name: str, model: str, facts: Facts, chosen: Mapping[str, Candidate]
         "    data:",
         "      source: images",
         f"      path: {_text(facts.path)}",
-        "      # 28 to 224. With another size, leave digest empty: the next run says the new values.",
+        "      # 28 to 224. With another size, leave digest empty: the next run says the new values. A champion with",
+        "      # another size cannot be compared: set another registered_model, too.",
         f"      image_size: {facts.size}",
         "      # Or pad: black borders instead of a cut.",
         f"      resize: {facts.resize}",

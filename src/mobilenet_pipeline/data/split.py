@@ -40,11 +40,14 @@ def hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: 
     from sklearn.model_selection import StratifiedGroupKFold
 
     names, units = np.unique(groups.astype(str), return_inverse=True)
-    alone = groups == ""
-    units[alone] = len(names) + np.arange(alone.sum())
     if not 0 < share < 1:
         raise ValueError(f"a share of {share} leaves one side of the split empty; take a share between 0 and 1")
     folds = min(max(2, round(1 / share)), np.unique(labels, return_counts=True)[1].max())
+    _, kinds = np.unique(labels, return_inverse=True)
+    order = np.random.default_rng(seed).permutation(np.flatnonzero(groups == ""))
+    for kind in np.unique(kinds[order]):  # the images without a group, in as many units as folds: few units are fast
+        lone = order[kinds[order] == kind]
+        units[lone] = len(names) + kind * folds + np.arange(len(lone)) % folds
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds

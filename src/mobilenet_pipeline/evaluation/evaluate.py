@@ -14,8 +14,8 @@ from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.evaluation import corruptions, other_images
 from mobilenet_pipeline.evaluation.predictions import ARRAYS
 from mobilenet_pipeline.inference.artefact import Answers, Artefact
-from mobilenet_pipeline.inference.together import at_once
 from mobilenet_pipeline.metrics import conformal, scores
+from mobilenet_pipeline.system.memory import at_once
 
 BATCH = 256
 """Most images that are scored at once."""

@@ -22,7 +22,7 @@ class Facts:
     `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
     `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`
     is the fingerprint of the image decoder at training. `overlap` is the number of test images that are also training
-    images. `set_threshold` is the least probability of a class in a prediction set, found on `calibration_rows`
+    images. `set_threshold` is the least probability of a class in a prediction set, found on the
     validation images; None for a model without prediction sets. `withdrawn` is the reason of the person who withdrew
     the model, or None. `in_turn_ms` is the latency in a comparison that timed all its models in turn; no other times
     can be compared.
@@ -35,7 +35,6 @@ class Facts:
     preprocessing: str
     overlap: int
     set_threshold: float | None = None
-    calibration_rows: int = 0
     withdrawn: str | None = None
     in_turn_ms: float | None = None
 
@@ -125,7 +124,6 @@ def predictions_of(
             preprocessing=preprocessing or "not recorded",
             overlap=document["overlap"],
             set_threshold=sets.get("threshold"),
-            calibration_rows=sets.get("calibration_rows", 0),
         )
     except (KeyError, TypeError) as error:
         raise PredictionsError(

@@ -216,10 +216,12 @@ def _lighter(passing: list[str], candidates: Mapping[str, Predictions], limits: 
         return []
     best, *others = passing
     reference = replace(candidates[best], version=None, name=best)
+    lighter = sorted(
+        (name for name in others if candidates[name].facts.bytes < reference.facts.bytes),
+        key=lambda name: candidates[name].facts.bytes,
+    )
     return [
-        replaces_best(name, candidates[name], reference, limits, limits.significance / len(others))
-        for name in sorted(others, key=lambda name: candidates[name].facts.bytes)
-        if candidates[name].facts.bytes < reference.facts.bytes
+        replaces_best(name, candidates[name], reference, limits, limits.significance / len(lighter)) for name in lighter
     ]
 
 

@@ -1,6 +1,7 @@
 """The served artefact, a LiteRT model: images in, probabilities and energies out. Knows no TensorFlow."""
 
 import hashlib
+import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,13 +10,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from mobilenet_pipeline.inference.together import at_once
-
 INPUT = "RGB images, uint8 from 0 to 255, not scaled"
 """What a model takes. Images scaled to 0 to 1 get an answer, too, but a wrong one: to the model they are black."""
 
 OUTPUTS = {"probabilities": "float32 (n, classes)", "energy": "float32 (n,), the logsumexp of the logits"}
 """What a model gives. The outputs differ in rank; their order in the file means nothing."""
+
+
+LARGEST = 2**28
+"""Bytes of the largest tensor, above which a model is asked fewer images at once."""
 
 
 class ArtefactError(ValueError):
@@ -91,6 +94,7 @@ class Artefact:
         self._interpreter = interpreter
         self._input, self._probabilities, self._energy = inputs[0]["index"], places[1], places.get(0)
         self._batch = int(inputs[0]["shape"][0])
+        self._bytes = max(4 * math.prod(tensor["shape"][1:]) for tensor in interpreter.get_tensor_details())
         self._lock = threading.Lock()
 
     def predict(self, images: np.ndarray) -> np.ndarray:
@@ -100,13 +104,13 @@ class Artefact:
     def answer(self, images: np.ndarray) -> Answers:
         """Return the probabilities and energies of images uint8 (n, *image_shape).
 
-        The model is asked `at_once` images at a time. Raises ValueError for another shape or type. A change of n costs
-        a little: the tensors are allocated again.
+        The model is asked so many images at a time that its memory has a bound. Raises ValueError for another shape or
+        type. A change of n costs a little: the tensors are allocated again.
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.image_shape or len(images) == 0:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"images must be uint8 (n, {expected}) with n ≥ 1, not {images.dtype} {images.shape}")
-        together = at_once(len(images), *self.image_shape[:2])
+        together = max(1, LARGEST // self._bytes)
         return Answers.joined(
             self._answer(images[start : start + together]) for start in range(0, len(images), together)
         )

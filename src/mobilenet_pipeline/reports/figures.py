@@ -287,7 +287,8 @@ def style(axes: "Axes") -> None:
 def palette(names: Iterable[str]) -> dict[str, str]:
     """Return a colour for each candidate; a twin such as `scratch_int8` has a tint of its candidate's colour."""
     listed = list(names)
-    own = {name: next((stem for stem in listed if name.startswith(f"{stem}_")), name) for name in listed}
+    stems = {name: name.rpartition("_")[0] for name in listed if name.endswith(("_int8", "_float32"))}
+    own = {name: stems[name] if stems.get(name) in listed else name for name in listed}
     places = {name: place for place, name in enumerate(dict.fromkeys(own.values()))}
     colours = {name: PALETTE[places[stem] % len(PALETTE)] for name, stem in own.items()}
     return {name: colour if own[name] == name else _tint(colour) for name, colour in colours.items()}

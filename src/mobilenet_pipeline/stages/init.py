@@ -15,7 +15,7 @@ import pandas as pd
 from ruamel.yaml import YAML
 from tqdm import tqdm
 
-from mobilenet_pipeline.config import WIDTHS, Candidate, Data, load_recipe, recipe_names
+from mobilenet_pipeline.config import WIDTHS, Candidate, Data, Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.data import ingest, near_duplicates, proposal
 from mobilenet_pipeline.data.dataset import digest
 from mobilenet_pipeline.data.sources.base import IngestError
@@ -26,8 +26,11 @@ from mobilenet_pipeline.data.sources.images.settle import Settled, settle
 from mobilenet_pipeline.inference.preprocess import Resize
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.workspace.files import write_text
+from mobilenet_pipeline.workspace.paths import data_folder
 
 PARAMS = Path("params.yaml")
+SCRATCH = Path("data")
+"""Where the pixels of all images are for a while: on the disk that will have the dataset."""
 SAMPLE = 2_000
 """Images whose sizes decide the proposed image size."""
 TEST_SHARE = 0.2
@@ -52,19 +55,21 @@ class Look:
 def look(path: Path, size: int | None = None, resize: Resize = "crop", former: Data | None = None) -> Look:
     """Return what is found at `path`, decoded at `size` or at the size that is proposed.
 
-    With the data settings of a `former` recipe, images are held out as it says, and its classes come first.
+    With the data settings of a `former` recipe, classes and test images are chosen as it says.
 
     Raises IngestError if there are no images, or fewer than two classes with enough of them.
     """
     share, seed = (former.test_share, former.split_seed) if former else (TEST_SHARE, 0)
-    with opened(path) as found, tempfile.TemporaryDirectory(prefix="mobilenet-pipeline-") as scratch:
+    SCRATCH.mkdir(exist_ok=True)
+    with opened(path) as found, tempfile.TemporaryDirectory(prefix=".init-", dir=SCRATCH) as scratch:
         pixels = Path(scratch) / "pixels"
         headers = [] if size else decoding.headers(found, SAMPLE)
         size = size or proposal.image_size([min(row.width, row.height) for row in headers if row.width] or [0])
         with tqdm(total=len(found.records), desc="decoding", unit="image", delay=1, mininterval=1) as bar:
             decoded = decoding.decode_all(found, size, resize, pixels, ingest.cores(), bar.update)
-        first = settle(found, decoded, None, share, seed)
-        names = _class_names(found, first.rows, former.class_names if former else [])
+        names = former.class_names if former else None
+        first = settle(found, decoded, names, share, seed)
+        names = names or _class_names(found, first.rows)
         if len(names) < 2:
             lines = [f"{problem.name}: {problem.sentence}" for problem in first.problems[:3]]
             raise IngestError(
@@ -114,10 +119,9 @@ class _Kept:
         return self.images[self.rows[part]]
 
 
-def _class_names(found: Found, rows: pd.DataFrame, former: Sequence[str]) -> list[str]:
+def _class_names(found: Found, rows: pd.DataFrame) -> list[str]:
     present = set(rows["label"])
-    names = [name for name in found.class_names if name in present] or natural(present)
-    return sorted(names, key=lambda name: former.index(name) if name in former else len(former))
+    return [name for name in found.class_names if name in present] or natural(present)
 
 
 def candidates(facts: proposal.Facts, cpu_minutes: float) -> dict[str, Candidate]:
@@ -227,7 +231,9 @@ def tally(look: Look) -> list[tuple[str, str]]:
     near = f"{look.near_twins:,} of {facts.test_rows:,} test images look like a training image"
     table.append(("near duplicates", near))
     if facts.grouped:
-        table.append(("groups", f"{rows['group'].replace('', pd.NA).nunique():,}; none is on two sides of a split"))
+        sides = rows[rows["group"] != ""].groupby("group")["split"].nunique()
+        text = f"{(sides > 1).sum():,} of {len(sides):,} are on both sides of the split"
+        table.append(("groups", f"{text}, which validation refuses" if (sides > 1).any() else text))
     table.append(
         (
             "problems",
@@ -244,8 +250,9 @@ def _shares(column: pd.Series) -> str:
 def update(name: str, path: Path | None = None, *, dry_run: bool = False) -> None:
     """Print what is found now, and what changed; without `dry_run`, change the recipe's data settings.
 
-    `path` is where the images are now, by default where the recipe says. Raises ValueError if the recipe reads no
-    folder of images, or the images make no dataset; params.yaml is then unchanged.
+    `path` is where the images are now, by default where the recipe says. The classes stay: a model with other classes
+    has another name, and so another recipe. Raises ValueError if the recipe reads no folder of images, or one of its
+    classes has too few; params.yaml is then unchanged.
     """
     from mobilenet_pipeline.reports.tables import print_found
 
@@ -254,25 +261,45 @@ def update(name: str, path: Path | None = None, *, dry_run: bool = False) -> Non
         raise ValueError(f"recipe {name} has the source {data.source}; --update is for recipes with the source images")
     place = relative(path) if path else data.path
     found = look(Path(place), data.image_size, data.resize, data)
+    _check_classes(place, data.class_names, found.manifest)
     facts = replace(found.facts, path=place)
     values = proposal.changes(data, facts)
     rows = [(key, _change(getattr(data, key), value)) for key, value in values.items()] or [("changes", "none")]
     rows += proposal.over_limits(data, facts).items()
+    if moved := _now_for_testing(load_recipe(name), found.manifest):
+        text = f"{moved:,} that were for training are for testing now; the champion has seen them"
+        rows.append(("images of small classes", text))
     print_found(f"{place}, as recipe {name}", tally(found), rows, found.settled.problems)
     if values and not dry_run:
         replace_values(name, values)
         print(f"params.yaml has the new values of {name} now. Look at them, then: make run RECIPE={name}")
 
 
+def _check_classes(place: str, class_names: Sequence[str], manifest: pd.DataFrame) -> None:
+    """Raise ValueError if a class cannot be trained, validated and tested."""
+    counts = manifest.groupby(["class_name", "split"]).size()
+    for name in class_names:
+        train, test = (int(counts.get((name, split), 0)) for split in ("train", "test"))
+        if train < 2 or test < 1:
+            raise ValueError(
+                f"{place} has {train} training and {test} test images of {name}; a class needs 2 and 1. Add images, or "
+                f"make a recipe with other classes: mobilenet-pipeline init NEW_NAME --images {place}"
+            )
+
+
+def _now_for_testing(recipe: Recipe, manifest: pd.DataFrame) -> int:
+    """Return how many training images of the last ingestion are test images now: a small class cannot do without."""
+    path = data_folder(recipe) / "manifest.parquet"
+    if not path.exists():
+        return 0
+    former = pd.read_parquet(path, columns=["hash", "split"])
+    trained = former["hash"][former["split"] == "train"]
+    return int(manifest["hash"][manifest["split"] == "test"].isin(trained).sum())
+
+
 def _change(old: Any, new: Any) -> str:
-    if isinstance(new, list) and isinstance(new[0], str):
-        return ", ".join(
-            [*(f"+ {name}" for name in new if name not in old), *(f"- {name}" for name in old if name not in new)]
-        )
-    before, after = (
-        " ".join(f"{x:.4f}" for x in value) if isinstance(value, list) else str(value) for value in (old, new)
-    )
-    return f"{before} → {after}"
+    texts = (" ".join(f"{x:.4f}" for x in value) if isinstance(value, list) else str(value) for value in (old, new))
+    return " → ".join(texts)
 
 
 def main(

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
-from mobilenet_pipeline.inference.together import at_once
 from mobilenet_pipeline.models import network
+from mobilenet_pipeline.system.memory import at_once
 from mobilenet_pipeline.training import distribution
 from mobilenet_pipeline.training.batches import Images, training_batches
 from mobilenet_pipeline.training.optimizer import decayed, optimizer_of

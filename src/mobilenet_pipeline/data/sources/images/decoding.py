@@ -21,7 +21,7 @@ AHEAD = 3
 
 @dataclass
 class Decoded:
-    """The results for all images of a source: a row for each record. `seconds` is the time that decoding took."""
+    """The results for all images of a source: a row for each record."""
 
     rows: pd.DataFrame
     faults: list[Fault]
