@@ -24,6 +24,7 @@ import pytest
 from mobilenet_pipeline.config import Recipe, load_recipe
 from mobilenet_pipeline.evaluation import corruptions
 from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.inference.trust import answering
 from mobilenet_pipeline.registry.snapshot import LOCATIONS
 from mobilenet_pipeline.release import bento
 from mobilenet_pipeline.release.bento import Bento
@@ -59,10 +60,11 @@ class Packaging:
         }
         versions = {role: facts.get("version") for role, facts in metadata.items()}
         hashes = {role: facts.get("sha256") for role, facts in metadata.items()}
+        limits = {role: answering(facts) if facts else None for role, facts in metadata.items()}
         for built in self.bentos:
-            if (built.versions, built.hashes, built.is_current) == (versions, hashes, True):
+            if (built.versions, built.hashes, built.is_current, built.answering) == (versions, hashes, True, limits):
                 return built.tag
-        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", versions, hashes, True))
+        self.bentos.append(Bento(f"{recipe.registered_model}:{len(self.bentos) + 1}", versions, hashes, True, limits))
         return self.bentos[-1].tag
 
     def check(self, tag: str, milliseconds: float) -> None:

@@ -26,6 +26,7 @@ TAGS = {
     "artefact_sha256",
     "preprocessing",
     "git_commit",
+    "answering",
     "complete",
 }
 
@@ -46,6 +47,17 @@ def test_a_candidate_becomes_a_version_of_the_run_that_trained_it(
     assert (version.name, version.version, version.run_id) == ("digits-mobilenet", "1", run_id)
     assert (version.accuracy, version.data_digest) == (0.95, dataset["digest"])
     assert version.sha256 == hashlib.sha256(Path("models/digits/scratch/model.tflite").read_bytes()).hexdigest()
+
+
+def test_other_limits_of_the_same_artefact_renew_its_version(recipe: Recipe, make: Make, tmp_path: Path) -> None:
+    make("scratch", right=190)
+    first = register(recipe, "scratch")
+    metrics = Path("metrics/digits/scratch.json")
+    metrics.write_text(metrics.read_text().replace('"stated_coverage": 0.95', '"stated_coverage": 0.99'))
+    second = register(recipe, "scratch")
+    metadata = json.loads((versions.fetch(second, tmp_path / "got") / "metadata.json").read_text())
+    assert (first.version, second.version, metadata["thresholds"]["coverage"]) == ("1", "1", 0.99)
+    assert versions.versions(recipe.registered_model)[0].answering["coverage"] == 0.99
 
 
 def test_a_version_has_thresholds_and_metrics_of_its_answers(

@@ -1,5 +1,6 @@
 """Versions to Bentos: what is built, what is live, what is refused."""
 
+import ast
 import json
 import shutil
 import subprocess
@@ -64,7 +65,7 @@ def test_a_live_bento_has_its_versions_and_hashes(
 ) -> None:
     live = bento.live(served_recipe)
     hashes = {"champion": sha256(served_versions[1]), "challenger": sha256(served_versions[0])}
-    assert live == Bento(str(live), {"champion": "2", "challenger": "1"}, hashes, True)
+    assert live == Bento(str(live), {"champion": "2", "challenger": "1"}, hashes, True, live.answering)
 
 
 def test_a_bento_of_other_code_is_not_current(
@@ -100,6 +101,19 @@ def test_a_bento_has_the_service_without_training_code(bento_store: Path, served
     assert code == {f"serving/{name}" for name in SERVICE} | {f"mobilenet_pipeline/{name}" for name in bento.SHARED}
 
 
+def test_the_service_imports_nothing_that_a_bento_lacks() -> None:
+    files = [*(ROOT / "src" / "mobilenet_pipeline" / name for name in bento.SHARED), *(ROOT / "serving").glob("*.py")]
+    imported = set()
+    for file in files:
+        if file.name not in bento.PROGRAMS:
+            nodes = [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.ImportFrom)]
+            places = [(str(node.module), alias.name) for node in nodes for alias in node.names]
+            imported |= {f"{place}.{name}" if place.count(".") < 2 else place for place, name in places}
+    ours = {name for name in imported if name.startswith("mobilenet_pipeline.")}
+    assert {f"{name.partition('.')[2].replace('.', '/')}.py" for name in ours} <= {*bento.SHARED}
+    assert "mobilenet_pipeline.inference.artefact" in ours
+
+
 def test_the_same_artefacts_build_nothing(
     bento_store: Path, served_recipe: Recipe, served_versions: list[Path]
 ) -> None:
@@ -124,7 +138,8 @@ def test_earlier_artefacts_give_the_earlier_bento(
     second = bento.package(served_recipe, served_versions[0], None)
     bento.put_live(second)
     hashes = {"champion": sha256(served_versions[0]), "challenger": None}
-    assert bento.live(served_recipe) == Bento(second, {"champion": "1", "challenger": None}, hashes, True)
+    live = bento.live(served_recipe)
+    assert live == Bento(second, {"champion": "1", "challenger": None}, hashes, True, live.answering)
     bento.put_live(bento.package(served_recipe, served_versions[1], served_versions[0]))
     assert bento.live(served_recipe) == first
 

@@ -142,6 +142,13 @@ def test_a_verdict_is_recalled_until_a_limit_changes(recipe: Recipe, runs: Runs)
     assert judging.recall(stricter) is None
 
 
+def test_a_verdict_is_not_recalled_after_an_evaluation_that_found_other_limits(recipe: Recipe, runs: Runs) -> None:
+    runs((185, 195))
+    metrics = Path("metrics/digits/scratch.json")
+    metrics.write_text(metrics.read_text().replace('"threshold": 2.0', '"threshold": 2.5'))
+    assert judging.recall(recipe) is None
+
+
 def test_a_verdict_of_a_deleted_version_is_not_recalled(
     recipe: Recipe, runs: Runs, client: mlflow.MlflowClient
 ) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from registry_fixtures import Make, Packaging, Run, Runs
@@ -14,6 +15,7 @@ from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.registry.versions import number_of
 from mobilenet_pipeline.release import bento, judging, promotion
 from mobilenet_pipeline.release.bento import PackagingError
+from mobilenet_pipeline.release.evidence import JudgingError
 from mobilenet_pipeline.workspace import history, paths
 
 pytestmark = pytest.mark.usefixtures("store")
@@ -267,6 +269,19 @@ def test_the_former_champion_gets_the_alias_previous(make: Make, recipe: Recipe,
     assert number_of(aliases.with_alias(recipe.registered_model, "previous")) == "2"
 
 
+def test_a_champion_evaluated_with_another_coverage_is_served_with_it(
+    recipe: Recipe, packaging: Packaging, run: Run, runs: Runs
+) -> None:
+    runs((185, 195))
+    for path in Path("metrics/digits").glob("*.json"):
+        path.write_text(path.read_text().replace('"stated_coverage": 0.95', '"stated_coverage": 0.99'))
+    run()
+    live = packaging.live(recipe)
+    assert live is not None
+    assert live.versions["champion"] == "2"
+    assert live.answering["champion"]["coverage"] == 0.99
+
+
 def test_a_deleted_bento_is_built_again(recipe: Recipe, packaging: Packaging, run: Run, runs: Runs) -> None:
     runs((185, 195))
     packaging.bentos.clear()
@@ -391,6 +406,23 @@ def break_comparisons(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe
 def remove_uv(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setattr(bento.shutil, "which", lambda *_, **__: None)
     return recipe
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        ({"class_names": [*"012345678", "fox"]}, r"other classes \(\+ fox, - 9\)"),
+        ({"image_size": 64}, "images of 32 pixels, not 64"),
+        ({"resize": "pad"}, "images resized by crop, not pad"),
+    ],
+)
+def test_a_champion_that_cannot_be_compared_is_named_before_anything_is_trained(
+    change: dict[str, Any], difference: str, recipe: Recipe, runs: Runs
+) -> None:
+    runs((185, 195))
+    data = recipe.data.model_copy(update={**change, "digest": "another"})
+    with pytest.raises(JudgingError, match=f"version 2, has {difference}, so it cannot be compared"):
+        promotion.check_ready(recipe.model_copy(update={"data": data}))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a version says of its own answer: a prediction set, and whether the image is unlike its training images."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import repeat
@@ -46,6 +47,20 @@ class Thresholds:
         flags = repeat(None) if unfamiliar is None else unfamiliar.tolist()
         rows = zip(answers.probabilities, sets, flags, strict=False)  # the first ends all
         return [{"prediction_set": names, "unfamiliar": flag} for _, names, flag in rows]
+
+
+def answering(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what decides a version's answers beside its artefact: resizing and limits, from its metadata."""
+    return {"resize": metadata.get("resize", "crop"), **Thresholds.of(metadata).to_json()}
+
+
+def answer_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Return whether two results of `answering` are the same, but for the rounding of another machine."""
+
+    def same(a: Any, b: Any) -> bool:
+        return a == b or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-3))
+
+    return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
 
 
 def prediction_sets(probabilities: np.ndarray, least: float) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What the registry shows and keeps of a candidate: descriptions, metrics and metadata. Pure."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from io import StringIO
 from typing import Any
 
@@ -104,22 +104,23 @@ def metadata(version: Version, recipe: Recipe, files: CandidateFiles) -> dict[st
         "recipe": version.recipe,
         "candidate": version.candidate,
         "class_names": list(files.metrics.get("class_names") or recipe.data.class_names),
+        "image_size": recipe.data.image_size,
         "data_digest": version.data_digest,
         "sha256": version.sha256,
         "predictions_sha256": sha256_of(files.folder / PREDICTIONS),
         "git_commit": version.git_commit,
         "test": {key: files.metrics["test"][key] for key in ("accuracy", "loss", "top3_accuracy", "rows")},
         "preprocessing": files.training.get("preprocessing"),
-        "thresholds": thresholds_of(files).to_json(),
-        "resize": recipe.data.resize,
+        **limits_of(recipe, files.metrics),
         "evaluation": {key: files.metrics[key] for key in EVALUATION if key in files.metrics},
     }
 
 
-def thresholds_of(files: CandidateFiles) -> Thresholds:
-    """Return the limits of prediction sets and energies, as the candidate's evaluation found them."""
-    sets, unfamiliar = (files.metrics.get(key) or {} for key in ("prediction_sets", "unfamiliar"))
-    return Thresholds(sets.get("stated_coverage"), sets.get("threshold"), unfamiliar.get("threshold"))
+def limits_of(recipe: Recipe, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of the metadata that decides a version's answers, as the evaluation `metrics` found it."""
+    sets, unfamiliar = (metrics.get(key) or {} for key in ("prediction_sets", "unfamiliar"))
+    limits = Thresholds(sets.get("stated_coverage"), sets.get("threshold"), unfamiliar.get("threshold"))
+    return {"thresholds": limits.to_json(), "resize": recipe.data.resize}
 
 
 def _keys(names: Iterable[str]) -> dict[str, str]:

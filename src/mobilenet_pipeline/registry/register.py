@@ -4,6 +4,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,9 +13,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS, MLFLOW_PARENT_RUN_ID
 
 from mobilenet_pipeline.config import Recipe
+from mobilenet_pipeline.inference.trust import answering
 from mobilenet_pipeline.registry import reference, runs
 from mobilenet_pipeline.registry.documents import (
     facts_of,
+    limits_of,
     metadata,
     metrics_of,
     model_description,
@@ -23,6 +26,7 @@ from mobilenet_pipeline.registry.documents import (
 )
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.registry.versions import (
+    ANSWERING,
     ARTEFACT,
     COMPLETE,
     METADATA,
@@ -51,7 +55,8 @@ def register(
 ) -> Version:
     """Register the candidate and return its version.
 
-    The same candidate gives the same version again. Test metrics, figures and artefacts go to the run of the training,
+    The same candidate gives the same version again; if its limits or its resizing are others now, the version gets its
+    documents and figures anew. Test metrics, figures and artefacts go to the run of the training,
     or to a new run if the store lacks that run. `draw` returns the figures as {file name: PNG}. `describe` returns the
     reference for the monitoring, or None. Both are called only if they are needed.
     """
@@ -61,7 +66,8 @@ def register(
     same = next(
         (entry for entry in entries if version_of(entry).is_of(recipe, files) and find_run(str(entry.run_id))), None
     )
-    if same and same.tags.get(COMPLETE):
+    now = answering(limits_of(recipe, files.metrics))
+    if same and same.tags.get(COMPLETE) and version_of(same).answers_like(now):
         return version_of(same)
     client = MlflowClient()
     version = version_of(same) if same else _create(recipe, files, {str(entry.run_id) for entry in entries})
@@ -81,9 +87,10 @@ def register(
         client.log_artifacts(version.run_id, scratch, SERVED)
     if model_id:
         _link(model_id, version)
+    client.set_model_version_tag(version.name, version.version, ANSWERING, json.dumps(now))
     # Last: the next call completes a registration that was cut short.
     client.set_model_version_tag(version.name, version.version, COMPLETE, "true")
-    return version
+    return replace(version, answering=now)
 
 
 def record_verdict(

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.inference.artefact import check_sha256
+from mobilenet_pipeline.inference.trust import answer_alike
 from mobilenet_pipeline.registry.away import answering, is_away
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
@@ -22,7 +23,7 @@ from mobilenet_pipeline.workspace.files import read_json
 
 SERVED = "served"
 ARTEFACT, METADATA, PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
-COMPLETE = "complete"
+COMPLETE, ANSWERING = "complete", "answering"
 LISTED = 20
 """How many versions an error names."""
 DESCRIPTION = 5000
@@ -44,7 +45,8 @@ class Version:
     `accuracy` is on the test images of the data `data_digest`; `sha256` is the artefact's. `verdict` is "promoted",
     "rejected", or None before the gate's verdict. `git_commit` is None if unknown. `approval` is "approved" after a
     person's approval. `withdrawn` is the reason of the person who withdrew the version, or None. `preprocessing` is the
-    fingerprint of the image decoder at training.
+    fingerprint of the image decoder at training. `answering` is what decides its answers beside the artefact, None for
+    versions of earlier releases.
     """
 
     name: str
@@ -60,10 +62,15 @@ class Version:
     approval: str | None = None
     withdrawn: str | None = None
     preprocessing: str | None = None
+    answering: dict[str, Any] | None = None
 
     def decodes_like(self, preprocessing: str) -> bool:
         """Return whether training and a service with this decoder decode images alike."""
         return self.preprocessing in (None, preprocessing)
+
+    def answers_like(self, answering: Mapping[str, Any]) -> bool:
+        """Return whether the version has these limits and this resizing."""
+        return self.answering is not None and answer_alike(self.answering, answering)
 
     def is_of(self, recipe: Recipe, files: CandidateFiles) -> bool:
         """Return whether the version was registered from these files."""
@@ -282,6 +289,7 @@ def version_of(entry: ModelVersion) -> Version:
         approval=tags.get("approval"),
         withdrawn=tags.get("withdrawn") or None,
         preprocessing=tags.get("preprocessing"),
+        answering=json.loads(tags[ANSWERING]) if tags.get(ANSWERING) else None,
     )
 
 

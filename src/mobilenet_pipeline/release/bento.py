@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from packaging.utils import canonicalize_name
 
 import mobilenet_pipeline
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.inference import artefact
+from mobilenet_pipeline.inference import artefact, trust
 from mobilenet_pipeline.system import environment, process
 from mobilenet_pipeline.workspace import files
 
@@ -50,13 +50,15 @@ class PackagingError(ValueError):
 class Bento:
     """A built Bento: its tag NAME:VERSION, and by role the registered version and the SHA-256 of the artefact.
 
-    `is_current`: these models with the present code and packages would give the same Bento.
+    `is_current`: these models with the present code and packages would give the same Bento. `answering` is, by role,
+    what decides the answers beside the artefact.
     """
 
     tag: str
     versions: dict[str, str | None]
     hashes: dict[str, str | None]
     is_current: bool
+    answering: dict[str, dict[str, Any] | None] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return self.tag
@@ -106,13 +108,15 @@ def live(recipe: Recipe) -> Bento | None:
     try:
         tag = _pointer(recipe.registered_model).read_text(encoding="utf-8").strip()
         folders = _folders(tag)
-        versions = {role: _metadata(folder)["version"] if folder else None for role, folder in folders.items()}
+        facts = {role: _metadata(folder) if folder else None for role, folder in folders.items()}
+        versions = {role: each["version"] if each else None for role, each in facts.items()}
         hashes = {role: artefact.sha256_of(folder / MODEL) if folder else None for role, folder in folders.items()}
     except (FileNotFoundError, PackagingError):
         return None
     with tempfile.TemporaryDirectory() as scratch:
         current = _write_source(Path(scratch), recipe.registered_model, versions["champion"], _roles(tag))
-    return Bento(tag, versions, hashes, tag == current)
+    answering = {role: trust.answering(each) if each else None for role, each in facts.items()}
+    return Bento(tag, versions, hashes, tag == current, answering)
 
 
 def must_be_live(recipe: Recipe) -> Bento:

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,14 +15,17 @@ from mobilenet_pipeline.evaluation.evaluate import evaluate, is_complete, time_i
 from mobilenet_pipeline.evaluation.predictions import Predictions, predictions_of, read_arrays, read_predictions
 from mobilenet_pipeline.gate.verdict import Usage
 from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.inference.artefact import ArtefactError
 from mobilenet_pipeline.registry.aliases import State, read_state
-from mobilenet_pipeline.registry.versions import Version, fetch, number_of, tags_of_run
+from mobilenet_pipeline.registry.versions import ArtefactsLost, Version, fetch, number_of, tags_of_run
 from mobilenet_pipeline.release import restore
 from mobilenet_pipeline.workspace import history, ledger, paths
 from mobilenet_pipeline.workspace.candidate import CandidateFiles, read_candidate
 from mobilenet_pipeline.workspace.files import read_json
 from mobilenet_pipeline.workspace.paths import HERE
 
+LISTED = 10
+"""How many classes an error names."""
 CHAMPION = "the champion"  # no candidate can have this name
 
 
@@ -132,6 +136,34 @@ def _predictions(
     return replace(predictions, facts=replace(predictions.facts, withdrawn=withdrawn))
 
 
+def check_champion(recipe: Recipe) -> None:
+    """Raise JudgingError if the champion cannot be compared on the recipe's images, before anything is trained."""
+    champion = read_state(recipe.registered_model).champion
+    if champion and champion.data_digest != recipe.data.digest:
+        with tempfile.TemporaryDirectory() as scratch, suppress(ArtefactsLost, ArtefactError):  # the run restores it
+            _check_comparable(recipe, champion, fetch(champion, Path(scratch)))
+
+
+def _check_comparable(recipe: Recipe, champion: Version, folder: Path) -> None:
+    """Raise JudgingError if the champion in `folder` has other classes, or images of another size or form."""
+    metadata, data = read_json(folder / "metadata.json"), recipe.data
+    differences = []
+    if metadata["class_names"] != data.class_names:
+        new = [f"+ {name}" for name in data.class_names if name not in metadata["class_names"]]
+        changed = new + [f"- {name}" for name in metadata["class_names"] if name not in data.class_names]
+        differences.append(f"other classes ({', '.join(changed[:LISTED]) or 'the same in another order'})")
+    if (size := metadata.get("image_size", data.image_size)) != data.image_size:
+        differences.append(f"images of {size} pixels, not {data.image_size}")
+    if (resize := metadata.get("resize", "crop")) != data.resize:
+        differences.append(f"images resized by {resize}, not {data.resize}")
+    if differences:
+        raise JudgingError(
+            f"the champion of {champion.name}, version {champion.version}, has {' and '.join(differences)}, so it "
+            f"cannot be compared on the images of {recipe.name}; set another registered_model for the recipe in "
+            "params.yaml"
+        )
+
+
 def _measure(
     recipe: Recipe, champion: Version, folder: Path, files: Mapping[str, CandidateFiles], workspace: Path, dry: bool
 ) -> Measured:
@@ -151,12 +183,7 @@ def _measure(
             f"dry run does not score it: `mobilenet-pipeline run --recipe {recipe.name}` does"
         )
     if again:
-        if metadata["class_names"] != recipe.data.class_names:
-            raise JudgingError(
-                f"the champion of {champion.name}, version {champion.version}, has the classes "
-                f"{metadata['class_names']}, recipe {recipe.name} has {recipe.data.class_names}; set another "
-                "registered_model for the recipe in params.yaml"
-            )
+        _check_comparable(recipe, champion, folder)
         data = open_dataset(paths.data_folder(recipe, workspace))
         _, validation = split_rows(data, recipe.split)
         ledger.record_read(recipe, f"champion, version {champion.version}", digest, champion.sha256, workspace)

@@ -11,8 +11,10 @@ from mobilenet_pipeline.evaluation.reference import describe
 from mobilenet_pipeline.gate.card import write_card
 from mobilenet_pipeline.gate.verdict import Aliases, Decision, GateError, Verdict, decide
 from mobilenet_pipeline.inference import preprocess
+from mobilenet_pipeline.inference.trust import answering
 from mobilenet_pipeline.registry import aliases, identity
 from mobilenet_pipeline.registry.aliases import State
+from mobilenet_pipeline.registry.documents import limits_of
 from mobilenet_pipeline.registry.register import record_verdict, register
 from mobilenet_pipeline.registry.versions import Version, announce, is_stored, number_of, set_tag
 from mobilenet_pipeline.release.evidence import Evidence, collect
@@ -121,14 +123,16 @@ def record(recipe: Recipe, evidence: Evidence, decision: Decision, workspace: Pa
 def recall(recipe: Recipe, workspace: Path = HERE, state: State | None = None) -> Judgement | None:
     """Return the last verdict's judgement, None if something that it rests on has changed.
 
-    It rests on the candidates' artefacts, the data, the limits, and the champion: still the one that was compared, or
-    already the one that the verdict promotes. `state` is the registered model, if it has been read already.
+    It rests on the candidates' artefacts and what their evaluations found, the data, the limits, and the champion:
+    still the one that was compared, or already the one that the verdict promotes. `state` is the registered model, if
+    it has been read already.
     """
     try:
         verdict = read_verdict(recipe, workspace)
         folders = {name: paths.model_folder(recipe, name, workspace) for name in recipe.artefacts}
         digest = read_json(paths.data_folder(recipe, workspace) / "dataset.json")["digest"]
         artefacts = {name: read_json(folder / "export.json")["sha256"] for name, folder in folders.items()}
+        found = {name: read_json(paths.metrics_path(recipe, name, workspace)) for name in folders}
     except (WorkspaceError, GateError, KeyError):
         return None
     if verdict.budget_left is None:
@@ -148,6 +152,8 @@ def recall(recipe: Recipe, workspace: Path = HERE, state: State | None = None) -
     judged = {name: known.get(number) for name, number in verdict.versions.items()}
     if {name: version and version.sha256 for name, version in judged.items()} != artefacts:
         return None  # another store, or somebody deleted a version
+    if not all(each and each.answers_like(answering(limits_of(recipe, found[name]))) for name, each in judged.items()):
+        return None  # evaluated again since, with other limits
     numbers = (verdict.against, verdict.leaves.champion, verdict.leaves.challenger)
     against, champion, challenger = (known.get(number) if number else None for number in numbers)
     if tuple(map(number_of, (against, champion, challenger))) != numbers:

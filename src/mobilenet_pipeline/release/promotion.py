@@ -10,12 +10,14 @@ from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.gate.verdict import Aliases, Verdict
 from mobilenet_pipeline.inference import preprocess
 from mobilenet_pipeline.inference.artefact import ArtefactError
+from mobilenet_pipeline.inference.trust import answer_alike
 from mobilenet_pipeline.registry import aliases, identity, runs
 from mobilenet_pipeline.registry import versions as registry
 from mobilenet_pipeline.registry.aliases import ChampionChanged, State
 from mobilenet_pipeline.registry.versions import ArtefactsLost, Version, number_of
 from mobilenet_pipeline.release import bento, restore
 from mobilenet_pipeline.release.bento import Bento
+from mobilenet_pipeline.release.evidence import check_champion
 from mobilenet_pipeline.release.judging import Judgement, read_verdict, recall
 from mobilenet_pipeline.stages import runner, team
 from mobilenet_pipeline.workspace import history, ledger, paths
@@ -143,7 +145,7 @@ def keep_serving(recipe: Recipe, state: State, workspace: Path = HERE) -> None:
 
 
 def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
-    """Check at the start of a run what it needs at its end: build tools, registry, history, records of the test images.
+    """Check at the start of a run what it needs at its end: build tools, registry, records, a comparable champion.
 
     Raises ValueError or OSError with what is missing or damaged, and the remedy.
     """
@@ -152,6 +154,7 @@ def check_ready(recipe: Recipe, workspace: Path = HERE) -> None:
     check_history(recipe, workspace)
     ledger.count_reads(recipe.data.digest, workspace)
     ledger.last_comparison(recipe.data.digest, workspace)
+    check_champion(recipe)
 
 
 def reconcile(recipe: Recipe, workspace: Path = HERE) -> list[str]:
@@ -296,11 +299,16 @@ def _settled(state: State, live: Bento, champion: Version, challenger: Version |
 
 
 def _serves(live: Bento, champion: Version, challenger: Version | None) -> bool:
-    """Return whether the Bento has today's code and these artefacts; numbers alone start again in another registry."""
+    """Return whether the Bento has today's code, these artefacts and their limits.
+
+    Numbers alone start again in another registry.
+    """
     roles = {"champion": champion, "challenger": challenger}
     versions = {role: number_of(version) for role, version in roles.items()}
     hashes = {role: version.sha256 if version else None for role, version in roles.items()}
-    return live.is_current and (live.versions, live.hashes) == (versions, hashes)
+    known = {role: version.answering for role, version in roles.items() if version and version.answering}
+    alike = all(answer_alike(live.answering.get(role) or {}, each) for role, each in known.items())
+    return live.is_current and alike and (live.versions, live.hashes) == (versions, hashes)
 
 
 def _event(
