@@ -178,10 +178,11 @@ def own_images_tables(figures: Mapping[str, Any]) -> dict[str, str]:
     """Return the tables of the benchmark of own images by name."""
     large, answers = figures["large"], figures["answers"]
     kinds = list(next(iter(answers.values()))["unfamiliar"]["other_images"])
+    machine = f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores"
     tables = {
         "source": table(
             ["date", "machine", "commit", "command"],
-            [[figures["date"], figures["machine"], f"`{figures['commit'][:7]}`", f"`{figures['command']}`"]],
+            [[figures["date"], machine, f"`{figures['commit'][:7]}`", f"`{figures['command']}`"]],
         ),
         "ingestion": table(
             ["cores", "images/s", "peak MiB"],

@@ -195,7 +195,9 @@ def test_no_image_that_can_be_used_is_a_sentence(tmp_path):
         settled(tmp_path)
 
 
-def test_several_threads_give_what_one_gives(root, monkeypatch):
+@pytest.mark.parametrize("many", [1, 4_000])
+def test_several_workers_give_what_one_gives(many, root, monkeypatch):
     alone = settled(root).rows
     monkeypatch.setattr(decoding, "CHUNK_IMAGES", 5)
+    monkeypatch.setattr(decoding, "MANY", many)  # processes, or threads
     assert settled(root, workers=2).rows.equals(alone)

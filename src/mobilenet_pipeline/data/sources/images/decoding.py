@@ -1,8 +1,9 @@
-"""Decode many images on all cores, at a bounded memory: a thread for each core, a file for the pixels."""
+"""Decode many images on all cores, at a bounded memory: a process or thread for each core, a file for the pixels."""
 
+import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,13 +11,16 @@ from pathlib import Path
 import pandas as pd
 
 from mobilenet_pipeline.data.sources.images.found import Content, Found
-from mobilenet_pipeline.data.sources.images.worker import Chunk, Fault, Header, decode_chunk, header_of
+from mobilenet_pipeline.data.sources.images.worker import Chunk, Fault, Header, decode_chunk, end_with_parent, header_of
 from mobilenet_pipeline.inference.preprocess import Resize
 
 CHUNK_BYTES, CHUNK_IMAGES = 2**23, 256
-"""The largest chunk that a thread decodes at a time, in bytes of pixels and in images."""
+"""The largest chunk that a worker decodes at a time, in bytes of pixels and in images."""
+MANY = 4_000
+"""Images from which on processes decode them. They take a second to start, but Python lets the threads of one process
+decode small images one at a time only."""
 AHEAD = 3
-"""Chunks for each thread that wait or are done: what bounds the memory of images that are bytes in a Parquet file."""
+"""Chunks for each worker that wait or are done: what bounds the memory of images that are bytes in a Parquet file."""
 
 
 @dataclass
@@ -30,7 +34,7 @@ class Decoded:
 def decode_all(
     found: Found, size: int, resize: Resize, pixels: Path | None, workers: int, progress: Callable[[int], object]
 ) -> Decoded:
-    """Return hash, statistics and header of every image, decoded at `size` × `size` by `workers` threads.
+    """Return hash, statistics and header of every image, decoded at `size` × `size` by `workers` workers.
 
     The file `pixels`, if given, gets the pixels of record i at byte i × size × size × 3. `progress` is called with the
     number of images of every chunk. Raises OSError if the disk is full.
@@ -40,7 +44,8 @@ def decode_all(
     if pixels:
         pixels.touch()
     frames, faults, start = [], [], 0
-    for chunk in _run(_tasks(found, names, length, size, resize, pixels), workers):
+    tasks = _tasks(found, names, length, size, resize, pixels)
+    for chunk in _run(tasks, workers, processes=workers > 1 and len(names) >= MANY):
         frames.append(pd.DataFrame({**_columns(chunk.headers), "hash": chunk.hashes, **chunk.statistics}))
         faults += [fault._replace(row=start + fault.row) for fault in chunk.faults]
         start += len(chunk.hashes)
@@ -67,9 +72,10 @@ def _tasks(
         start += len(chunk)
 
 
-def _run(tasks: Iterator[Task], workers: int) -> Iterator[Chunk]:
-    """Yield the chunks in order, decoded by threads: Pillow, NumPy and hashlib let other threads work meanwhile."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+def _run(tasks: Iterator[Task], workers: int, *, processes: bool) -> Iterator[Chunk]:
+    """Yield the chunks in order, decoded by processes or threads."""
+    context = multiprocessing.get_context("spawn")  # a copy of this process could hold locks of its threads
+    with ProcessPoolExecutor(workers, context, end_with_parent) if processes else ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Chunk]] = deque()
         try:
             for task in tasks:

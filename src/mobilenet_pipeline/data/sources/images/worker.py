@@ -1,8 +1,12 @@
-"""Decode some images: what each thread does."""
+"""Decode some images: what each worker does."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +40,19 @@ KINDS = {
     "tiny": "the image has {width} × {height} pixels, which shows nothing",
     "blank": "all pixels are equal",
 }
+
+
+def end_with_parent() -> None:
+    """Make this process end with the one that started it, however that ends; Ctrl-C is for that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    if parent:
+        threading.Thread(target=_exit_after, args=(parent,), daemon=True).start()
+
+
+def _exit_after(parent: BaseProcess) -> None:
+    parent.join()
+    os._exit(1)
 
 
 class Header(NamedTuple):
