@@ -243,6 +243,25 @@ def test_the_page_shows_the_numbers_of_each_candidate(recipe: config.Recipe, wor
         assert shown in html
 
 
+def test_of_many_checks_those_that_passed_are_folded(
+    recipe: config.Recipe, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "CHECKS", 3)
+    before, _, folded = html_of(recipe, workspace).partition("checks that passed</summary>")
+    assert "✓ passed" not in before
+    assert "✓ passed" in folded
+
+
+def test_a_twin_is_compared_with_its_candidate(recipe: config.Recipe) -> None:
+    both = recipe.serving.model_copy(update={"precision": ["float32", "int8"]})
+    names = ["scratch", "scratch_int8", "pretrained", "pretrained_int8"]
+    assert page._compared(recipe.model_copy(update={"serving": both}), names) == {
+        "scratch_int8": "scratch",
+        "pretrained": "scratch",
+        "pretrained_int8": "pretrained",
+    }
+
+
 def test_the_page_links_the_data_docs_of_the_validation(recipe: config.Recipe, workspace: Path) -> None:
     docs = workspace / "reports/digits/data_docs/index.html"
     docs.parent.mkdir()

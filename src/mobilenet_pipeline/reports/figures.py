@@ -71,7 +71,7 @@ def accuracy_per_class(matrices: Mapping[str, Sequence[Sequence[int]]], class_na
     the best are drawn.
     """
     shown = scores.shown_classes(matrices.values())
-    figure, (axes,) = canvas(5.6, 1.2 + 0.52 * len(shown))
+    figure, (axes,) = canvas(5.6, 1.2 + 0.26 * max(2, len(matrices)) * len(shown))
     thickness = 0.8 / max(1, len(matrices))
     places, colours = np.arange(len(shown)), palette(matrices)
     for position, (name, matrix) in enumerate(matrices.items()):

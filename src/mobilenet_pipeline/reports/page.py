@@ -3,9 +3,9 @@
 import base64
 import csv
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ from mobilenet_pipeline.reports.candidate_figures import draw_mistakes
 from mobilenet_pipeline.reports.results import results_path
 from mobilenet_pipeline.workspace import history, paths
 from mobilenet_pipeline.workspace.files import write_text
+
+CHECKS = 30
+"""Of a verdict with more checks, those that passed are folded."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,8 @@ def render(recipe: config.Recipe, contents: Contents) -> str:
         else [],
         other_kinds=next((it["unfamiliar"]["other_images"] for it in scored.values() if it.get("unfamiliar")), {}),
         stale=_is_stale(contents),
+        compared=_compared(recipe, scored),
+        folded=contents.verdict is not None and len(contents.verdict.checks) > CHECKS,
         colours=figures.palette(recipe.artefacts),
         figures={name: base64.b64encode(png).decode("ascii") for name, png in draw(recipe, contents).items()},
     )
@@ -132,7 +137,7 @@ def draw(recipe: config.Recipe, contents: Contents) -> dict[str, bytes]:
         drawn["class_accuracy"] = figures.accuracy_per_class(matrices, names)
     for name, matrix in matrices.items():
         drawn[f"{name}_confusion"] = figures.confusion_matrices({name: matrix}, names)
-    for first, second in pairwise(matrices):
+    for second, first in _compared(recipe, matrices).items():
         drawn[f"{second}_difference"] = verdict_figures.confusion_difference(
             matrices[first], matrices[second], f"{second} minus {first}", names
         )
@@ -160,6 +165,16 @@ def draw(recipe: config.Recipe, contents: Contents) -> dict[str, bytes]:
         if contents.images is not None:
             drawn[f"{name}_mistakes"] = draw_mistakes(contents.images, arrays, names)
     return drawn
+
+
+def _compared(recipe: config.Recipe, names: Iterable[str]) -> dict[str, str]:
+    """Return which other model each is compared with: a twin with its candidate, a candidate with the one before."""
+    listed = [name for name in recipe.artefacts if name in set(names)]
+    candidates = [name for name in listed if name in recipe.candidates]
+    twins = {name: recipe.artefacts[name].candidate for name in listed if name not in candidates}
+    return dict(zip(candidates[1:], candidates, strict=False)) | {
+        twin: candidate for twin, candidate in twins.items() if candidate in candidates
+    }
 
 
 def _decisions(verdict: Verdict | None, events: list[history.Event]) -> list[history.Event]:
