@@ -56,9 +56,9 @@ def register(
     """Register the candidate and return its version.
 
     The same candidate gives the same version again; if its limits or its resizing are others now, the version gets its
-    documents and figures anew. Test metrics, figures and artefacts go to the run of the training,
-    or to a new run if the store lacks that run. `draw` returns the figures as {file name: PNG}. `describe` returns the
-    reference for the monitoring, or None. Both are called only if they are needed.
+    documents and figures anew. Test metrics, figures and artefacts go to the run of the training, or to a new run if
+    the store lacks that run. `draw` returns the figures as {file name: PNG}. `describe` returns the reference for the
+    monitoring, or None. Both are called only if they are needed.
     """
     use_store()
     entries = [entry for entry in entries_of(recipe.registered_model) if is_ours(entry)]

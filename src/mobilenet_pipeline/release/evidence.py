@@ -139,7 +139,8 @@ def _predictions(
 def check_champion(recipe: Recipe) -> None:
     """Raise JudgingError if the champion cannot be compared on the recipe's images, before anything is trained."""
     champion = read_state(recipe.registered_model).champion
-    if champion and champion.data_digest != recipe.data.digest:
+    is_compared = champion and champion.decodes_like(preprocess.fingerprint())
+    if champion and is_compared and champion.data_digest != recipe.data.digest:
         with tempfile.TemporaryDirectory() as scratch, suppress(ArtefactsLost, ArtefactError):  # the run restores it
             _check_comparable(recipe, champion, fetch(champion, Path(scratch)))
 

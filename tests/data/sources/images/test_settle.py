@@ -1,5 +1,6 @@
 """From files to rows of a dataset: every image that is left out is named, and nothing depends on names and order."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,13 @@ def test_no_image_that_can_be_used_is_a_sentence(tmp_path):
         (tmp_path / name / "a.png").write_bytes(b"")
     with pytest.raises(IngestError, match=r"no image is left: cat/a\.png: The file is empty"):
         settled(tmp_path)
+
+
+def test_a_killed_worker_is_a_sentence(root, monkeypatch):
+    monkeypatch.setattr(decoding, "MANY", 1)
+    monkeypatch.setattr(decoding, "end_with_parent", os.abort)
+    with pytest.raises(IngestError, match="a process that decodes images was killed"):
+        settled(root, workers=2)
 
 
 @pytest.mark.parametrize("many", [1, 4_000])

@@ -4,12 +4,14 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
+from mobilenet_pipeline.data.sources.base import IngestError
 from mobilenet_pipeline.data.sources.images.found import Content, Found
 from mobilenet_pipeline.data.sources.images.worker import Chunk, Fault, Header, decode_chunk, end_with_parent, header_of
 from mobilenet_pipeline.inference.preprocess import Resize
@@ -73,7 +75,7 @@ def _tasks(
 
 
 def _run(tasks: Iterator[Task], workers: int, *, processes: bool) -> Iterator[Chunk]:
-    """Yield the chunks in order, decoded by processes or threads."""
+    """Yield the chunks in order, decoded by processes or threads. Raises IngestError if a process was killed."""
     context = multiprocessing.get_context("spawn")  # a copy of this process could hold locks of its threads
     with ProcessPoolExecutor(workers, context, end_with_parent) if processes else ThreadPoolExecutor(workers) as pool:
         waiting: deque[Future[Chunk]] = deque()
@@ -84,6 +86,10 @@ def _run(tasks: Iterator[Task], workers: int, *, processes: bool) -> Iterator[Ch
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
+        except BrokenProcessPool:
+            raise IngestError(
+                "a process that decodes images was killed, perhaps for want of memory; nothing was changed, run again"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
