@@ -1,5 +1,6 @@
 """What a process tree uses. NVML is a stand-in, because a test machine has no GPU."""
 
+import os
 import subprocess
 import sys
 import time
@@ -79,6 +80,13 @@ def test_gpu_seconds_are_the_utilisation_of_all_gpus(nvml: None, monkeypatch: py
 def test_only_visible_gpus_count(nvml: None, monkeypatch: pytest.MonkeyPatch, names: str, gpus: list[int]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
     assert usage._gpus() == gpus
+
+
+def test_the_moments_before_the_end_count(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with usage.measured(os.getpid(), 60) as used:
+        time.sleep(0.3)
+    assert used.gpu_seconds >= 1.5 * 0.3
 
 
 def test_without_a_gpu_there_are_no_gpu_seconds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,12 +46,13 @@ def _measure(pid: int, interval: float, usage: Usage, ended: threading.Event) ->
     while True:
         # Not the kernel's `ru_maxrss`: it counts the memory of the parent before `exec`, too.
         usage.peak_bytes = max(usage.peak_bytes, _memory(pid))
-        if ended.wait(interval):
-            return
+        last = ended.wait(interval)
         now = time.monotonic()
         if usage.gpu_seconds is not None:
             usage.gpu_seconds += sum(map(_utilisation, gpus)) * (now - before)
         before = now
+        if last:
+            return
 
 
 def _memory(pid: int) -> int:
