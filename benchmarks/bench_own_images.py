@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from tqdm import tqdm
 
 from mobilenet_pipeline.config import Recipe, load_recipe
@@ -72,8 +73,8 @@ def ingestion(recipe: Recipe) -> dict[str, Any]:
         runs: list[dict[str, Any]] = []
         for cores in (1, 2, 1, 2):
             words = ["taskset", "--cpu-list", f"0-{cores - 1}", sys.executable, __file__, "--ingest", str(pictures)]
-            done = subprocess.run(words, check=True, capture_output=True, text=True)
-            runs.append({"cores": cores, **json.loads(done.stdout.splitlines()[-1])})
+            printed, peak = watched(words, Path("."))
+            runs.append({"cores": cores, "peak_mib": peak, **json.loads(printed.splitlines()[-1])})
             print(runs[-1], flush=True)
     expected = open_dataset(paths.data_folder(recipe)).digest
     if {run["digest"] for run in runs} != {expected}:
@@ -103,10 +104,8 @@ def ingest(recipe: Recipe, pictures: Path) -> None:
         began = time.monotonic()
         dataset = ingestion.ingest(own, Path(folder) / "data")
         seconds = time.monotonic() - began
-    (peak,) = re.findall(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text(encoding="ascii"))
     count = sum(dataset["rows"].values())
-    figures = {"images_per_second": round(count / seconds), "peak_mib": int(peak) // 1024, "digest": dataset["digest"]}
-    print(json.dumps(figures))
+    print(json.dumps({"images_per_second": round(count / seconds), "digest": dataset["digest"]}))
 
 
 def large_pictures() -> dict[str, Any]:
@@ -140,17 +139,33 @@ def write_large_pictures(pictures: Path) -> Path:
 
 
 def limited(words: list[str], folder: Path) -> dict[str, Any]:
-    """Run a command that may allocate `LIMIT` MiB; return its seconds and its peak of anonymous memory."""
-    began, peak = time.monotonic(), 0
-    process = subprocess.Popen(["prlimit", f"--data={LIMIT << 20}", *words], cwd=folder, stdout=subprocess.DEVNULL)
-    while process.poll() is None:
-        with suppress(OSError, IndexError):  # it may have just ended
-            status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
-            peak = max(peak, int(re.findall(r"RssAnon:\s+(\d+)", status)[0]) // 1024)
-        time.sleep(0.1)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(words)} ended with exit code {process.returncode}")
+    """Run a command whose processes may each allocate `LIMIT` MiB; return its seconds and its peak."""
+    began = time.monotonic()
+    _, peak = watched(["prlimit", f"--data={LIMIT << 20}", *words], folder)
     return {"seconds": round(time.monotonic() - began, 1), "peak_mib": peak}
+
+
+def watched(words: list[str], folder: Path) -> tuple[str, int]:
+    """Run a command; return what it prints and the peak of its anonymous memory, with that of its processes, in MiB."""
+    peak = 0
+    with tempfile.TemporaryFile("w+") as output:
+        process = psutil.Popen(words, cwd=folder, stdout=output)
+        while process.poll() is None:
+            with suppress(psutil.Error):  # it may have just ended
+                peak = max(peak, sum(map(anonymous_kib, (process, *process.children(recursive=True)))))
+            time.sleep(0.05)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(words)} ended with exit code {process.returncode}")
+        output.seek(0)
+        return output.read(), peak // 1024
+
+
+def anonymous_kib(process: psutil.Process) -> int:
+    """Return what a process allocated, without the pages of files; 0 if it has ended."""
+    with suppress(OSError):
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+        return sum(map(int, re.findall(r"RssAnon:\s+(\d+)", status)))
+    return 0
 
 
 def twins(recipe: Recipe) -> dict[str, Any]:

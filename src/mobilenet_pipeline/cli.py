@@ -146,7 +146,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--size", type=int, metavar="PIXELS", help="image size, 28 to 224 (default: by the images' sizes)")
     text = "how an image becomes a square: cut, or with black borders (default: crop)"
     sub.add_argument("--resize", choices=("crop", "pad"), help=text)
-    text = "the images have changed: give the recipe their digest, counts, classes and means"
+    text = "the images have changed: give the recipe their digest, counts and means"
     sub.add_argument("--update", action="store_true", help=text)
     sub.add_argument("--dry-run", action="store_true", help="print what is found and proposed; change nothing")
     text = "Show the champion, what is served, and the last verdict. Exit code 3: what is served differs."

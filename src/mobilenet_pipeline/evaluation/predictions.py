@@ -22,10 +22,9 @@ class Facts:
     `corrupted` maps each corruption to bool (n,): whether the model classifies each corrupted test image correctly.
     `bytes` is the size of the served artefact; `p50_ms` and `p99_ms` are its latencies for one image. `preprocessing`
     is the fingerprint of the image decoder at training. `overlap` is the number of test images that are also training
-    images. `set_threshold` is the least probability of a class in a prediction set, found on the
-    validation images; None for a model without prediction sets. `withdrawn` is the reason of the person who withdrew
-    the model, or None. `in_turn_ms` is the latency in a comparison that timed all its models in turn; no other times
-    can be compared.
+    images. `set_threshold` is the least probability of a class in a prediction set, found on the validation images;
+    None for a model without prediction sets. `withdrawn` is the reason of the person who withdrew the model, or None.
+    `in_turn_ms` is the latency in a comparison that timed all its models in turn; no other times can be compared.
     """
 
     corrupted: Mapping[str, np.ndarray]

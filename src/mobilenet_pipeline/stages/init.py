@@ -55,9 +55,7 @@ class Look:
 def look(path: Path, size: int | None = None, resize: Resize = "crop", former: Data | None = None) -> Look:
     """Return what is found at `path`, decoded at `size` or at the size that is proposed.
 
-    With the data settings of a `former` recipe, classes and test images are chosen as it says.
-
-    Raises IngestError if there are no images, or fewer than two classes with enough of them.
+    With the data settings of a `former` recipe, classes and test images are chosen as it says. Raises IngestError if there are no images, or fewer than two classes with enough of them.
     """
     share, seed = (former.test_share, former.split_seed) if former else (TEST_SHARE, 0)
     SCRATCH.mkdir(exist_ok=True)
@@ -256,7 +254,8 @@ def update(name: str, path: Path | None = None, *, dry_run: bool = False) -> Non
     """
     from mobilenet_pipeline.reports.tables import print_found
 
-    data = load_recipe(name).data
+    recipe = load_recipe(name)
+    data = recipe.data
     if data.source != "images" or data.path is None:
         raise ValueError(f"recipe {name} has the source {data.source}; --update is for recipes with the source images")
     place = relative(path) if path else data.path
@@ -266,7 +265,7 @@ def update(name: str, path: Path | None = None, *, dry_run: bool = False) -> Non
     values = proposal.changes(data, facts)
     rows = [(key, _change(getattr(data, key), value)) for key, value in values.items()] or [("changes", "none")]
     rows += proposal.over_limits(data, facts).items()
-    if moved := _now_for_testing(load_recipe(name), found.manifest):
+    if moved := _now_for_testing(recipe, found.manifest):
         text = f"{moved:,} that were for training are for testing now; the champion has seen them"
         rows.append(("images of small classes", text))
     print_found(f"{place}, as recipe {name}", tally(found), rows, found.settled.problems)
