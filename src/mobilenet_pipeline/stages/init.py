@@ -55,7 +55,8 @@ class Look:
 def look(path: Path, size: int | None = None, resize: Resize = "crop", former: Data | None = None) -> Look:
     """Return what is found at `path`, decoded at `size` or at the size that is proposed.
 
-    With the data settings of a `former` recipe, classes and test images are chosen as it says. Raises IngestError if there are no images, or fewer than two classes with enough of them.
+    With the data settings of a `former` recipe, classes and test images are chosen as it says. Raises IngestError if
+    there are no images, or fewer than two classes with enough of them.
     """
     share, seed = (former.test_share, former.split_seed) if former else (TEST_SHARE, 0)
     SCRATCH.mkdir(exist_ok=True)
