@@ -153,7 +153,7 @@ def watched(words: list[str], folder: Path) -> tuple[str, int]:
         while process.poll() is None:
             with suppress(psutil.Error):  # it may have just ended
                 peak = max(peak, sum(map(anonymous_kib, (process, *process.children(recursive=True)))))
-            time.sleep(0.05)
+            time.sleep(0.5)  # looking costs processor time, too
         if process.returncode:
             raise SystemExit(f"{' '.join(words)} ended with exit code {process.returncode}")
         output.seek(0)
