@@ -189,6 +189,13 @@ class Candidate(Section):
     """Side of the cutout square, in pixels of the original image; 0 turns cutout off."""
     seed: int
     """Seed of the initial weights, the order of the images and the augmentation."""
+    workers: Positive = 1
+    """Processes of a Ray cluster, or of TF_CONFIG, that train together; 1 leaves the number to TF_CONFIG."""
+    devices_per_worker: Positive = 1
+    """GPUs of each worker on a Ray cluster; without GPUs, CPU cores."""
+    fewer_workers: bool = False
+    """Whether fewer workers may train, with the same global batch, where there is no room for all. Otherwise such a
+    training is refused."""
 
     @property
     def input_size(self) -> int:
@@ -205,6 +212,22 @@ class Candidate(Section):
         """The candidate with the precision that `auto` is where the processor has bfloat16, or has not."""
         chosen = "pointwise_bfloat16" if bfloat16 and self.architecture == "mobilenet" else "float32"
         return self.model_copy(update={"precision": chosen}) if self.precision == "auto" else self
+
+    def spread(self, planned: int, replicas: int) -> Self:
+        """The candidate with which `replicas` train as `planned` replicas would: same global batch and learning rate.
+
+        Raises ValueError if the global batch has no equal pieces for the replicas.
+        """
+        batch = self.batch_size * planned
+        if batch % replicas:
+            raise ValueError(
+                f"{replicas} replicas cannot share a global batch of {batch} images equally; change workers or "
+                "batch_size"
+            )
+        share = planned / replicas
+        muon_rate = self.muon_rate and self.muon_rate * share
+        changes = {"batch_size": batch // replicas, "learning_rate": self.learning_rate * share, "muon_rate": muon_rate}
+        return self.model_copy(update=changes) if planned != replicas else self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -52,36 +52,37 @@ class Architecture:
 
         Raises ConnectionError if Keras cannot download the weights, ValueError if a file is missing or has others.
         """
-        title, alpha = ARCHITECTURES[candidate.architecture].title, candidate.alpha
-        folder = os.environ.get("IMAGENET_WEIGHTS_DIR")
-        name, downloads = self.names(alpha)[0], environment.keras_downloads()
-        weights = self._file(Path(folder), alpha) if folder else str(downloads / "models" / name)
+        title, alpha, file = ARCHITECTURES[candidate.architecture].title, candidate.alpha, self.file(candidate)
         try:
-            if not folder:  # Keras's own place; KERAS_HOME is ours, see system/environment
-                cache = {"cache_subdir": "models", "cache_dir": str(downloads)}
-                weights = keras.utils.get_file(name, self.url + name, **cache)
-            model = self.application(input_shape=(224, 224, 3), alpha=alpha, include_top=False, weights=weights)
-        except Exception as error:  # urllib, h5py and Keras raise their own
-            if "URL fetch failure" in str(error):
-                raise ConnectionError(
-                    f"Keras could not download the ImageNet weights for alpha {alpha} ({error}); without a network, "
-                    f"put {name} into a folder and set IMAGENET_WEIGHTS_DIR to it"
-                ) from error
-            file = weights if folder else f"Keras's download {weights}"
+            model = self.application(input_shape=(224, 224, 3), alpha=alpha, include_top=False, weights=str(file))
+        except Exception as error:  # h5py and Keras raise their own
             raise ValueError(
                 f"{file} does not hold {title}'s ImageNet weights ({error}); delete or replace the file"
             ) from error
-        return model, f"ImageNet, alpha {alpha}, 224 px ({Path(weights).name})"
+        return model, f"ImageNet, alpha {alpha}, 224 px ({file.name})"
 
-    def _file(self, folder: Path, alpha: float) -> str:
-        names = self.names(alpha)
-        for name in names:
-            if (folder / name).is_file():
-                return str(folder / name)
-        raise ValueError(
-            f"IMAGENET_WEIGHTS_DIR has no {' or '.join(names)} (for alpha {alpha}): put it into {folder}, choose "
-            "another alpha, or unset the variable to let Keras download it"
-        )
+    def file(self, candidate: Candidate) -> Path:
+        """Return the file with the ImageNet weights: that of IMAGENET_WEIGHTS_DIR, or else Keras's download.
+
+        Raises ConnectionError if Keras cannot download it, ValueError if the folder lacks it.
+        """
+        names, alpha = self.names(candidate.alpha), candidate.alpha
+        if folder := os.environ.get("IMAGENET_WEIGHTS_DIR"):
+            for name in names:
+                if (Path(folder) / name).is_file():
+                    return Path(folder) / name
+            raise ValueError(
+                f"IMAGENET_WEIGHTS_DIR has no {' or '.join(names)} (for alpha {alpha}): put it into {folder}, choose "
+                "another alpha, or unset the variable to let Keras download it"
+            )
+        try:  # Keras's own place; KERAS_HOME is ours, see system/environment
+            cache = {"cache_subdir": "models", "cache_dir": str(environment.keras_downloads())}
+            return Path(keras.utils.get_file(names[0], self.url + names[0], **cache))
+        except Exception as error:  # urllib raises its own
+            raise ConnectionError(
+                f"Keras could not download the ImageNet weights for alpha {alpha} ({error}); without a network, "
+                f"put {names[0]} into a folder and set IMAGENET_WEIGHTS_DIR to it"
+            ) from error
 
 
 @contextmanager

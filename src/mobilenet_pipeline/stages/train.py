@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
@@ -37,7 +38,9 @@ def main(recipe: Recipe, name: str) -> None:
     Of several workers, only the first writes. A training that was cut short continues from `checkpoint.npz` beside
     these files.
     """
-    recipe = recipe.with_precision(bfloat16=distribution.bfloat16_helps())
+    address = setting.address()
+    # Machines of a cluster may differ, and a training may continue on another one.
+    recipe = recipe.with_precision(bfloat16=address is None and distribution.bfloat16_helps())
     candidate, folder = recipe.candidate(name), model_folder(recipe, name)
     checkpoint_path = folder / "checkpoint.npz"
     dataset = open_dataset(data_folder(recipe))
@@ -47,22 +50,27 @@ def main(recipe: Recipe, name: str) -> None:
     data = TrainingData(training, validation, len(dataset.class_names))
     if (count := distribution.workers()) > 1:
         say(f"waiting for all {count} workers of TF_CONFIG")
-    strategy = distribution.choose()
-    devices = distribution.describe(strategy)
+    strategy = None if address else distribution.choose()
+    devices = distribution.describe(strategy) if strategy else f"the Ray cluster {address}"
     if training.bytes > IN_MEMORY:
         say(f"{training.bytes / 2**30:.1f} GiB of training images: they are read from images.npy batch by batch")
     say(f"{len(training):,} training and {len(validation):,} validation images, on {devices}, in {candidate.precision}")
 
-    def fit(on_epoch: Callable[[Epoch, int, float], None]) -> Trained:
+    def fit(on_epoch: Callable[[Epoch, int, float], None]) -> tuple[Trained, dict[str, Any]]:
         with stop_on_signal() as should_stop:
+            callbacks = Callbacks(on_epoch, say, should_stop)
             try:
-                return train(candidate, data, strategy, Callbacks(on_epoch, say, should_stop), checkpoint_path)
+                if strategy is None:
+                    from mobilenet_pipeline.cluster import training as cluster
+
+                    return cluster.train(str(address), recipe, name, dataset, callbacks, checkpoint_path)
+                return train(candidate, data, strategy, callbacks, checkpoint_path), machine.describe_machine()
             except Interrupted as stop:
                 next_run = f"continues from {checkpoint_path}" if stop.saved else "starts afresh"
                 say(f"stop requested: the next run {next_run}")
                 raise
 
-    if not distribution.is_chief(strategy):
+    if strategy and not distribution.is_chief(strategy):
         fit(lambda row, epochs, left: say(progress(row, epochs, left)))
         return
     began = datetime.now(UTC)
@@ -79,10 +87,10 @@ def main(recipe: Recipe, name: str) -> None:
             log.log_epoch(row)
             say(progress(row, epochs, left))
 
-        trained = fit(on_epoch)
+        trained, trained_on = fit(on_epoch)
         save(folder, trained)
         log.log_graph(trained.model)
-        steps = round(trained.epochs * len(training) / (candidate.batch_size * strategy.num_replicas_in_sync))
+        steps = round(trained.epochs * len(training) / trained.global_batch)
         run.log_model(trained.model, validation.first(2), dataset.class_names, steps)
         run.log_figure(figures.learning_curves({name: pd.read_csv(folder / "history.csv")}), "learning_curves.png")
     layers = costs.layers(candidate, data.classes)
@@ -93,8 +101,9 @@ def main(recipe: Recipe, name: str) -> None:
         "parameters": anatomy.parameters(layers),
         "multiply_adds": anatomy.multiply_adds(layers),
         "weights": trained.origin,
-        "replicas": strategy.num_replicas_in_sync,
-        "global_batch": candidate.batch_size * strategy.num_replicas_in_sync,
+        "replicas": trained.replicas,
+        "planned_replicas": trained.global_batch // candidate.batch_size,
+        "global_batch": trained.global_batch,
         "precision": candidate.precision,
         "epochs": round(trained.epochs, 3),
         "temperature": round(trained.temperature, 4),
@@ -102,7 +111,7 @@ def main(recipe: Recipe, name: str) -> None:
         "data_digest": dataset.digest,
         "git_commit": provenance.git_commit(Path("."))[0],
         "tensorflow": version("tensorflow"),
-        "machine": machine.describe_machine(),
+        "machine": trained_on,
         "trained_at": began.isoformat(timespec="seconds"),
     }
     write_json(folder / "training.json", facts)

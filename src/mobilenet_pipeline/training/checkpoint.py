@@ -101,6 +101,16 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
         return None
 
 
+def identity_of(path: Path) -> dict[str, Any] | None:
+    """Return what identifies the training of a saved state, None for a damaged file."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            identity: dict[str, Any] = json.loads(str(archive["document"]))["identity"]
+            return identity
+    except Exception:  # as in `load`
+        return None
+
+
 def set_aside(path: Path) -> None:
     """Rename an unused state, so that this training does not overwrite it.
 

@@ -5,12 +5,14 @@ import json
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 import tensorflow as tf
 
+from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.system import processor
 from mobilenet_pipeline.training.batches import Share
 
@@ -51,6 +53,27 @@ def workers() -> int:
         ) from None
 
 
+def planned_replicas(candidate: Candidate, strategy: tf.distribute.Strategy) -> int:
+    """Return the number of replicas that the candidate's global batch is for.
+
+    It is larger than the strategy's if fewer workers train than the candidate has. Raises ValueError if they may not.
+    """
+    count = workers()
+    planned = candidate.workers if candidate.workers > 1 else count
+    if count > planned or (count < planned and not candidate.fewer_workers):
+        raise ValueError(
+            f"the candidate has {planned} workers, and {count} would train: run with --cluster or with a TF_CONFIG of "
+            f"{planned}, set workers: {count}, or allow fewer_workers, which keep the global batch"
+        )
+    return strategy.num_replicas_in_sync * planned // count
+
+
+def use_cores(count: int) -> None:
+    """Let TensorFlow compute with `count` CPU cores. Raises RuntimeError if it has computed already."""
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(count)
+
+
 def meet() -> None:
     """Wait until every worker of TF_CONFIG listens at its address.
 
@@ -58,13 +81,13 @@ def meet() -> None:
     Raises TimeoutError after LIMIT seconds, naming the workers that are missing, ValueError for an address or a limit
     that is none, and OSError if this worker's port cannot be used.
     """
-    limit, (own, peers) = _limit(), _own_and_peers()
-    deadline = time.monotonic() + limit
+    longest, (own, peers) = limit(), _own_and_peers()
+    deadline = time.monotonic() + longest
     with _listening(own):
         while peers := [address for address in peers if not _listens(address)]:
             if time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"{', '.join(peers)} of TF_CONFIG did not start within {limit} s ({LIMIT}); start every worker, "
+                    f"{', '.join(peers)} of TF_CONFIG did not start within {longest} s ({LIMIT}); start every worker, "
                     "and check that this machine reaches its address"
                 )
             time.sleep(_TRY_SECONDS / 5)
@@ -104,7 +127,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _limit() -> int:
+def limit() -> int:
+    """Return the seconds that a worker waits for the others. Raises ValueError for a setting that is no number."""
     text = os.environ.get(LIMIT) or str(LIMIT_SECONDS)
     if not text.isdecimal() or int(text) < 1:
         raise ValueError(f"{LIMIT} is {text!r}; give a number of seconds from 1")
@@ -115,15 +139,17 @@ def _limit() -> int:
 def _ended_when_told() -> Iterator[None]:
     """Let the kernel end this process after LIMIT seconds in the `with` body, and keep its handler of SIGTERM.
 
-    TensorFlow installs a handler that ignores SIGTERM.
+    TensorFlow installs a handler that ignores SIGTERM. Ray trains in a thread, which cannot change handlers, and ends
+    its workers with SIGKILL.
     """
     handler = signal.getsignal(signal.SIGTERM)
-    signal.alarm(_limit())
+    signal.alarm(limit())
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGTERM, handler)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 def bfloat16_helps() -> bool:

@@ -44,12 +44,13 @@ class Callbacks:
     """How a training talks to its caller.
 
     `on_epoch(epoch, epochs, seconds_left)` is told each finished epoch, those of earlier processes too; `say` is told
-    sentences for the log; `should_stop` is asked every few seconds.
+    sentences for the log; `should_stop` is asked every few seconds; `on_save` is told that the checkpoint was written.
     """
 
     on_epoch: Callable[[Epoch, int, float], None] = lambda row, epochs, left: None
     say: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+    on_save: Callable[[], None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class Trained:
 
     `epochs` counts passes over the training images; the last one may be cut short. `cpu_seconds` is user and system
     time, that of earlier processes of the same training included. The head's weights are divided by `temperature`,
-    which minimises the validation loss; the learning curve is from before that.
+    which minimises the validation loss; the learning curve is from before that. `replicas` trained it, with a global
+    batch of `global_batch` images.
     """
 
     model: keras.Model
@@ -67,6 +69,8 @@ class Trained:
     epochs: float
     cpu_seconds: float
     temperature: float
+    replicas: int
+    global_batch: int
 
 
 def train(
@@ -79,14 +83,17 @@ def train(
     """Train the candidate on `strategy`.
 
     The global batch is `batch_size` × replicas; the learning rate grows with the replicas (Goyal et al. 2017,
-    arXiv:1706.02677). The state is saved to `checkpoint_path` after every epoch, and a training that was cut short
-    continues from it.
+    arXiv:1706.02677). Both are those of all the candidate's workers, even if fewer train. The state is saved to
+    `checkpoint_path` after every epoch, and a training that was cut short continues from it.
 
     Raises DivergedError if the loss is not finite, Interrupted soon after a stop is requested (of several workers, all
-    stop), ConnectionError if another worker is gone, and ValueError if the workers of TF_CONFIG differ.
+    stop), ConnectionError if another worker is gone, and ValueError if the workers of TF_CONFIG differ or are too few.
     """
     keras.config.disable_interactive_logging()  # its progress bars would fill the log
-    identity = _identity(candidate, data, strategy)
+    replicas, planned = strategy.num_replicas_in_sync, distribution.planned_replicas(candidate, strategy)
+    global_batch = candidate.batch_size * planned
+    identity = _identity(candidate, data, planned)
+    candidate = candidate.spread(planned, replicas)
     state = _resume(checkpoint_path, identity, candidate, strategy)
     # If one worker stopped alone, the others would lose what they have not saved.
     should_stop = distribution.any_worker(strategy, callbacks.should_stop)
@@ -113,13 +120,15 @@ def train(
     def save() -> None:
         if checkpoint_path and distribution.is_chief(strategy):
             checkpoint.save(checkpoint_path, identity, position.state())
+            callbacks.on_save()
 
     logits = _run(position, validator, callbacks.on_epoch, should_stop, save)
     if logits is None:
         raise Interrupted(saved=checkpoint_path is not None)
     finished, temperature = _finish(candidate, data, model, logits)
     epochs = position.plan.length / position.plan.per_epoch
-    return Trained(finished, position.history, origin, epochs, position.cpu_seconds, temperature)
+    cpu_seconds = position.cpu_seconds
+    return Trained(finished, position.history, origin, epochs, cpu_seconds, temperature, replicas, global_batch)
 
 
 def _run(
@@ -166,12 +175,12 @@ def _finish(
     return finished, temperature
 
 
-def _identity(candidate: Candidate, data: TrainingData, strategy: tf.distribute.Strategy) -> dict[str, Any]:
+def _identity(candidate: Candidate, data: TrainingData, replicas: int) -> dict[str, Any]:
     """Return everything that must be equal for one training to continue another's state."""
     labels = np.concatenate([data.training.labels, data.validation.labels])
     return {
-        "candidate": candidate.model_dump(),
-        "replicas": strategy.num_replicas_in_sync,
+        "candidate": candidate.model_dump(exclude={"workers", "devices_per_worker", "fewer_workers"}),
+        "replicas": replicas,
         "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
         "code": _code(),
         "tensorflow": tf.__version__,

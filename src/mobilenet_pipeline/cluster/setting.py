@@ -1,0 +1,28 @@
+"""The setting by which trainings run on a Ray cluster."""
+
+import os
+import re
+from importlib.util import find_spec
+
+CLUSTER = "MOBILENET_PIPELINE_CLUSTER"
+"""The variable with the cluster's address; without it, a training runs in its stage's process."""
+
+
+def address() -> str | None:
+    """Return the cluster of the environment, None if there is none. Raises the errors of `checked`."""
+    text = os.environ.get(CLUSTER)
+    return checked(text) if text else None
+
+
+def checked(text: str) -> str:
+    """Return the address of a cluster unchanged. Raises ValueError if it is none, or if Ray is not installed."""
+    host, _, port = text.removeprefix("ray://").rpartition(":")
+    is_client = text.startswith("ray://") and re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:]+\]", host) and port.isdecimal()
+    if text not in ("auto", "local") and not (is_client and 0 < int(port) < 65536):
+        raise ValueError(
+            f"cluster {text!r} is no address: give auto for the cluster that this machine belongs to, ray://HOST:10001 "
+            f"for another one, or local for a cluster of this machine alone (--cluster, or {CLUSTER})"
+        )
+    if find_spec("ray") is None:
+        raise ValueError(f"cluster {text!r} needs Ray, which is not installed: make cluster")
+    return text
