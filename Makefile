@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images photographs faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -64,9 +64,14 @@ reference: $(READY)  ## generate docs/reference from the code
 gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
 	$(UV) pip install --python $(BIN)/python -e '.[gpu]'
 
-lock: $(READY)  ## resolve requirements.lock again from pyproject.toml
-	$(UV) pip compile pyproject.toml --extra dev --extra heic --extra servers --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-annotate --no-header --upgrade -q -o requirements.lock
+cluster: $(READY)  ## add Ray, for trainings on a cluster
+	@$(UV) pip install --quiet --require-hashes -r requirements-cluster.lock --python $(BIN)/python
+
+LOCKED := --extra dev --extra heic --extra servers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q
+
+lock: $(READY)  ## resolve requirements.lock and requirements-cluster.lock again from pyproject.toml
+	$(UV) pip compile pyproject.toml $(LOCKED) --upgrade -o requirements.lock
+	$(UV) pip compile pyproject.toml $(LOCKED) --extra cluster --constraint requirements.lock --upgrade -o requirements-cluster.lock
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras
 	@$(BIN)/python benchmarks/bench_train.py

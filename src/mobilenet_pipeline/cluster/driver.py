@@ -53,8 +53,13 @@ class Restarts(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Note the first worker's error."""
         rank, error = min(worker_exceptions.items())
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        self.relay.tell.remote({"lost": rank, "reason": lines[-1].strip() if lines else type(error).__name__})
+        self.relay.tell.remote({"lost": rank, "reason": _sentence(error)})
+
+
+def _sentence(error: BaseException | None) -> str:
+    """Return what Ray or TensorFlow says of a failure, without the guesses and the traceback."""
+    lines = [line.strip() for line in str(error).partition("Some common causes")[0].splitlines() if line.strip()]
+    return lines[-1].rstrip(".") if lines else type(error).__name__
 
 
 def write(**message: Any) -> None:
@@ -66,9 +71,16 @@ def main() -> None:
     """Run the job of the command line, and write its outcome."""
     environment.prepare()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    restarts, over = 0, False
     try:
-        with _connected(job):
-            _run(job)
+        while not over:
+            with _connected(job):
+                run = Run(job, _relay(job), stop, restarts)
+                over = run.to_the_end()
+            restarts = run.restarts
     except Failed as failure:
         write(error=str(failure), lasting=failure.lasting)
 
@@ -93,66 +105,91 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
         ray.shutdown()
 
 
-def _run(job: dict[str, Any]) -> None:
-    """Run the trainings of the job until one ends."""
+def _relay(job: dict[str, Any]) -> Any:
+    """Start the relay, with the state that the workspace has."""
     kept = Path(job["checkpoint"])
     state = kept.read_bytes() if kept.exists() else None
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote(state)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: relay.stop.remote())
-    Run(job, relay).to_the_end()
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote(state)
 
 
 class Run:
-    """One training on the cluster, from waiting for room to its last message."""
+    """One training on the cluster, from waiting for room to its last message.
 
-    def __init__(self, job: dict[str, Any], relay: Any) -> None:
-        self.job, self.relay = job, relay
-        self.restarts, self.last_epoch, self.over = 0, 0, False
+    `stop` is set when the training shall stop. `restarts` is how often the workers were started again before.
+    """
+
+    def __init__(self, job: dict[str, Any], relay: Any, stop: threading.Event, restarts: int) -> None:
+        self.job, self.relay, self.stop, self.restarts = job, relay, stop, restarts
+        self.last_epoch, self.over, self.running = 0, False, False
         self.failure: BaseException | None = None
-        self.workers = job["workers"]
         self.resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        self.workers = job["workers"]
+        self.deadline, self.told = 0.0, 0.0
 
-    def to_the_end(self) -> None:
-        """Train. Raises Failed."""
-        self.wait_for_room()
+    def to_the_end(self) -> bool:
+        """Train; return whether the training is over, False if fewer workers shall go on. Raises Failed."""
+        self._start_clock()
+        while not self._finds_room() and not self.stop.wait(ROOM_SECONDS):
+            pass
+        if self.stop.is_set():
+            return self._interrupted()
         write(placed={"workers": self.workers, "devices": self.job["devices"], "resource": self.resource})
         thread = threading.Thread(target=self._fit, daemon=True)
         thread.start()
+        looked = time.monotonic()
         while thread.is_alive():
-            self.pass_on()
+            self._pass_on()
+            if self.stop.is_set():
+                if not self.running:  # nothing has happened since the last state
+                    return self._interrupted()
+                self.relay.stop.remote()
+            if not self.running and time.monotonic() - looked > ROOM_SECONDS:
+                looked, before = time.monotonic(), self.workers
+                self._finds_room()
+                if self.workers != before:
+                    return False
             time.sleep(LOOK_SECONDS)
-        self.pass_on()
+        self._pass_on()
         if not self.over:
-            raise self._reason()
+            raise Failed(f"the workers were lost {self.restarts} times: {_sentence(self.failure)}", lasting=False)
+        return True
 
-    def wait_for_room(self) -> None:
-        """Wait until the cluster has room for the workers. Raises Failed after the limit."""
-        deadline, told = time.monotonic() + self.job["limit"], -TELL_SECONDS
-        while (room := self.room()) < self.workers:
-            now = time.monotonic()
-            if now > deadline:
-                raise Failed(self._no_room(room) + f", after {self.job['limit']} s", lasting=False)
-            if self.job["fewest"] and (fitting := [n for n in self.job["fewest"] if n <= room]):
-                self.workers = max(fitting)
-                write(say=f"{self._no_room(room)}: {self.workers} train with the same global batch")
-                return
-            if now - told > TELL_SECONDS:
-                write(say=f"{self._no_room(room)}: waiting")
-                told = now
-            time.sleep(ROOM_SECONDS)
+    def _interrupted(self) -> bool:
+        write(interrupted=True, saved=Path(self.job["checkpoint"]).exists())
+        return True
+
+    def _start_clock(self) -> None:
+        self.deadline, self.told = time.monotonic() + self.job["limit"], -TELL_SECONDS
+
+    def _finds_room(self) -> bool:
+        """Return whether the cluster has room for the workers, for fewer if they may train.
+
+        Raises Failed after the limit.
+        """
+        room, now = self.room(), time.monotonic()
+        if room >= self.workers:
+            return True
+        devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
+        sentence = f"the candidate has {self.workers} workers of {devices}, and the cluster has room for {room}"
+        if fitting := [count for count in self.job["fewer"] if count <= room]:
+            self.workers = max(fitting)
+            write(say=f"{sentence}: {self.workers} train, with the same global batch")
+            return True
+        if now > self.deadline:
+            remedy = "add a machine, or allow fewer_workers in the recipe"
+            raise Failed(f"{sentence}, after {self.job['limit']} s; {remedy}", lasting=False)
+        if now - self.told > TELL_SECONDS:
+            write(say=f"{sentence}: waiting")
+            self.told = now
+        return False
 
     def room(self) -> int:
         """Return how many workers the cluster's nodes have room for, other jobs aside."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(int(node.get(self.resource, 0) // self.job["devices"]) for node in nodes)
-
-    def _no_room(self, room: int) -> str:
-        devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
-        return f"the candidate has {self.job['workers']} workers of {devices}, and the cluster has room for {room}"
 
     def _fit(self) -> None:
         """Let Ray place the workers and start them again when one is lost."""
@@ -173,7 +210,7 @@ class Run:
             run_config=RunConfig(
                 name=self.job["name"],
                 storage_path=self.job["storage"],
-                failure_config=FailureConfig(max_failures=RESTARTS),
+                failure_config=FailureConfig(max_failures=RESTARTS - self.restarts),
                 callbacks=[Restarts(self.relay)],
             ),
         )
@@ -182,7 +219,7 @@ class Run:
         except BaseException as error:
             self.failure = error
 
-    def pass_on(self) -> None:
+    def _pass_on(self) -> None:
         """Pass the workers' messages on. Raises Failed for an error that no restart can mend."""
         for message in ray.get(self.relay.take.remote()):
             if "files_needed" in message:
@@ -192,7 +229,8 @@ class Run:
             elif "error" in message:
                 raise Failed(message["error"], message["lasting"])
             elif "lost" in message:
-                self.restarts += 1
+                self.restarts, self.running = self.restarts + 1, False
+                self._start_clock()
                 lost = f"worker {message['lost'] + 1} is lost after epoch {self.last_epoch}: {message['reason']}"
                 write(say=f"{lost}; Ray starts all workers again ({self.restarts} of {RESTARTS})")
             elif "state" in message:
@@ -202,7 +240,7 @@ class Run:
                 write(trained=message["trained"])
                 self.over = True
             else:
-                self.over = self.over or "interrupted" in message
+                self.over, self.running = self.over or "interrupted" in message, True
                 self.last_epoch = message.get("epoch", {}).get("epoch", self.last_epoch)
                 write(**message)
 
@@ -215,11 +253,6 @@ class Run:
                 with redirect_stdout(io.StringIO()) as said:
                     checkpoint.set_aside(path)
                 write(say=said.getvalue().strip())
-
-    def _reason(self) -> Failed:
-        lines = [line for line in str(self.failure or "").splitlines() if line.strip()]
-        reason = f": {lines[-1].strip()}" if lines else ""
-        return Failed(f"the workers were lost {self.restarts} times{reason}", lasting=False)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def train(
             "candidate": name,
             "workers": candidate.workers,
             "devices": candidate.devices_per_worker,
-            "fewest": _fewer(candidate.workers, candidate.batch_size) if candidate.fewer_workers else [],
+            "fewer": _fewer(candidate.workers, candidate.batch_size) if candidate.fewer_workers else [],
             "data": str(data_folder(recipe).resolve()),
             "digest": dataset.digest,
             "weights": str(architecture_of(candidate).file(candidate)) if candidate.weights == "imagenet" else None,
@@ -61,11 +61,13 @@ def train(
             "limit": distribution.limit(),
         }
         write_json(Path(scratch) / "job.json", job)
-        history: list[Epoch] = []
+        told = 0
         for message in _messages(Path(scratch) / "job.json", callbacks.should_stop):
             if "epoch" in message:
-                history.append(Epoch(**message["epoch"]))
-                callbacks.on_epoch(history[-1], message["epochs"], message["left"])
+                row = Epoch(**message["epoch"])
+                if row.epoch > told:  # workers that were started again tell all epochs
+                    told = row.epoch
+                    callbacks.on_epoch(row, message["epochs"], message["left"])
             elif "interrupted" in message:
                 raise Interrupted(message["saved"])
             elif "error" in message:

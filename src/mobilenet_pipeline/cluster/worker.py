@@ -15,7 +15,8 @@ from mobilenet_pipeline.cluster import files
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.data.split import split_rows
-from mobilenet_pipeline.system import environment, machine
+from mobilenet_pipeline.system import environment
+from mobilenet_pipeline.system.machine import describe_machine
 
 ASK_SECONDS = 1.0
 """Seconds between two questions to the relay."""
@@ -48,6 +49,9 @@ class Line:
 
     def files(self) -> Iterable[tuple[str, Iterable[bytes]]]:
         """Return names and contents of the dataset's files, from the object store."""
+        self.tell(
+            say=f"{os.uname().nodename} does not share the workspace: the dataset comes through Ray's object store"
+        )
         while (found := self.call("ask_for_files")) is None:
             time.sleep(ASK_SECONDS / 5)
         return ((name, map(ray.get, parts)) for name, parts in found)
@@ -120,4 +124,4 @@ def _train(job: dict[str, Any], line: Line) -> None:
             for key in ("origin", "epochs", "cpu_seconds", "temperature", "replicas", "global_batch")
         }
         history = [asdict(row) for row in trained.history]
-        line.tell(trained={**facts, "history": history, "machine": machine.describe_machine()}, model=path.read_bytes())
+        line.tell(trained={**facts, "history": history, "machine": describe_machine()}, model=path.read_bytes())

@@ -1,0 +1,263 @@
+"""Trainings on a Ray cluster of two nodes, and what happens if a part of it is lost; in the order of the file."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from team_servers import BIN, ROOT
+from waiting import wait_until
+
+from mobilenet_pipeline.system.process import leashed
+
+pytest.importorskip("ray", reason="Ray is not installed: make cluster")
+
+from ray_nodes import Nodes, can_hide, workers
+from ruamel.yaml import YAML
+
+Curve = list[dict[str, float]]
+SHORT = {"epochs": 2, "shift": 0}
+LONG = {"epochs": 60, "shift": 0, "workers": 2, "sync_norm": False, "batch_size": 16}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
+    nodes = Nodes(tmp_path_factory.mktemp("nodes"))
+    try:
+        nodes.start()
+        yield nodes
+    finally:
+        nodes.stop()
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clone in which digits was ingested."""
+    folder = tmp_path_factory.mktemp("cluster") / "clone"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(folder)], check=True)
+    for stage in ("ingest", "validate"):
+        assert run(folder, stage, "digits").returncode == 0
+    return folder
+
+
+def environment_of(folder: Path, **variables: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PREFECT_"))}
+    paths = {"PYTHONPATH": f"{folder / 'src'}:{folder}", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return {**own, **paths, "MOBILENET_PIPELINE_PEER_SECONDS": "900", **variables}
+
+
+def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a stage to its end."""
+    command = [sys.executable, "-P", "-m", "mobilenet_pipeline.stages", *words]
+    env = environment_of(folder, **variables)
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
+
+
+class Training:
+    """A stage `train` that runs in the background; `folder` has the outputs."""
+
+    def __init__(self, workspace: Path, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.folder, self.process, self.log = workspace / "models/digits/pretrained", process, log
+
+    @property
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def reaches(self, word: str) -> None:
+        """Wait until the log has the word."""
+        wait_until(lambda: word in self.text or self.process.poll() is not None, lambda: self.text)
+        assert word in self.text, self.text
+
+    def ends(self) -> int:
+        """Wait for the end, and return the exit code."""
+        return int(wait_until(lambda: (code := self.process.poll()) is not None and str(code), lambda: self.text))
+
+    def curve(self) -> Curve:
+        with (self.folder / "history.csv").open() as file:
+            return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+    def facts(self) -> dict[str, Any]:
+        return dict(json.loads((self.folder / "training.json").read_text()))
+
+
+def set_candidate(workspace: Path, changes: Mapping[str, Any]) -> None:
+    """Give digits' candidate `pretrained` other settings than those of the repository."""
+    yaml, path = YAML(), workspace / "params.yaml"
+    document = yaml.load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    document["recipes"]["digits"]["candidates"]["pretrained"].update(changes)
+    with path.open("w", encoding="utf-8") as file:
+        yaml.dump(document, file)
+
+
+@contextmanager
+def training(workspace: Path, log: Path, changes: Mapping[str, Any], **variables: str) -> Iterator[Training]:
+    """Train in the `with` body; what it has left is removed after it."""
+    set_candidate(workspace, changes)
+    command = [sys.executable, "-P", "-m", "mobilenet_pipeline.stages", "train", "digits", "pretrained"]
+    with log.open("ab") as file:
+        env = environment_of(workspace, **variables)
+        process = subprocess.Popen(command, cwd=workspace, env=env, stdout=file, stderr=subprocess.STDOUT)
+    try:
+        yield Training(workspace, process, log)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def on(nodes: Nodes) -> dict[str, str]:
+    """The variables with which a training finds the cluster."""
+    return {"MOBILENET_PIPELINE_CLUSTER": "auto", "RAY_ADDRESS": nodes.address}
+
+
+@pytest.fixture
+def clean(workspace: Path) -> Iterator[Path]:
+    """The workspace without what trainings leave."""
+    yield workspace
+    shutil.rmtree(workspace / "models", ignore_errors=True)
+
+
+def curve_of(workspace: Path, log: Path, changes: Mapping[str, Any], **variables: str) -> Curve:
+    """Train to the end, and return the learning curve."""
+    with training(workspace, log, changes, **variables) as one:
+        assert one.ends() == 0, one.text
+        return one.curve()
+
+
+@pytest.fixture(scope="module")
+def one_process(workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The curve of a training in its stage's own process."""
+    changes = {**SHORT, "batch_size": 32, "learning_rate": 0.001, "precision": "float32"}
+    return curve_of(workspace, tmp_path_factory.mktemp("one") / "log", changes)
+
+
+def losses(curve: Curve) -> list[float]:
+    return [row["train_loss"] for row in curve]
+
+
+def test_one_worker_has_the_losses_of_a_training_here(clean, on, one_process, tmp_path):
+    curve = curve_of(clean, tmp_path / "log", {**SHORT, "batch_size": 32, "learning_rate": 0.001}, **on)
+    assert losses(curve) == pytest.approx(losses(one_process), rel=1e-4)
+
+
+def test_two_workers_have_the_losses_of_one_at_the_same_global_batch(clean, on, one_process, tmp_path):
+    halves = {"workers": 2, "batch_size": 16, "learning_rate": 0.0005, "sync_norm": True}
+    curve = curve_of(clean, tmp_path / "log", {**SHORT, **halves}, **on)
+    assert losses(curve) == pytest.approx(losses(one_process), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(workspace: Path, on: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Curve:
+    """The curve of two workers that nothing happens to, with Ray's client."""
+    return curve_of(workspace, tmp_path_factory.mktemp("whole") / "log", LONG, **on)
+
+
+def same(curve: Curve, other: Curve) -> bool:
+    """Whether two curves agree in losses and accuracies."""
+    keys = ("train_loss", "train_accuracy", "validation_loss", "validation_accuracy")
+    pairs = [(one[key], two[key]) for one, two in zip(curve, other, strict=True) for key in keys]
+    return max(abs(one - two) for one, two in pairs) < 1e-5
+
+
+def test_ray_starts_killed_workers_again_and_the_result_is_the_same(clean, on, uninterrupted, tmp_path):
+    with training(clean, tmp_path / "log", LONG, **on) as one:
+        one.reaches("epoch 3/60")
+        workers()[0].kill()
+        assert one.ends() == 0, one.text
+        assert "is lost after epoch" in one.text
+        assert "Ray starts all workers again (1 of 3)" in one.text
+        assert same(one.curve(), uninterrupted)
+
+
+def test_a_lost_node_is_waited_for_and_the_result_is_the_same(clean, nodes, on, uninterrupted, tmp_path):
+    with training(clean, tmp_path / "log", LONG, **on) as one:
+        one.reaches("epoch 3/60")
+        nodes.kill("second")
+        one.reaches("the cluster has room for 1: waiting")
+        nodes.add("second")
+        assert one.ends() == 0, one.text
+        assert same(one.curve(), uninterrupted)
+
+
+def test_a_stopped_training_leaves_its_state_and_no_workers(clean, on, uninterrupted, tmp_path):
+    with training(clean, tmp_path / "log", LONG, **on) as one:
+        one.reaches("epoch 3/60")
+        one.process.send_signal(signal.SIGTERM)
+        assert one.ends() == 128 + signal.SIGTERM
+        assert "the next run continues from" in one.text
+    wait_until(lambda: not workers(), lambda: str(workers()))
+    # In its own process, it goes on where the cluster stopped.
+    assert same(curve_of(clean, tmp_path / "next", LONG, **on), uninterrupted)
+    assert "continuing after step" in (tmp_path / "next").read_text()
+
+
+def test_the_workers_of_a_killed_stage_end(clean, on, tmp_path):
+    with training(clean, tmp_path / "log", LONG, **on) as one:
+        one.reaches("epoch 3/60")
+        one.process.kill()
+        one.ends()
+    wait_until(lambda: not workers(), lambda: str(workers()))
+    assert (one.folder / "checkpoint.npz").exists()
+
+
+def test_fewer_workers_go_on_with_the_same_global_batch_where_the_recipe_allows_it(clean, nodes, on, tmp_path):
+    with training(clean, tmp_path / "log", {**LONG, "fewer_workers": True}, **on) as one:
+        one.reaches("epoch 3/60")
+        nodes.kill("second")
+        one.reaches("room for 1: 1 train, with the same global batch")
+        assert one.ends() == 0, one.text
+        facts = one.facts()
+        assert (facts["replicas"], facts["planned_replicas"], facts["global_batch"]) == (1, 2, 32)
+    nodes.add("second")
+    wait_until(lambda: nodes.cpus() == 2, nodes.text)
+
+
+def test_without_enough_nodes_the_run_fails_with_a_sentence(clean, on, tmp_path):
+    with training(clean, tmp_path / "log", {**LONG, "workers": 3}, **on, MOBILENET_PIPELINE_PEER_SECONDS="3") as one:
+        assert one.ends() == os.EX_TEMPFAIL
+        assert "error: the candidate has 3 workers of 1 CPU, and the cluster has room for 2, after 3 s" in one.text
+
+
+@pytest.mark.skipif(not can_hide(), reason="this user may not start a process that does not see a folder (unshare)")
+def test_the_dataset_reaches_a_machine_that_does_not_share_the_workspace(clean, nodes, on, tmp_path):
+    nodes.kill("second")
+    nodes.add("second", hidden=clean)
+    wait_until(lambda: nodes.cpus() == 2, nodes.text)
+    with training(clean, tmp_path / "log", {**SHORT, "workers": 2}, **on) as one:
+        assert one.ends() == 0, one.text
+        assert "the dataset comes through Ray's object store" in one.text
+    nodes.kill("second")
+    nodes.add("second")
+    wait_until(lambda: nodes.cpus() == 2, nodes.text)
+
+
+def test_the_head_s_end_is_an_error_and_the_next_run_goes_on(clean, nodes, on, uninterrupted, tmp_path):
+    client = {"MOBILENET_PIPELINE_CLUSTER": f"ray://127.0.0.1:{nodes.client}"}
+    with training(clean, tmp_path / "log", LONG, **client) as one:
+        one.reaches("epoch 3/60")
+        nodes.kill("head")
+        assert one.ends() == os.EX_TEMPFAIL
+        assert "is gone; the next run continues from" in one.text
+    nodes.stop()
+    nodes.start()
+    assert same(curve_of(clean, tmp_path / "next", LONG, **on), uninterrupted)
+
+
+def test_the_whole_pipeline_runs_with_a_cluster(clean, on, tmp_path):
+    set_candidate(clean, {**LONG, "epochs": 8})
+    command = [str(BIN / "mobilenet-pipeline"), "run", "--recipe", "digits", "--cluster", "auto"]
+    env = environment_of(clean, RAY_ADDRESS=on["RAY_ADDRESS"])
+    with (tmp_path / "log").open("wb") as log, leashed(command, env, cwd=clean, stdout=log) as child:
+        wait_until(lambda: child.ended, (tmp_path / "log").read_text)
+    text = (tmp_path / "log").read_text()
+    assert child.returncode == 0, text
+    assert "worker 2 of 2 runs on" in text
+    assert "promoted" in text
