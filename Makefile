@@ -64,14 +64,14 @@ reference: $(READY)  ## generate docs/reference from the code
 gpu: $(READY)  ## add the CUDA libraries, for training on NVIDIA GPUs
 	$(UV) pip install --python $(BIN)/python -e '.[gpu]'
 
-cluster: $(READY)  ## add Ray, for trainings on a cluster
+cluster: $(READY)  ## add Ray and the Kubernetes packages, for trainings on a cluster
 	@$(UV) pip install --quiet --require-hashes -r requirements-cluster.lock --python $(BIN)/python
 
 LOCKED := --extra dev --extra heic --extra servers --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q
 
 lock: $(READY)  ## resolve requirements.lock and requirements-cluster.lock again from pyproject.toml
 	$(UV) pip compile pyproject.toml $(LOCKED) --upgrade -o requirements.lock
-	$(UV) pip compile pyproject.toml $(LOCKED) --extra cluster --constraint requirements.lock --upgrade -o requirements-cluster.lock
+	$(UV) pip compile pyproject.toml $(LOCKED) --extra cluster --extra kubernetes --constraint requirements.lock --upgrade -o requirements-cluster.lock
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras
 	@$(BIN)/python benchmarks/bench_train.py

@@ -14,16 +14,20 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-import kubernetes_validate
 import pytest
 import yaml
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.server.schemas.actions import WorkPoolCreate
-from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from mobilenet_pipeline import cli
+
+for package in ("kubernetes_validate", "prefect_kubernetes"):
+    pytest.importorskip(package, reason=f"{package} is not installed: make cluster")
+
+import kubernetes_validate
+from prefect_kubernetes.worker import KubernetesWorker, KubernetesWorkerJobConfiguration
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
