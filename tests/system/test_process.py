@@ -4,11 +4,14 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 
+import pytest
 from waiting import alive
 
-from mobilenet_pipeline.system.process import leashed
+from mobilenet_pipeline.system.process import grouped, leashed
 
 
 def test_a_command_that_finishes_gives_its_code_and_its_time() -> None:
@@ -56,3 +59,39 @@ def test_a_process_whose_parent_ends_gets_one_sigterm(tmp_path: Path) -> None:
         assert child.stdout is not None
         child.stdout.readline()
     assert count.read_text() == "1"
+
+
+def sleep(started: "Future[int]") -> None:
+    """Run a child that sleeps, and tell its process."""
+    command = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    with leashed(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        started.set_result(int(child.stdout.readline() or 0))
+        child.stdout.read()
+
+
+def test_a_group_ends_the_children_of_all_threads() -> None:
+    started: list[Future[int]] = [Future(), Future()]
+    with grouped() as group, ThreadPoolExecutor(2) as pool:
+        threads = [pool.submit(copy_context().run, sleep, each) for each in started]
+        children = [each.result() for each in started]
+        group.end()
+        for thread in threads:
+            with pytest.raises(KeyboardInterrupt):
+                thread.result()
+    assert not any(map(alive, children))
+
+
+def test_a_child_of_an_ended_group_ends_at_once() -> None:
+    with grouped() as group:
+        group.end()
+        with pytest.raises(KeyboardInterrupt):
+            sleep(started := Future())
+    assert not alive(started.result())
+
+
+def test_a_child_outside_a_group_stays() -> None:
+    with leashed(["sleep", "60"]) as child:
+        with grouped() as group:
+            group.end()
+        assert not child.ended

@@ -1,6 +1,9 @@
 """Files that are written whole or not at all, and read with a remedy."""
 
+import fcntl
 import resource
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillWaits
 from pathlib import Path
 
 import pytest
@@ -45,6 +48,19 @@ def test_a_full_disk_leaves_the_appended_file_unchanged(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_text() == "first\n"
+
+
+def test_a_line_waits_until_that_of_another_process_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    with ThreadPoolExecutor(1) as pool, path.open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        appended = pool.submit(files.append_line, path, "second")
+        with pytest.raises(StillWaits):
+            appended.result(0.2)
+        other.write("first\n")
+        other.close()
+        appended.result()
+    assert path.read_text() == "first\nsecond\n"
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import psutil
@@ -29,6 +30,49 @@ class Leashed(subprocess.Popen[bytes]):
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
+class Group:
+    """Child processes that end together, whichever threads have started them. `ended` is set once they have to."""
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+        self._lock = threading.Lock()
+        self._leashes: set[IO[bytes]] = set()
+
+    def end(self) -> None:
+        """End all children at the same time; one that starts later ends at once."""
+        with self._lock:
+            self.ended.set()
+            for leash in self._leashes:
+                leash.close()
+
+    @contextmanager
+    def holding(self, leash: IO[bytes]) -> Iterator[None]:
+        """Let `end` close the leash of a child during the `with` body."""
+        with self._lock:
+            self._leashes.add(leash)
+            if self.ended.is_set():
+                leash.close()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._leashes.remove(leash)
+
+
+group: ContextVar[Group | None] = ContextVar("group", default=None)
+"""The group of the children that this context starts; `grouped` sets it."""
+
+
+@contextmanager
+def grouped() -> Iterator[Group]:
+    """Put the children that start in the `with` body, or in threads with its context, into one group."""
+    token = group.set(new := Group())
+    try:
+        yield new
+    finally:
+        group.reset(token)
+
+
 @contextmanager
 def leashed(
     command: list[str], env: Mapping[str, str] | None = None, grace: float = GRACE_SECONDS, **streams: Any
@@ -37,10 +81,16 @@ def leashed(
 
     The command has its own session. At the end of the body, it and all its descendants get SIGTERM, and SIGKILL after
     `grace` seconds. The same happens if this process dies, because the child reads a pipe that only this process holds
-    open. To let the command finish by itself, read its output to the end in the body.
+    open. To let the command finish by itself, read its output to the end in the body. Raises KeyboardInterrupt after
+    the body if the child's group was ended: signals reach the main thread only, and this may be another one.
     """
     reading, writing = os.pipe()
-    with open(reading, "rb") as held, open(writing, "wb") as leash:
+    own = group.get()
+    with (
+        open(reading, "rb") as held,
+        open(writing, "wb") as leash,
+        own.holding(leash) if own else nullcontext(),
+    ):
         holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.system.process", str(reading), str(grace), *command]
         child = Leashed(
             holder, env=env, pass_fds=(held.fileno(),), start_new_session=True, stderr=subprocess.STDOUT, **streams
@@ -56,6 +106,8 @@ def leashed(
             child.cpu_seconds = usage.ru_utime + usage.ru_stime
             if child.stdout:
                 child.stdout.close()
+        if own and own.ended.is_set():
+            raise KeyboardInterrupt
 
 
 def _hold(leash: int, grace: float, command: list[str]) -> int:

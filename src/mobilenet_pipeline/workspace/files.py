@@ -1,5 +1,6 @@
 """Write files atomically, read them with a remedy in the error, and identify them by their SHA-256."""
 
+import fcntl
 import json
 import os
 import re
@@ -45,7 +46,9 @@ def append_line(path: Path, line: str) -> None:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab", buffering=0) as file:
-        before = file.tell()
+        # Until the line is whole, no other process appends: its line would be cut off with the rest of this one.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        before = file.seek(0, os.SEEK_END)
         data = f"{line}\n".encode()
         try:
             # On a full disk, write accepts the beginning of a line and fails at the next call.
