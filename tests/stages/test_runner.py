@@ -154,6 +154,7 @@ def test_a_damaged_listing_of_a_folder_is_the_folder_s_damage(workspace: Path, m
     (workspace / "dvc.lock").write_text(
         "stages: {ingest@digits: {outs: [{path: data/digits, md5: 99914b932bd37a50b983c5e7c90ae93b.dir}]}}"
     )
+    (workspace / ".dvc/tmp").mkdir(parents=True)
     listing = workspace / "files/md5/99/914b932bd37a50b983c5e7c90ae93b.dir"
     listing.parent.mkdir(parents=True)
     monkeypatch.setattr(runner, "_cache", lambda: workspace)

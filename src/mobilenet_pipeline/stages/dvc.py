@@ -1,10 +1,13 @@
-"""Call DVC as a child process."""
+"""Call DVC as a child process, also several at the same time."""
 
+import fcntl
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 
@@ -17,6 +20,35 @@ def run(*words: str, seconds: float | None = None) -> subprocess.CompletedProces
     return subprocess.run(
         [*COMMAND, *words], env=environment(None), capture_output=True, text=True, timeout=seconds, check=False
     )
+
+
+@contextmanager
+def preparing() -> Iterator[None]:
+    """Let one thread or process at a time change this workspace's settings for DVC, in the `with` body."""
+    if not Path(".dvc").is_dir():  # the folder alone would make a DVC repository of this one
+        yield
+        return
+    path = Path(".dvc/tmp/mobilenet-pipeline.lock")
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def holding(lock: Literal["lock", "rwlock.lock"]) -> Iterator[None]:
+    """Hold one of DVC's own locks during the `with` body, which has to be short.
+
+    `lock` is that of its files: DVC releases it while a stage's command runs. `rwlock.lock` is that of its list of
+    readers and writers, for which DVC waits three seconds.
+    """
+    from dvc.config import Config
+    from dvc.lock import make_lock
+
+    folder = str(Path(".dvc/tmp").resolve())
+    hardlink = Config(".dvc")["core"].get("hardlink_lock", False)
+    with make_lock(os.path.join(folder, lock), tmp_dir=folder, hardlink_lock=hardlink, wait=True):
+        yield
 
 
 def environment(extra: Mapping[str, str] | None) -> dict[str, str]:

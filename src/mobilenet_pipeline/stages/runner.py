@@ -66,7 +66,18 @@ class StageFailed(RuntimeError):
         return "\n".join(message).partition(":")[2].strip() if starts else "\n".join(message) or "it printed nothing"
 
 
-EXPECTED = (ValueError, OSError, StageFailed)
+class StagesFailed(RuntimeError):
+    """Several stages that ran at the same time failed. `failures` are their errors, the first failure first."""
+
+    def __init__(self, failures: list[Exception]) -> None:
+        super().__init__(failures)  # pickle calls the class with these arguments again
+        self.failures = failures
+
+    def __str__(self) -> str:
+        return "; ".join(map(str, self.failures))
+
+
+EXPECTED = (ValueError, OSError, StageFailed, StagesFailed)
 """Errors whose message is a sentence for people; others are faults of the program."""
 
 
@@ -105,6 +116,21 @@ def stage_names(recipe: Recipe) -> list[str]:
     """Return the recipe's stages, in the order in which they run."""
     scored = [f"{stage}@{recipe.name}-{name}" for name in recipe.artefacts for stage in ("export", "evaluate")]
     return data_stages(recipe) + train_stages(recipe) + scored
+
+
+def predecessors(recipe: Recipe) -> dict[str, list[str]]:
+    """Return the recipe's stages, each with those that must end before it starts; the order is that of `stage_names`.
+
+    What a stage needs of earlier ones follows from these, as a predecessor has predecessors, too.
+    """
+    *_, last = data = data_stages(recipe)
+    before = {name: data[:index][-1:] for index, name in enumerate(data)}
+    before |= {name: [last] for name in train_stages(recipe)}
+    for name, artefact in recipe.artefacts.items():
+        export = f"export@{recipe.name}-{name}"
+        before[export] = [f"train@{recipe.name}-{artefact.candidate}"]
+        before[f"evaluate@{recipe.name}-{name}"] = [export]
+    return before
 
 
 def address(name: str) -> str:
@@ -179,7 +205,8 @@ def stale(names: Iterable[str]) -> dict[str, str]:
     """Return the stages with outdated outputs, each with the reason in words. Raises StageFailed if DVC fails."""
     addresses = {address(name): name for name in names}
     for recipe_name in dict.fromkeys(_recipe_of(name) for name in addresses.values()):
-        _prepare(recipe_name)
+        with dvc.preparing():
+            _prepare(recipe_name)
     process = dvc.run("status", "--json", *addresses)
     if process.returncode:
         lines = [line.rstrip() for line in process.stderr.splitlines() if line.strip()]
@@ -240,10 +267,12 @@ def _reproduce(
     name: str, on_line: Callable[[str], None], env: Mapping[str, str] | None, force: bool
 ) -> tuple[Outcome, Leashed, Usage]:
     """Bring the stage up to date, and return its outcome, its process, and what it used."""
-    _prepare(_recipe_of(name))
+    with dvc.preparing():
+        _prepare(_recipe_of(name))
+        has_remote = not force and team.follow_setting()
     command = [*dvc.COMMAND, "repro", "--single-item", address(name)]
     # What another workspace of the team has trained is restored from the remote.
-    command += ["--force"] if force else ["--pull"] if team.follow_setting() else []
+    command += ["--force"] if force else ["--pull"] if has_remote else []
     lines: list[str] = []
     with leashed(command, dvc.environment(env), stdout=subprocess.PIPE) as child, measured(child.pid) as used:
         assert child.stdout is not None
@@ -263,8 +292,9 @@ def _damaged(name: str) -> dict[Path, str]:
     DVC copies from its cache without a look at the content. Of a folder whose listing is damaged, the folder itself is
     returned.
     """
-    lock = YAML(typ="safe").load(dvc_file(_recipe_of(name)).with_suffix(".lock").read_text(encoding="utf-8"))
-    cache = _cache()
+    with dvc.holding("lock"):  # DVC of another stage may be writing the file
+        text = dvc_file(_recipe_of(name)).with_suffix(".lock").read_text(encoding="utf-8")
+    lock, cache = YAML(typ="safe").load(text), _cache()
     files: dict[Path, str] = {}
     folders: dict[Path, str] = {}
     for out in lock["stages"][name]["outs"]:
@@ -272,24 +302,31 @@ def _damaged(name: str) -> dict[Path, str]:
         listing = _object(cache, md5)
         if not md5.endswith(_FOLDER):
             files[path] = md5
-        elif not listing.is_file() or _md5(listing) != md5.removesuffix(_FOLDER):
+        elif not _is_whole(listing, md5):
             folders[path] = md5
         else:
             files |= {path / entry["relpath"]: entry["md5"] for entry in json.loads(listing.read_bytes())}
-    return folders | {path: md5 for path, md5 in files.items() if not path.is_file() or _md5(path) != md5}
+    return folders | {path: md5 for path, md5 in files.items() if not _is_whole(path, md5)}
 
 
 def _drop(damaged: Mapping[Path, str]) -> None:
-    """Delete the outputs from the workspace and from DVC's cache, so that DVC restores them from nowhere."""
+    """Delete the outputs from the workspace and from DVC's cache, so that DVC restores them from nowhere.
+
+    Content of the cache that is whole stays: another stage with the same output may have fetched it just now.
+    """
     cache = _cache()
     for path, md5 in damaged.items():
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        _object(cache, md5).unlink(missing_ok=True)
+        if not _is_whole(_object(cache, md5), md5):
+            _object(cache, md5).unlink(missing_ok=True)
 
 
 def _fetch(name: str, damaged: Mapping[Path, str]) -> bool:
     """Fetch the stage's outputs, and return whether DVC's cache has them now; `dvc fetch` says 0 in any case."""
-    dvc.run("fetch", address(name))
+    command = [*dvc.COMMAND, "fetch", address(name)]
+    with leashed(command, dvc.environment(None), stdout=subprocess.PIPE) as child:
+        for _ in child.stdout or ():
+            pass
     cache = _cache()
     return all(_object(cache, md5).exists() for md5 in damaged.values())
 
@@ -303,9 +340,13 @@ def _object(cache: Path, md5: str) -> Path:
     return cache / "files" / "md5" / md5[:2] / md5[2:]
 
 
-def _md5(path: Path) -> str:
+def _is_whole(path: Path, md5: str) -> bool:
+    """Return whether the file exists and has the content, or the listing of a folder, that DVC calls so."""
+    if not path.is_file():
+        return False
     with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    return found == md5.removesuffix(_FOLDER)
 
 
 def may_pass_again(failure: BaseException) -> bool:
@@ -329,7 +370,7 @@ def _recipe_of(name: str) -> str:
 
 def _prepare(recipe_name: str) -> None:
     """Make DVC ready for the recipe's stages."""
-    _clear_left_lock()
+    _clear_left_locks()
     _follow_git()
     choose(recipe_name)
 
@@ -346,24 +387,42 @@ def _follow_git() -> None:
         dvc.run("config", "--local", "--unset", "core.no_scm")
 
 
-def _clear_left_lock(path: Path = Path(".dvc/tmp/rwlock")) -> None:
-    """Remove DVC's list of readers and writers if it is not JSON, or if it names killed processes only.
+def _clear_left_locks(path: Path = Path(".dvc/tmp/rwlock")) -> None:
+    """Take killed processes out of DVC's list of readers and writers; remove a list that is not JSON.
 
     If DVC is killed while it writes the list, it cannot start again. It also waits for a killed process whose number a
-    zombie or another program has.
+    zombie or another program has. Living processes stay in the list: each takes itself out.
     """
-    for wait in (1.0, 0.0):
-        try:
-            locks = json.loads(path.read_text(encoding="utf-8"))
-            readers = [reader for each in locks.get("read", {}).values() for reader in each]
-            if any(_is_dvc(int(each["pid"])) for each in [*readers, *locks.get("write", {}).values()]):
-                return
-            break
-        except FileNotFoundError:
-            return
-        except (ValueError, AttributeError, KeyError, TypeError):
-            time.sleep(wait)  # another process may be writing the list now
-    path.unlink(missing_ok=True)
+    locks = _locks(path)
+    if not path.exists() or (locks and locks == _living(locks)):
+        return
+    with dvc.holding("rwlock.lock"):  # else the list may be half written now, and not by a killed process
+        if locks := _locks(path):
+            write_text(path, json.dumps(_living(locks)))
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _locks(path: Path) -> dict[str, Any] | None:
+    """Return DVC's list: the writer and the readers by path. None if it is missing, or not such a list."""
+    try:
+        locks = json.loads(path.read_text(encoding="utf-8"))
+        write = {place: _process(writer) for place, writer in locks.get("write", {}).items()}
+        read = {place: [_process(reader) for reader in readers] for place, readers in locks.get("read", {}).items()}
+        return {"write": write, "read": read}
+    except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _process(info: Mapping[str, Any]) -> dict[str, Any]:
+    return {"pid": int(info["pid"]), "cmd": str(info["cmd"])}
+
+
+def _living(locks: Mapping[str, Any]) -> dict[str, Any]:
+    """Return DVC's list without processes that have ended."""
+    write = {place: writer for place, writer in locks["write"].items() if _is_dvc(writer["pid"])}
+    read = {place: [each for each in readers if _is_dvc(each["pid"])] for place, readers in locks["read"].items()}
+    return {"write": write, "read": {place: readers for place, readers in read.items() if readers}}
 
 
 def _is_dvc(pid: int) -> bool:
