@@ -48,8 +48,8 @@ class EpochBar(BarColumn):
 class Display:
     """The steps with state, time, last line and epoch bar. Output to a file is plain lines."""
 
-    def __init__(self, console: Console, steps: list[str]) -> None:
-        self.console, self.steps = console, steps
+    def __init__(self, console: Console, steps: list[str], jobs: int = 1) -> None:
+        self.console, self.steps, self.jobs = console, steps, jobs
         self.progress = Progress(
             TextColumn("{task.fields[mark]}"),
             SpinnerColumn("dots", finished_text=" "),
@@ -87,7 +87,9 @@ class Display:
     def hear(self, step: str, line: str) -> None:
         """Show a line that the step wrote."""
         if not self.console.is_terminal:
-            self.console.print(f"    {line}", highlight=False, markup=False, soft_wrap=True)
+            # Lines of several steps take turns.
+            name = f"{step}: " if self.jobs > 1 and not line.startswith(step) else ""
+            self.console.print(f"    {name}{line}", highlight=False, markup=False, soft_wrap=True)
             return
         epoch = epoch_of(line)
         if epoch:
@@ -109,8 +111,8 @@ class Display:
             self.console.print(f"{step} {outcome}, {time.monotonic() - self.began[step]:.1f} s", highlight=False)
 
 
-def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
-    """Run the flow in this process, show it, and return its last sentence.
+def run_and_show(recipe: Recipe, force: bool, console: Console, jobs: int = 1) -> str:
+    """Run the flow in this process, at most `jobs` stages at a time, show it, and return its last sentence.
 
     Raises the flow's exceptions, and InterruptedError if the run was cancelled or crashed.
     """
@@ -118,10 +120,10 @@ def run_and_show(recipe: Recipe, force: bool, console: Console) -> str:
         console.print(
             f"[yellow]warning:[/] no commit will be recorded for new models: {escape(reason)}", soft_wrap=True
         )
-    with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER]) as display:
+    with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER], jobs) as display:
         token = training.listener.set(display)
         try:
-            state = training.train_and_promote(recipe.name, force, return_state=True)
+            state = training.train_and_promote(recipe.name, force, jobs, return_state=True)
         finally:
             training.listener.reset(token)
     if state.is_cancelled() or state.is_crashed():

@@ -1,5 +1,6 @@
 """The pipeline as a Prefect flow: the order of steps, retries, and one run per recipe at a time."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -29,7 +30,8 @@ from mobilenet_pipeline.release import judging, offline, promotion
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import costs, gauges, page, results
 from mobilenet_pipeline.stages import runner
-from mobilenet_pipeline.system import environment, failures
+from mobilenet_pipeline.stages.jobs import number_of_jobs, side_by_side
+from mobilenet_pipeline.system import environment, failures, process
 from mobilenet_pipeline.workspace import locks, paths
 from mobilenet_pipeline.workspace.files import read_json
 
@@ -44,6 +46,8 @@ TRIES = 3
 
 PARENT_RUN = "MOBILENET_PIPELINE_PARENT_RUN"
 """The variable by which a training finds the MLflow run of its flow."""
+GPU_GROWTH = "TF_FORCE_GPU_ALLOW_GROWTH"
+"""TensorFlow's variable that lets a process take a GPU's memory as it needs it; otherwise the first takes all."""
 
 
 # DVC's messages around a stage, which only users of DVC itself need.
@@ -117,7 +121,7 @@ def step(work: Work) -> Work:
 
 @flow(name=others.FLOW, persist_result=True, result_serializer="json")
 @in_a_sentence
-def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
+def train_and_promote(recipe: str = "digits", force: bool = False, jobs: int | None = None) -> State:
     """Bring all stages up to date, judge the candidates, and promote the winner.
 
     The winner is promoted only if it passes every check. The result is `outcome_of` as a dictionary. The final state's
@@ -126,17 +130,18 @@ def train_and_promote(recipe: str = "digits", force: bool = False) -> State:
     Args:
         recipe: The section of params.yaml to run.
         force: Run the stages even if nothing changed.
+        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1.
     """
     environment.prepare()
     logs.set_up(recipe)
-    loaded, own = load_recipe(recipe), UUID(str(flow_run.id))
+    loaded, own, jobs = load_recipe(recipe), UUID(str(flow_run.id)), number_of_jobs(jobs)
     # Without the lock: the newer run, which starts at the same time, would take this one for a run in progress.
     late = others.give_way(own)
     with nullcontext(late) if late else locks.only_run(loaded) as reason:
         if not reason:
             others.close_dead(recipe, alone=True, own=own)
             reason = others.take_turn(own)
-        message = f"Skipped: {reason}" if reason else run_and_note(loaded, force)
+        message = f"Skipped: {reason}" if reason else run_and_note(loaded, force, jobs)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
         return Completed(message=message, data=outcome_of(loaded, message, skipped=reason is not None))
 
@@ -162,7 +167,7 @@ def outcome_of(recipe: Recipe, message: str, skipped: bool) -> dict[str, Any]:
     }
 
 
-def run_and_note(recipe: Recipe, force: bool) -> str:
+def run_and_note(recipe: Recipe, force: bool, jobs: int = 1) -> str:
     """Run the pipeline, and note in the gauges whether it succeeded; return its summary.
 
     A run that a person or Prefect ends has done neither.
@@ -173,7 +178,7 @@ def run_and_note(recipe: Recipe, force: bool) -> str:
         alerts.write_gauges(lambda: gauges.note_run(recipe, outcome, time.monotonic() - began))
 
     try:
-        message = run_pipeline(recipe, force)
+        message = run_pipeline(recipe, force, jobs)
     except Exception:
         note("failed")
         raise
@@ -181,8 +186,8 @@ def run_and_note(recipe: Recipe, force: bool) -> str:
     return message
 
 
-def run_pipeline(recipe: Recipe, force: bool) -> str:
-    """Bring the stages up to date, release the winner, and return a summary."""
+def run_pipeline(recipe: Recipe, force: bool, jobs: int = 1) -> str:
+    """Bring the stages up to date, at most `jobs` at a time, release the winner, and return a summary."""
     warn, price = get_run_logger().warning, costs.price_per_hour()
     away.patiently(lambda: check_ready(recipe), warn)
     names = runner.stage_names(recipe)
@@ -192,17 +197,33 @@ def run_pipeline(recipe: Recipe, force: bool) -> str:
     done = [runner.StageResult(name, "unchanged", 0.0, 0.0) for name in names[:fresh]]
     data, trainings = runner.data_stages(recipe), runner.train_stages(recipe)
 
+    def note(result: runner.StageResult) -> None:
+        costs.note(recipe, asdict(result), price)
+
     def bring_up_to_date(name: str, variables: Mapping[str, str]) -> runner.StageResult:
         result = stage(name, variables, force, stale.get(name))
-        costs.note(recipe, asdict(result), price)
+        note(result)
         return result
+
+    def bring_up_to_date_together(names: list[str], variables: Mapping[str, str]) -> list[runner.StageResult]:
+        order = runner.predecessors(recipe)
+        order = {name: [each for each in order[name] if each in names] for name in names}
+        shared = {**variables, GPU_GROWTH: os.environ.get(GPU_GROWTH, "true")}
+        results = side_by_side(
+            order, jobs, lambda name: stage_beside_others.submit(name, shared, force, stale.get(name)), note
+        )
+        return [results[name] for name in names]
 
     done += [bring_up_to_date(name, {}) for name in names[fresh:] if name in data]
     if len(done) > fresh and not force:
         stale |= runner.stale(trainings)
     trains = any(name in stale for name in trainings)
     with mlflow_run(recipe, needed=trains) as variables:
-        done += [bring_up_to_date(name, variables) for name in names[len(done) :]]
+        left = names[len(done) :]
+        if jobs > 1:
+            done += bring_up_to_date_together(left, variables)
+        else:
+            done += [bring_up_to_date(name, variables) for name in left]
         return away.patiently(lambda: release(recipe, done, variables.get(PARENT_RUN)), warn)
 
 
@@ -336,6 +357,19 @@ def stage(name: str, variables: Mapping[str, str], force: bool, reason: str | No
         result = runner.run_stage(name, on_line, variables, force)
         tell(result.outcome)
     return result
+
+
+def may_pass_after_a_pause(task: Any, run: TaskRun, state: State) -> bool:
+    """Wait as long as a retry should, and return whether Prefect should retry; the end of the run ends the pause.
+
+    Prefect's own pause cannot be ended in a thread beside the main thread.
+    """
+    children = process.group.get() or process.Group()
+    return may_pass_again(task, run, state) and not children.ended.wait(RETRY_SECONDS[run.run_count - 1])
+
+
+stage_beside_others = stage.with_options(retry_delay_seconds=0, retry_condition_fn=may_pass_after_a_pause)
+"""The task of a stage that runs at the same time as others, in a thread of its own."""
 
 
 @step

@@ -94,6 +94,11 @@ def test_an_unknown_recipe_is_an_error_in_a_sentence(
     assert capsys.readouterr().err.startswith("error: params.yaml: no recipe 'nosuch'; there are: digits")
 
 
+def test_a_wrong_number_of_jobs_is_an_error_in_a_sentence(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "--jobs", "0"]) == 1
+    assert capsys.readouterr().err.startswith("error: jobs is '0'; give the number of stages that may run at the same")
+
+
 def test_another_folder_is_sent_to_the_project_s_root(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -38,6 +38,18 @@ def ran(workspace: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def stamps(workspace: Path) -> list[tuple[str, str, int]]:
+    """Return event, stage and process of what the toy stages have stamped, in order."""
+    path = workspace / "stamps.txt"
+    rows = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+    return [(event, stage, int(process)) for event, stage, process in rows]
+
+
+def processes(workspace: Path) -> set[int]:
+    """Return the processes of the toy stages that have begun."""
+    return {process for _, _, process in stamps(workspace)}
+
+
 def free_port() -> int:
     """Return a port that nothing listens on."""
     with socket.socket() as probe:

@@ -61,6 +61,7 @@ PEOPLE: Variables = {
     "SENDGRID_API_KEY": ("no e-mail", "SendGrid's API key, for `alerts --email`."),
 }
 TRAINING: Variables = {
+    "MOBILENET_PIPELINE_JOBS": ("`1`", "Stages of a run that may run at the same time; `run --jobs` overrides it."),
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
     "MOBILENET_PIPELINE_PEER_SECONDS": ("`1800`", "The longest time that a worker of TF_CONFIG waits for the others."),
     "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),
@@ -94,6 +95,10 @@ COMPOSE: Variables = {
 }
 INTERNAL: Variables = {
     "MOBILENET_PIPELINE_PARENT_RUN": ("the flow", "MLflow run that a training belongs to."),
+    "TF_FORCE_GPU_ALLOW_GROWTH": (
+        "runs with several jobs",
+        "`true`, unless you have set it: trainings side by side share the memory of a GPU.",
+    ),
     "MOBILENET_PIPELINE_KERAS_HOME": ("every command", "Your `KERAS_HOME`, with Keras's downloads."),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": (
         "every command but trainings",

@@ -130,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add("run", run, "Run the whole pipeline: repeat only what changed, and promote the better model.")
     sub.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
+    text = "stages that may run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1)"
+    sub.add_argument("--jobs", type=int, metavar="N", help=text)
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")
     sub.add_argument("--results", type=Path, metavar="FOLDER", help="copy the results to FOLDER/RECIPE.json")
@@ -226,7 +228,9 @@ def run(options: argparse.Namespace) -> None:
     """Run the flow in this process and show its progress."""
     from rich.console import Console
 
-    recipe = load_recipe(options.recipe)
+    from mobilenet_pipeline.stages.jobs import number_of_jobs
+
+    recipe, jobs = load_recipe(options.recipe), number_of_jobs(options.jobs)
     server = flow_module("server")
     if options.deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
@@ -244,7 +248,7 @@ def run(options: argparse.Namespace) -> None:
         console.print("starting Prefect …", style="dim")
     with nullcontext() if api else server.temporary(meanwhile=lambda: flow_module("display")):
         display = flow_module("display")
-        sentence = display.run_and_show(recipe, options.force, console)
+        sentence = display.run_and_show(recipe, options.force, console, jobs)
     display.print_summary(recipe, sentence, console)
     for option in ("deterministic", "tensorboard"):
         if getattr(options, option) and sentence.startswith("Nothing changed"):

@@ -1,7 +1,10 @@
 """MLflow runs, in a real SQLite store."""
 
+import json
 import re
 import signal
+import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -76,6 +79,34 @@ def test_a_training_is_nested_under_its_flow(
     with runs.candidate_run(recipe, "scratch", parent, dataset) as run:
         pass
     assert client.get_run(run.run_id).data.tags["mlflow.parentRunId"] == parent
+
+
+BESIDE = """
+import json, sys, time
+from pathlib import Path
+from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.registry import runs
+name, other, parent, dataset = sys.argv[1:]
+with runs.candidate_run(load_recipe("digits"), name, parent, json.loads(dataset)) as run:
+    Path(f"{name}.txt").touch()
+    while not Path(f"{other}.txt").exists():
+        time.sleep(0.05)
+    for epoch in range(1, 6):
+        run.log_epoch(epoch, {"seconds": 2.0})
+"""
+"""A training that logs while another one is open, too."""
+
+
+def test_two_trainings_are_nested_under_their_flow_at_the_same_time(
+    store: Path, client: mlflow.MlflowClient, recipe: Recipe, dataset: dict[str, Any]
+) -> None:
+    parent, names = runs.parent_run(recipe, dataset, "flow-7"), ("scratch", "pretrained")
+    commands = [[sys.executable, "-c", BESIDE, *pair, parent, json.dumps(dataset)] for pair in (names, names[::-1])]
+    for training in [subprocess.Popen(command, cwd=store) for command in commands]:
+        assert training.wait() == 0
+    found = client.search_runs([runs.experiment(recipe)], f"tags.`mlflow.parentRunId` = '{parent}'")
+    assert {(run.data.tags["candidate"], run.info.status) for run in found} == {(name, "FINISHED") for name in names}
+    assert [len(client.get_metric_history(run.info.run_id, "train/seconds")) for run in found] == [5, 5]
 
 
 def test_a_flow_s_run_has_dataset_source_and_settings(

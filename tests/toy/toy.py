@@ -1,16 +1,22 @@
 """Stages that make up their outputs: `python toy.py STAGE RECIPE [CANDIDATE]`, behaving as toy.json says.
 
-toy.json maps `right` to the number of correctly classified test images. By stage, `exit` has a list of exit codes, one
-for each attempt, `burn` seconds of CPU time, and `sleep` seconds.
+toy.json maps `right` to the number of correctly classified test images. By stage, as `train` or `train@digits-scratch`,
+`exit` has a list of exit codes, one for each attempt, `burn` seconds of CPU time, `sleep` seconds, and `wait` a list of
+lines such as `begun train@digits-scratch`, for which the stage waits until stages have stamped them.
+
+ran.txt names the stages that ran, in order. stamps.txt has a line with the process when a stage begins, ends, fails or
+gets SIGTERM: the order of the lines shows what ran at the same time.
 """
 
 import csv
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,23 +98,47 @@ def evaluate(recipe: str, candidate: str) -> None:
     put(f"metrics/{recipe}/{candidate}.json", document)
 
 
+def add_line(path: str, line: str) -> None:
+    with Path(path).open("a") as file:
+        file.write(f"{line}\n")
+
+
 def main() -> None:
     """Add a line to ran.txt, behave as toy.json says, and do the stage."""
     name, words = sys.argv[1], sys.argv[2:]
-    with Path("ran.txt").open("a") as file:
-        file.write(f"{name}@{'-'.join(words)}\n")
+    stage = f"{name}@{'-'.join(words)}"
+
+    def stamp(event: str) -> None:
+        add_line("stamps.txt", f"{event} {stage} {os.getpid()}")
+
+    def stop(*_: object) -> None:
+        stamp("terminated")
+        sys.exit(1)
+
+    signal.signal(signal.SIGTERM, stop)
+    add_line("ran.txt", stage)
+    stamp("begun")
     orders = json.loads(Path("toy.json").read_text())
-    attempt = Path("ran.txt").read_text().count(f"{name}@")
-    for code in orders.get("exit", {}).get(name, [])[attempt - 1 : attempt]:
+
+    def ordered(order: str, otherwise: Any) -> Any:
+        of_stages = orders.get(order, {})
+        return of_stages.get(stage, of_stages.get(name, otherwise))
+
+    while not all(f"{line} " in Path("stamps.txt").read_text() for line in ordered("wait", [])):
+        time.sleep(0.02)
+    attempt = Path("ran.txt").read_text().count(stage if stage in orders.get("exit", {}) else f"{name}@")
+    for code in ordered("exit", [])[attempt - 1 : attempt]:
         print("error: made up to fail\nimages 3 and 4", file=sys.stderr)
+        stamp("failed")
         sys.exit(code)
     started = time.process_time()
-    while time.process_time() - started < orders.get("burn", {}).get(name, 0):
+    while time.process_time() - started < ordered("burn", 0):
         pass
     Path("process.txt").write_text(str(os.getpid()))
     print("process", os.getpid(), flush=True)
-    time.sleep(orders.get("sleep", {}).get(name, 0))
+    time.sleep(ordered("sleep", 0))
     {"ingest": ingest, "validate": validate, "train": train, "export": export, "evaluate": evaluate}[name](*words)
+    stamp("ended")
 
 
 if __name__ == "__main__":
