@@ -111,10 +111,11 @@ class Display:
             self.console.print(f"{step} {outcome}, {time.monotonic() - self.began[step]:.1f} s", highlight=False)
 
 
-def run_and_show(recipe: Recipe, force: bool, console: Console, jobs: int = 1) -> str:
+def run_and_show(recipe: Recipe, force: bool, console: Console, jobs: int = 1, cluster: str | None = None) -> str:
     """Run the flow in this process, at most `jobs` stages at a time, show it, and return its last sentence.
 
-    Raises the flow's exceptions, and InterruptedError if the run was cancelled or crashed.
+    Trainings run on the Ray cluster at the address `cluster`; None is this machine. Raises the flow's exceptions, and
+    InterruptedError if the run was cancelled or crashed.
     """
     if console.is_terminal and (reason := provenance.why_no_commit()):  # a file has this line of the training itself
         console.print(
@@ -123,7 +124,7 @@ def run_and_show(recipe: Recipe, force: bool, console: Console, jobs: int = 1) -
     with Display(console, [*runner.stage_names(recipe), *STEPS_AFTER], jobs) as display:
         token = training.listener.set(display)
         try:
-            state = training.train_and_promote(recipe.name, force, jobs, return_state=True)
+            state = training.train_and_promote(recipe.name, force, jobs, cluster, return_state=True)
         finally:
             training.listener.reset(token)
     if state.is_cancelled() or state.is_crashed():

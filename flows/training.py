@@ -20,6 +20,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
 from flows import alerts, artifacts, logs, others
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.registry import away, runs
@@ -121,7 +122,9 @@ def step(work: Work) -> Work:
 
 @flow(name=others.FLOW, persist_result=True, result_serializer="json")
 @in_a_sentence
-def train_and_promote(recipe: str = "digits", force: bool = False, jobs: int | None = None) -> State:
+def train_and_promote(
+    recipe: str = "digits", force: bool = False, jobs: int | None = None, cluster: str | None = None
+) -> State:
     """Bring all stages up to date, judge the candidates, and promote the winner.
 
     The winner is promoted only if it passes every check. The result is `outcome_of` as a dictionary. The final state's
@@ -130,18 +133,22 @@ def train_and_promote(recipe: str = "digits", force: bool = False, jobs: int | N
     Args:
         recipe: The section of params.yaml to run.
         force: Run the stages even if nothing changed.
-        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1.
+        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1, and
+            all on a cluster.
+        cluster: The Ray cluster of the trainings: auto, ray://HOST:10001 or local; without it, the address in
+            MOBILENET_PIPELINE_CLUSTER, else they run on this machine.
     """
     environment.prepare()
     logs.set_up(recipe)
-    loaded, own, jobs = load_recipe(recipe), UUID(str(flow_run.id)), number_of_jobs(jobs)
+    loaded, own, address = load_recipe(recipe), UUID(str(flow_run.id)), setting.address(cluster)
+    jobs = number_of_jobs(jobs, address)
     # Without the lock: the newer run, which starts at the same time, would take this one for a run in progress.
     late = others.give_way(own)
     with nullcontext(late) if late else locks.only_run(loaded) as reason:
         if not reason:
             others.close_dead(recipe, alone=True, own=own)
             reason = others.take_turn(own)
-        message = f"Skipped: {reason}" if reason else run_and_note(loaded, force, jobs)
+        message = f"Skipped: {reason}" if reason else run_and_note(loaded, force, jobs, address)
         # Keep the name "Completed": automations that detect crashed runs know no other name.
         return Completed(message=message, data=outcome_of(loaded, message, skipped=reason is not None))
 
@@ -167,7 +174,7 @@ def outcome_of(recipe: Recipe, message: str, skipped: bool) -> dict[str, Any]:
     }
 
 
-def run_and_note(recipe: Recipe, force: bool, jobs: int = 1) -> str:
+def run_and_note(recipe: Recipe, force: bool, jobs: int = 1, cluster: str | None = None) -> str:
     """Run the pipeline, and note in the gauges whether it succeeded; return its summary.
 
     A run that a person or Prefect ends has done neither.
@@ -178,7 +185,7 @@ def run_and_note(recipe: Recipe, force: bool, jobs: int = 1) -> str:
         alerts.write_gauges(lambda: gauges.note_run(recipe, outcome, time.monotonic() - began))
 
     try:
-        message = run_pipeline(recipe, force, jobs)
+        message = run_pipeline(recipe, force, jobs, cluster)
     except Exception:
         note("failed")
         raise
@@ -186,8 +193,11 @@ def run_and_note(recipe: Recipe, force: bool, jobs: int = 1) -> str:
     return message
 
 
-def run_pipeline(recipe: Recipe, force: bool, jobs: int = 1) -> str:
-    """Bring the stages up to date, at most `jobs` at a time, release the winner, and return a summary."""
+def run_pipeline(recipe: Recipe, force: bool, jobs: int = 1, cluster: str | None = None) -> str:
+    """Bring the stages up to date, at most `jobs` at a time, release the winner, and return a summary.
+
+    Trainings run on the Ray cluster at the address `cluster`; None is this machine.
+    """
     warn, price = get_run_logger().warning, costs.price_per_hour()
     away.patiently(lambda: check_ready(recipe), warn)
     names = runner.stage_names(recipe)
@@ -219,6 +229,7 @@ def run_pipeline(recipe: Recipe, force: bool, jobs: int = 1) -> str:
         stale |= runner.stale(trainings)
     trains = any(name in stale for name in trainings)
     with mlflow_run(recipe, needed=trains) as variables:
+        variables |= {setting.CLUSTER: cluster} if cluster else {}
         left = names[len(done) :]
         if jobs > 1:
             done += bring_up_to_date_together(left, variables)

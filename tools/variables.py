@@ -64,6 +64,10 @@ TRAINING: Variables = {
     "MOBILENET_PIPELINE_JOBS": ("`1`", "Stages of a run that may run at the same time; `run --jobs` overrides it."),
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
     "MOBILENET_PIPELINE_PEER_SECONDS": ("`1800`", "The longest time that a worker of TF_CONFIG waits for the others."),
+    "MOBILENET_PIPELINE_CLUSTER": (
+        "this machine",
+        "The Ray cluster of the trainings: `auto`, `ray://HOST:10001` or `local`; `run --cluster` sets it.",
+    ),
     "TF_DETERMINISTIC_OPS": ("unset", "`1` makes TensorFlow use repeatable operations; `run --deterministic` sets it."),
     "TF_NUM_INTRAOP_THREADS": ("all cores", "TensorFlow's threads for one operation."),
     "MOBILENET_PIPELINE_TENSORBOARD": (

@@ -130,7 +130,9 @@ def parser() -> argparse.ArgumentParser:
 
     sub = add("run", run, "Run the whole pipeline: repeat only what changed, and promote the better model.")
     sub.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
-    text = "stages that may run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1)"
+    text = "a Ray cluster for the trainings: auto, ray://HOST:10001 or local (default: MOBILENET_PIPELINE_CLUSTER)"
+    sub.add_argument("--cluster", metavar="ADDRESS", help=text)
+    text = "stages that may run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1, and all on a cluster)"
     sub.add_argument("--jobs", type=int, metavar="N", help=text)
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")
@@ -228,9 +230,11 @@ def run(options: argparse.Namespace) -> None:
     """Run the flow in this process and show its progress."""
     from rich.console import Console
 
+    from mobilenet_pipeline.cluster import setting
     from mobilenet_pipeline.stages.jobs import number_of_jobs
 
-    recipe, jobs = load_recipe(options.recipe), number_of_jobs(options.jobs)
+    recipe, cluster = load_recipe(options.recipe), setting.address(options.cluster)
+    jobs = number_of_jobs(options.jobs, cluster)
     server = flow_module("server")
     if options.deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
@@ -248,7 +252,7 @@ def run(options: argparse.Namespace) -> None:
         console.print("starting Prefect …", style="dim")
     with nullcontext() if api else server.temporary(meanwhile=lambda: flow_module("display")):
         display = flow_module("display")
-        sentence = display.run_and_show(recipe, options.force, console, jobs)
+        sentence = display.run_and_show(recipe, options.force, console, jobs, cluster)
     display.print_summary(recipe, sentence, console)
     for option in ("deterministic", "tensorboard"):
         if getattr(options, option) and sentence.startswith("Nothing changed"):

@@ -20,7 +20,7 @@ LAYERS = [
     {"workspace", "data", "models"},
     {"training", "evaluation", "registry"},
     {"gate", "reports"},
-    {"release", "stages", "monitoring", "operations"},
+    {"cluster", "release", "stages", "monitoring", "operations"},
     {"flows"},
     {"cli"},
 ]
@@ -33,18 +33,25 @@ FRAMEWORKS = {
     "_bentoml_impl": {"serving"},
     "prefect": {"flows"},
     "tensorflow": {"models", "training", "evaluation.export"},
-    "keras": {"models", "training", "evaluation.export", "registry.runs"},
+    "keras": {"models", "training", "evaluation.export", "registry.runs", "cluster.training"},
+    "ray": {"cluster"},
 }
-"""Where a framework may be imported: packages or modules. `registry.runs` logs a Keras model to MLflow."""
+"""Where a framework may be imported: packages or modules.
+
+`registry.runs` logs a Keras model to MLflow; `cluster.training` opens that of a worker.
+"""
 
 FILES = {"io", "os", "pathlib", "shutil", "tempfile", "subprocess", "socket", "urllib"}
 
-RECORDS = {"config", "system.environment", "system.machine", "workspace", "registry", "reports", "inference.preprocess"}
+RECORDS = {
+    *("config", "system.environment", "system.machine", "workspace", "registry", "reports", "cluster"),
+    "inference.preprocess",
+}
 """They record what happens and cannot change a stage's result, so DVC does not depend on them.
 
 `config` has defaults only for keys that older recipes lack, and its values are the stages' params; `workspace` knows
-the paths that dvc.yaml names; `inference.preprocess` decodes the images of ingestion only; a training records its
-fingerprint.
+the paths that dvc.yaml names; `cluster` runs the same training elsewhere; `inference.preprocess` decodes the images of
+ingestion only; a training records its fingerprint.
 """
 
 

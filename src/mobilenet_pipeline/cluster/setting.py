@@ -8,14 +8,14 @@ CLUSTER = "MOBILENET_PIPELINE_CLUSTER"
 """The variable with the cluster's address; without it, a training runs in its stage's process."""
 
 
-def address() -> str | None:
-    """Return the cluster of the environment, None if there is none. Raises the errors of `checked`."""
-    text = os.environ.get(CLUSTER)
-    return checked(text) if text else None
+def address(given: str | None = None) -> str | None:
+    """Return the address `given`, else that of the environment, else None: trainings run in their stages' processes.
 
-
-def checked(text: str) -> str:
-    """Return the address of a cluster unchanged. Raises ValueError if it is none, or if Ray is not installed."""
+    Raises ValueError if it is no address, if Ray is not installed, or if TF_CONFIG names machines, too.
+    """
+    text = given or os.environ.get(CLUSTER)
+    if not text:
+        return None
     host, _, port = text.removeprefix("ray://").rpartition(":")
     is_client = text.startswith("ray://") and re.fullmatch(r"[\w.-]+|\[[0-9a-fA-F:]+\]", host) and port.isdecimal()
     if text not in ("auto", "local") and not (is_client and 0 < int(port) < 65536):
@@ -25,4 +25,6 @@ def checked(text: str) -> str:
         )
     if find_spec("ray") is None:
         raise ValueError(f"cluster {text!r} needs Ray, which is not installed: make cluster")
+    if os.environ.get("TF_CONFIG"):
+        raise ValueError(f"cluster {text!r} and TF_CONFIG both name machines; unset one of them")
     return text

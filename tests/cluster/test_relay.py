@@ -1,0 +1,37 @@
+"""What workers and driver tell each other."""
+
+from mobilenet_pipeline.cluster.relay import Relay
+
+
+def test_messages_are_taken_once_and_in_order():
+    relay = Relay(None)
+    for number in range(3):
+        relay.tell({"say": number})
+    assert [message["say"] for message in relay.take()] == [0, 1, 2]
+    assert relay.take() == []
+
+
+def test_the_last_state_is_kept_for_workers_and_told_to_the_driver():
+    relay = Relay(b"of the workspace")
+    assert relay.state() == b"of the workspace"
+    relay.save(b"newer")
+    assert (relay.state(), relay.take()) == (b"newer", [{"state": b"newer"}])
+
+
+def test_the_driver_is_asked_for_files_once():
+    relay = Relay(None)
+    assert [relay.ask_for_files(), relay.ask_for_files()] == [None, None]
+    assert relay.take() == [{"files_needed": True}]
+
+
+def test_the_workers_get_the_driver_s_files():
+    relay = Relay(None)
+    relay.give_files([("images.npy", [1])])
+    assert relay.ask_for_files() == [("images.npy", [1])]
+
+
+def test_workers_stop_when_the_driver_wishes():
+    relay = Relay(None)
+    assert not relay.should_stop()
+    relay.stop()
+    assert relay.should_stop()
