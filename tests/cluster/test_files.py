@@ -46,7 +46,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_shared_path_is_used_where_it_is(driver):
     dataset = files.at_hand(driver.folder, open_dataset(driver.folder).digest, driver.fetch)
-    assert (driver.asked, dataset.images.filename) == (0, str(driver.folder / "images.npy"))
+    assert (driver.asked, dataset.images.filename) == (0, driver.folder / "images.npy")
 
 
 def test_a_machine_without_the_path_gets_the_same_dataset(driver, tmp_path):

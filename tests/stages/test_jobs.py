@@ -265,6 +265,7 @@ def test_the_lock_of_a_living_stage_stays(four: Toy) -> None:
         killed = {"pid": other.pid, "cmd": "dvc repro"}
         lock.write_text(json.dumps({**living, "write": {**living["write"], "models/killed": killed}}))
         runner._clear_left_locks()
+        left = json.loads(lock.read_text())
         other.terminate()
     wait_until(lambda: not any(map(alive, processes(workspace))))
-    assert json.loads(lock.read_text())["write"] == living["write"]
+    assert left["write"] == living["write"]
