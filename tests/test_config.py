@@ -91,6 +91,24 @@ def test_a_candidate_without_architecture_is_a_mobilenet_v1():
     assert config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").architecture == "mobilenet"
 
 
+def test_fewer_replicas_share_the_global_batch_and_keep_the_learning_rate_of_all():
+    scratch = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+    few = scratch.model_copy(update={"muon_rate": 0.01}).spread(planned=4, replicas=2)
+    # Both are multiplied by the replicas that train.
+    assert (few.batch_size, few.learning_rate, few.muon_rate) == (64, 0.1, 0.02)
+
+
+def test_as_many_replicas_as_planned_change_nothing():
+    scratch = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+    assert scratch.spread(planned=4, replicas=4) is scratch
+
+
+def test_replicas_that_cannot_share_a_batch_are_refused():
+    scratch = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+    with pytest.raises(ValueError, match="3 replicas cannot share a global batch of 128 images equally"):
+        scratch.spread(planned=4, replicas=3)
+
+
 def small_v3(**changes: object) -> config.Candidate:
     """A candidate of another architecture, with what it needs and some changes."""
     scratch = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch").model_dump()

@@ -92,6 +92,22 @@ def test_a_card_has_the_candidate_s_own_checks(recipe: config.Recipe):
     assert "pretrained has" not in text
 
 
+@pytest.mark.parametrize(
+    ("facts", "processor"),
+    [
+        ({}, "E"),
+        ({"replicas": 2, "planned_replicas": 2, "global_batch": 64}, "E, 2 replicas"),
+        (
+            {"replicas": 1, "planned_replicas": 2, "global_batch": 64},
+            "E, 1 replica instead of 2, with their global batch of 64",
+        ),
+    ],
+)
+def test_a_card_says_how_many_replicas_trained(recipe: config.Recipe, facts: dict, processor: str):
+    files = replace(FILES, training=FILES.training | {"machine": {"cpu": "E"}} | facts)
+    assert f"- **processor**: {processor}\n" in made(recipe, files=files)
+
+
 def test_a_card_has_the_accuracy_without_near_duplicates(recipe: config.Recipe):
     twins = {"rows": 4, "accuracy_with": 1.0, "accuracy_without": 0.875}
     text = made(recipe, files=replace(FILES, metrics=METRICS | {"near_duplicates": twins}))

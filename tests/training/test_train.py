@@ -39,6 +39,26 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint.npz"
 
 
+def test_fewer_workers_train_with_the_global_batch_and_the_learning_rate_of_all(finished):
+    halves = {"workers": 2, "batch_size": 8, "learning_rate": 0.025, "fewer_workers": True}
+    alone = trained(SMALL.model_copy(update=halves))
+    assert [row.train_loss for row in alone.history] == [row.train_loss for row in finished.trained.history]
+    assert (alone.replicas, alone.global_batch) == (1, 16)
+
+
+def test_fewer_workers_are_refused_where_the_recipe_does_not_allow_them():
+    with pytest.raises(ValueError, match="the candidate has 2 workers, and 1 would train: run with --cluster or"):
+        trained(SMALL.model_copy(update={"workers": 2}))
+
+
+def test_a_checkpoint_goes_on_when_fewer_workers_are_allowed(path):
+    halves = SMALL.model_copy(update={"workers": 2, "batch_size": 8, "learning_rate": 0.025, "fewer_workers": True})
+    trained(halves, path)
+    lines: list[str] = []
+    trained(halves.model_copy(update={"devices_per_worker": 3}), path, say=lines.append)
+    assert any(line.startswith("continuing after step") for line in lines)
+
+
 def test_a_few_real_steps_lower_the_loss(longer):
     assert longer.history[-1].train_loss < 0.7 * longer.history[0].train_loss
 

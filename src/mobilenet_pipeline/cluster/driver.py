@@ -1,7 +1,7 @@
 """The process that asks Ray for workers: `python -m mobilenet_pipeline.cluster.driver JOB.json`.
 
 Ray ends a process whose cluster is gone, so this is not the stage's own. It writes a JSON document a line for
-`cluster.training`, and the checkpoint into the workspace.
+`cluster.job`, and files into the workspace.
 """
 
 import io
@@ -21,9 +21,8 @@ from ray.train.tensorflow import TensorflowTrainer
 from ray.train.v2.api.callback import UserCallback
 
 import mobilenet_pipeline
-from mobilenet_pipeline.cluster import files
-from mobilenet_pipeline.cluster.relay import Relay
-from mobilenet_pipeline.cluster.worker import work
+from mobilenet_pipeline.cluster import files, worker
+from mobilenet_pipeline.cluster.relay import Message, Relay
 from mobilenet_pipeline.system import environment
 from mobilenet_pipeline.training import checkpoint
 from mobilenet_pipeline.workspace.files import whole
@@ -32,12 +31,14 @@ RESTARTS = 3
 """How often Ray may start the workers again."""
 LOOK_SECONDS = 0.2
 ROOM_SECONDS = 5.0
+FEWER_SECONDS = 60.0
+"""Seconds that lost workers are waited for before fewer go on."""
 TELL_SECONDS = 60.0
 """Seconds between two sentences about missing room."""
 
 
 class Failed(Exception):
-    """The training cannot go on; `lasting` if another try would fail, too."""
+    """The job cannot go on; `lasting` if another try would fail, too."""
 
     def __init__(self, sentence: str, lasting: bool) -> None:
         super().__init__(sentence)
@@ -74,13 +75,13 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    restarts, over = 0, False
+    workers, restarts, over = job["workers"], 0, False
     try:
         while not over:
             with _connected(job):
-                run = Run(job, _relay(job), stop, restarts)
+                run = KINDS[job["kind"]](job, stop, workers, restarts)
                 over = run.to_the_end()
-            restarts = run.restarts
+            workers, restarts = run.workers, run.restarts
     except Failed as failure:
         write(error=str(failure), lasting=failure.lasting)
 
@@ -105,51 +106,51 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
         ray.shutdown()
 
 
-def _relay(job: dict[str, Any]) -> Any:
-    """Start the relay, with the state that the workspace has."""
-    kept = Path(job["checkpoint"])
-    state = kept.read_bytes() if kept.exists() else None
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=False
-    )
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote(state)
-
-
 class Run:
-    """One training on the cluster, from waiting for room to its last message.
+    """One job on the cluster, from its start to its last message.
 
-    `stop` is set when the training shall stop. `restarts` is how often the workers were started again before.
+    `stop` is set when the job shall stop. `workers` do it, and were started again `restarts` times before.
     """
 
-    def __init__(self, job: dict[str, Any], relay: Any, stop: threading.Event, restarts: int) -> None:
-        self.job, self.relay, self.stop, self.restarts = job, relay, stop, restarts
-        self.last_epoch, self.over, self.running = 0, False, False
+    def __init__(self, job: dict[str, Any], stop: threading.Event, workers: int, restarts: int) -> None:
+        self.job, self.stop, self.workers, self.restarts = job, stop, workers, restarts
+        place = {"node_id": ray.get_runtime_context().get_node_id(), "soft": False}
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(**place)
+        self.relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote(self.state())
+        self.resource = self.resource_of_devices()
+        self.over, self.running = False, False
         self.failure: BaseException | None = None
-        self.resource = "GPU" if ray.cluster_resources().get("GPU") else "CPU"
-        self.workers = job["workers"]
-        self.deadline, self.told = 0.0, 0.0
+        self.began, self.told = time.monotonic(), 0.0
+
+    def state(self) -> bytes | None:
+        """Return what the workers start from."""
+        return None
+
+    def resource_of_devices(self) -> str:
+        """Return what a device is for Ray."""
+        return "CPU"
+
+    def work(self) -> None:
+        """Let Ray do the job."""
+        raise NotImplementedError
 
     def to_the_end(self) -> bool:
-        """Train; return whether the training is over, False if fewer workers shall go on. Raises Failed."""
-        self._start_clock()
-        while not self._finds_room() and not self.stop.wait(ROOM_SECONDS):
-            pass
-        if self.stop.is_set():
-            return self._interrupted()
+        """Do the job; return whether it is over, False if fewer workers shall go on. Raises Failed."""
         write(placed={"workers": self.workers, "devices": self.job["devices"], "resource": self.resource})
-        thread = threading.Thread(target=self._fit, daemon=True)
+        thread = threading.Thread(target=self._guarded, daemon=True)
         thread.start()
-        looked = time.monotonic()
+        looked = 0.0
         while thread.is_alive():
             self._pass_on()
             if self.stop.is_set():
                 if not self.running:  # nothing has happened since the last state
-                    return self._interrupted()
+                    self.interrupted()
+                    return True
                 self.relay.stop.remote()
+            # While there is no room, Ray waits, and a cluster that can grow does so.
             if not self.running and time.monotonic() - looked > ROOM_SECONDS:
-                looked, before = time.monotonic(), self.workers
-                self._finds_room()
-                if self.workers != before:
+                looked = time.monotonic()
+                if self._goes_on_with_fewer():
                     return False
             time.sleep(LOOK_SECONDS)
         self._pass_on()
@@ -157,45 +158,84 @@ class Run:
             raise Failed(f"the workers were lost {self.restarts} times: {_sentence(self.failure)}", lasting=False)
         return True
 
-    def _interrupted(self) -> bool:
-        write(interrupted=True, saved=Path(self.job["checkpoint"]).exists())
-        return True
+    def interrupted(self) -> None:
+        """Tell the stage that the job was stopped before its workers ran."""
 
-    def _start_clock(self) -> None:
-        self.deadline, self.told = time.monotonic() + self.job["limit"], -TELL_SECONDS
+    def _guarded(self) -> None:
+        try:
+            self.work()
+        except BaseException as error:
+            self.failure = error
 
-    def _finds_room(self) -> bool:
-        """Return whether the cluster has room for the workers, for fewer if they may train.
-
-        Raises Failed after the limit.
-        """
-        room, now = self.room(), time.monotonic()
+    def _goes_on_with_fewer(self) -> bool:
+        """Look for room; return whether fewer workers, which have it, are to go on. Raises Failed after the limit."""
+        room, waited = self._room(), time.monotonic() - self.began
         if room >= self.workers:
-            return True
+            return False
         devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
-        sentence = f"the candidate has {self.workers} workers of {devices}, and the cluster has room for {room}"
-        if fitting := [count for count in self.job["fewer"] if count <= room]:
+        needed = f"{self.job['candidate']} has {self.workers} worker{'s' if self.workers > 1 else ''} of {devices}"
+        sentence = f"{needed}, and the cluster has room for {room}"
+        fitting = [count for count in self.job["fewer"] if count <= room]
+        if fitting and waited > min(FEWER_SECONDS, self.job["limit"]):
             self.workers = max(fitting)
             write(say=f"{sentence}: {self.workers} train, with the same global batch")
             return True
-        if now > self.deadline:
+        if waited > self.job["limit"]:
             remedy = "add a machine, or allow fewer_workers in the recipe"
             raise Failed(f"{sentence}, after {self.job['limit']} s; {remedy}", lasting=False)
-        if now - self.told > TELL_SECONDS:
+        if time.monotonic() - self.told > TELL_SECONDS:
             write(say=f"{sentence}: waiting")
-            self.told = now
+            self.told = time.monotonic()
         return False
 
-    def room(self) -> int:
+    def _room(self) -> int:
         """Return how many workers the cluster's nodes have room for, other jobs aside."""
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         return sum(int(node.get(self.resource, 0) // self.job["devices"]) for node in nodes)
 
-    def _fit(self) -> None:
-        """Let Ray place the workers and start them again when one is lost."""
+    def _pass_on(self) -> None:
+        """Pass the workers' messages on. Raises Failed for an error that no restart can mend."""
+        for message in ray.get(self.relay.take.remote()):
+            if "files_needed" in message:
+                content = files.parts(Path(self.job["data"]))
+                kept = [(name, [ray.put(part) for part in parts]) for name, parts in content]
+                ray.get(self.relay.give_files.remote(kept))
+            elif "error" in message:
+                raise Failed(message["error"], message["lasting"])
+            elif "lost" in message:
+                self.restarts, self.running, self.began = self.restarts + 1, False, time.monotonic()
+                again = f"Ray starts all workers again ({self.restarts} of {RESTARTS})"
+                write(say=f"worker {message['lost'] + 1} is lost: {message['reason']}; {again}")
+            else:
+                self.running = True
+                self.hear(message)
+
+    def hear(self, message: Message) -> None:
+        """Pass a message of this kind of job on."""
+        write(**message)
+
+
+class Training(Run):
+    """The training of a candidate."""
+
+    def state(self) -> bytes | None:
+        """Return the checkpoint that the workspace has."""
+        path = Path(self.job["checkpoint"])
+        return path.read_bytes() if path.exists() else None
+
+    def resource_of_devices(self) -> str:
+        """Return GPU if the cluster has any."""
+        return "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+
+    def interrupted(self) -> None:
+        """Tell the stage whether the workspace has a checkpoint."""
+        write(interrupted=True, saved=Path(self.job["checkpoint"]).exists())
+
+    def work(self) -> None:
+        """Let Ray place the workers, and start them again when one is lost."""
         weights = Path(self.job["weights"]) if self.job["weights"] else None
         trainer = TensorflowTrainer(
-            work,
+            worker.train,
             train_loop_config={
                 **{key: self.job[key] for key in ("recipe", "candidate", "data", "digest")},
                 "relay": self.relay,
@@ -214,35 +254,17 @@ class Run:
                 callbacks=[Restarts(self.relay)],
             ),
         )
-        try:
-            trainer.fit()
-        except BaseException as error:
-            self.failure = error
+        trainer.fit()
 
-    def _pass_on(self) -> None:
-        """Pass the workers' messages on. Raises Failed for an error that no restart can mend."""
-        for message in ray.get(self.relay.take.remote()):
-            if "files_needed" in message:
-                content = files.parts(Path(self.job["data"]))
-                kept = [(name, [ray.put(part) for part in parts]) for name, parts in content]
-                ray.get(self.relay.give_files.remote(kept))
-            elif "error" in message:
-                raise Failed(message["error"], message["lasting"])
-            elif "lost" in message:
-                self.restarts, self.running = self.restarts + 1, False
-                self._start_clock()
-                lost = f"worker {message['lost'] + 1} is lost after epoch {self.last_epoch}: {message['reason']}"
-                write(say=f"{lost}; Ray starts all workers again ({self.restarts} of {RESTARTS})")
-            elif "state" in message:
-                self._keep(message["state"])
-            elif "trained" in message:
-                Path(self.job["model"]).write_bytes(message["model"])
-                write(trained=message["trained"])
-                self.over = True
-            else:
-                self.over, self.running = self.over or "interrupted" in message, True
-                self.last_epoch = message.get("epoch", {}).get("epoch", self.last_epoch)
-                write(**message)
+    def hear(self, message: Message) -> None:
+        """Keep state and model as files, and pass the rest on."""
+        if "state" in message:
+            self._keep(message["state"])
+            return
+        if "trained" in message:
+            Path(self.job["model"]).write_bytes(message.pop("model"))
+        self.over = self.over or bool(message.keys() & {"trained", "interrupted"})
+        write(**message)
 
     def _keep(self, state: bytes) -> None:
         """Save a state into the workspace; that of another training gets another name."""
@@ -254,6 +276,25 @@ class Run:
                     checkpoint.set_aside(path)
                 write(say=said.getvalue().strip())
 
+
+class Evaluation(Run):
+    """The evaluation of an artefact."""
+
+    def work(self) -> None:
+        """Let Ray place the worker, and start it again when it is lost."""
+        job = {key: self.job[key] for key in ("recipe", "data", "digest")}
+        job |= {"relay": self.relay, "artefact": ray.put(Path(self.job["artefact"]).read_bytes())}
+        ray.get(ray.remote(num_cpus=1, max_retries=RESTARTS)(worker.evaluate).remote(job))
+
+    def hear(self, message: Message) -> None:
+        """Keep the predictions as a file, and pass the rest on."""
+        if "document" in message:
+            Path(self.job["predictions"]).write_bytes(message.pop("predictions"))
+            self.over = True
+        write(**message)
+
+
+KINDS: dict[str, type[Run]] = {"train": Training, "evaluate": Evaluation}
 
 if __name__ == "__main__":
     main()

@@ -1,9 +1,9 @@
-"""What a worker of the cluster does. Ray calls `work` in each of them."""
+"""What a worker of the cluster does. Ray calls `train` in each of them, and `evaluate` in one."""
 
 import os
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,15 +57,22 @@ class Line:
         return ((name, map(ray.get, parts)) for name, parts in found)
 
 
-def work(job: dict[str, Any]) -> None:
-    """Train the job's candidate with the other workers.
+def train(job: dict[str, Any]) -> None:
+    """Train the job's candidate with the other workers; the first tells the driver what it has trained."""
+    _work(_train, job)
 
-    The first worker tells the driver what it has trained. What a retry cannot mend is told, too, and ends the job.
-    """
+
+def evaluate(job: dict[str, Any]) -> None:
+    """Score the job's artefact, and tell the driver the result."""
+    _work(_evaluate, job)
+
+
+def _work(work: Callable[[dict[str, Any], Line], None], job: dict[str, Any]) -> None:
+    """Do the work. What a retry cannot mend is told to the driver, which ends the job."""
     prepare()
     line = Line(job["relay"])
     try:
-        _train(job, line)
+        work(job, line)
     except (ConnectionError, TimeoutError):
         raise  # another worker is gone: Ray starts all of them again
     except (ValueError, OSError) as error:
@@ -73,11 +80,27 @@ def work(job: dict[str, Any]) -> None:
         raise
 
 
+def _evaluate(job: dict[str, Any], line: Line) -> None:
+    from mobilenet_pipeline.evaluation.evaluate import evaluate
+
+    recipe = Recipe.model_validate(job["recipe"])
+    line.tell(started=0, workers=1, node=os.uname().nodename)
+    dataset = files.at_hand(Path(job["data"]), job["digest"], line.files)
+    _, validation = split_rows(dataset, recipe.split)
+    with tempfile.TemporaryDirectory() as folder:
+        artefact, predictions = Path(folder) / "model.tflite", Path(folder) / "predictions.npz"
+        artefact.write_bytes(ray.get(job["artefact"]))
+        document, arrays = evaluate(artefact, dataset, validation, recipe.gate.coverage)
+        np.savez(predictions, allow_pickle=False, **arrays)
+        line.tell(document=document, predictions=predictions.read_bytes())
+
+
 def _train(job: dict[str, Any], line: Line) -> None:
     # TensorFlow reads the environment when it is imported.
     from mobilenet_pipeline.training import distribution
     from mobilenet_pipeline.training.batches import Images
-    from mobilenet_pipeline.training.train import Callbacks, Interrupted, TrainingData, train
+    from mobilenet_pipeline.training.train import Callbacks, Interrupted, TrainingData
+    from mobilenet_pipeline.training.train import train as train_here
 
     recipe = Recipe.model_validate(job["recipe"])
     candidate, rank = recipe.candidate(job["candidate"]), ray.train.get_context().get_world_rank()
@@ -110,7 +133,7 @@ def _train(job: dict[str, Any], line: Line) -> None:
                 on_save=lambda: line.call("save", checkpoint.read_bytes()),
             )
         try:
-            trained = train(candidate, data, strategy, callbacks, checkpoint)
+            trained = train_here(candidate, data, strategy, callbacks, checkpoint)
         except Interrupted as stop:
             if is_chief:
                 line.tell(interrupted=True, saved=stop.saved)

@@ -135,6 +135,9 @@ def _classes(metrics: Mapping[str, Any]) -> str:
 def _model(recipe: Recipe, files: CandidateFiles) -> str:
     settings, training = recipe.candidate(files.name), files.training
     machine, replicas = training.get("machine") or {}, training.get("replicas", 1)
+    planned = training.get("planned_replicas", replicas)
+    fewer = f" instead of {planned}, with their global batch of {training.get('global_batch')}"
+    share = f", {replicas} replica{'s' if replicas > 1 else ''}{fewer if planned > replicas else ''}"
     return _list(
         {
             "recipe": f"`{recipe.name}`",
@@ -144,7 +147,7 @@ def _model(recipe: Recipe, files: CandidateFiles) -> str:
             "multiply-adds": f"{training.get('multiply_adds', 0):,} per image",
             "trained": f"{training.get('trained_at', 'unknown')}, {training.get('epochs', 0):g} epochs, "
             f"{training.get('cpu_minutes', 0):.1f} CPU-minutes, seed {settings.seed}",
-            "processor": machine.get("cpu", "unknown") + (f", {replicas} replicas" if replicas > 1 else ""),
+            "processor": machine.get("cpu", "unknown") + (share if planned > 1 else ""),
             "temperature": f"{training.get('temperature', 1):g}, fitted on validation",
             "serving precision": recipe.artefacts[files.name].precision,
             "validation accuracy": f"{files.metrics['validation']['accuracy']:.2%}",

@@ -1,5 +1,6 @@
 """Evaluate the artefact: metrics, predictions and plots."""
 
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import open_dataset
 from mobilenet_pipeline.data.split import split_rows
@@ -23,7 +24,12 @@ def main(recipe: Recipe, name: str) -> None:
     folder = model_folder(recipe, name)
     _, validation = split_rows(data, recipe.split)
     ledger.record_read(recipe, name, data.digest, sha256_of(folder / "model.tflite"))
-    document, predictions = evaluate(folder / "model.tflite", data, validation, recipe.gate.coverage)
+    if address := setting.address():
+        from mobilenet_pipeline.cluster import evaluation as cluster
+
+        document, predictions = cluster.evaluate(address, recipe, name, folder / "model.tflite", data, print)
+    else:
+        document, predictions = evaluate(folder / "model.tflite", data, validation, recipe.gate.coverage)
     pairs = read_json(near_duplicates_path(recipe))["pairs"]
     document["near_duplicates"] = accuracy_beside_twins(predictions, [row for row, *_ in pairs])
     save_predictions(folder / "predictions.npz", predictions)
