@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images photographs faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -101,6 +101,9 @@ photographs: $(READY)  ## cut photographs that scikit-image ships into pictures 
 	@mkdir -p pictures/photographs && $(UV) run --quiet --no-project --isolated --python $(BIN)/python \
 	  --with scikit-image==0.26.0 --with scikit-learn==$$($(BIN)/python -c 'import sklearn; print(sklearn.__version__)') \
 	  python benchmarks/photographs.py pictures/photographs
+
+bench-cluster: $(READY)  ## measure how training scales over workers, and what a Ray cluster of two nodes survives; needs `make cluster`
+	@$(BIN)/python benchmarks/bench_cluster.py && $(BIN)/python benchmarks/page.py
 
 bench-monitoring: $(READY)  ## simulate days with and without drift, and count what the monitoring raises
 	@$(BIN)/python benchmarks/bench_monitoring.py
