@@ -35,7 +35,7 @@ RUNTIMES = {
 
 def main() -> None:
     """Update the pages and the figure."""
-    for name in ("training.md", "serving.md", "own-images.md"):
+    for name in ("training.md", "serving.md", "own-images.md", "cluster.md"):
         page = RESULTS / name
         page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     if curves := sorted((RESULTS / "curves").glob("*.csv")):
@@ -57,6 +57,9 @@ def filled(page: str, results: Path) -> str:
 
     if (results / "own-images.json").exists():
         tables |= own_images_tables(json.loads((results / "own-images.json").read_text(encoding="utf-8")))
+
+    if (results / "cluster.json").exists():
+        tables |= cluster_tables(json.loads((results / "cluster.json").read_text(encoding="utf-8")))
 
     def put(block: re.Match) -> str:
         return f"<!-- {block[1]} -->\n{tables.get(block[1], NOTHING)}\n<!-- /{block[1]} -->"
@@ -247,6 +250,63 @@ def own_images_tables(figures: Mapping[str, Any]) -> dict[str, str]:
         ),
     }
     return {f"own-images-{name}": text for name, text in tables.items()}
+
+
+WORKERS = {"one": "one", "two": "two", "two_synchronised": "two, synchronised norms"}
+
+
+def cluster_tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the benchmark of clusters by name."""
+    origins = []
+    for name in ("scaling", "failures"):
+        if part := figures.get(name):
+            machine = f"{part['machine']['cpu']}, {part['machine']['cores']} cores"
+            origins.append([name, part["date"], machine, f"`{part['commit'][:7]}`", f"`{part['command']}`"])
+    tables = {"source": table(["part", "date", "machine", "commit", "command"], origins)}
+    if "scaling" in figures:
+        tables |= _scaling_tables(figures["scaling"])
+    if "failures" in figures:
+        columns = ["event", "what was said", "largest difference of losses and accuracies"]
+        rows = figures["failures"]["rows"]
+        lines = [[row["event"], f"`{row['said']}`", _difference(row["largest_difference"])] for row in rows]
+        tables["failures"] = table(columns, lines)
+    return {f"cluster-{name}": text for name, text in tables.items()}
+
+
+def _difference(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
+
+
+def _scaling_tables(scaling: Mapping[str, Any]) -> dict[str, str]:
+    cases, gpus = scaling["cases"], scaling["gpus"]
+    found: dict[str, tuple[list[str], list[list[object]]]] = {
+        "scaling": (["candidate", "pixels", *(f"{words}, images/s" for words in WORKERS.values())], []),
+        "model": (["candidate", "workers", "model, s", "measured, s", "error"], []),
+        "constants": (["candidate", "s a step", "ms an image", "beside another", "MB", "ms a message", "GB/s"], []),
+        "gpu": (["images/s, alone", "ms a step besides", "latency of a message, µs", "bandwidth, GB/s"], []),
+        "gpus": (["GPUs", "images on each", "batch", "exchange, ms", "efficiency", "images/s", "up to 8,192"], []),
+    }
+    found["scaling"][0].extend(("efficiency", "synchronised norms", "exchanging nothing", "share of the exchange"))
+    for name, case in cases.items():
+        speeds = [f"{case['global_batch'] / case['step_seconds'][kind]:.4g}" for kind in WORKERS]
+        shares = [case[key] for key in ("efficiency", "efficiency_sync_norm", "efficiency_without_exchange")]
+        row = [name, case["size"], *speeds, *(f"{share:.3f}" for share in shares), f"{case['share_of_exchange']:.1%}"]
+        found["scaling"][1].append(row)
+        for kind, words in WORKERS.items():
+            seconds = [f"{case[key][kind]:.3f}" for key in ("predicted_seconds", "step_seconds")]
+            found["model"][1].append([name, words, *seconds, f"{case['errors'][kind]:.1%}"])
+        model = case["model"]
+        compute = [f"{model['per_step']:.3f}", f"{model['per_image'] * 1e3:.2f}", f"{case['contention']:.3f} ×"]
+        network = [f"{model['bytes'] / 1e6:.2f}", f"{model['latency'] * 1e3:.2f}", f"{model['bandwidth'] / 1e9:.2f}"]
+        found["constants"][1].append([name, *compute, *network])
+    gpu = gpus["assumed"]
+    units = [gpu["per_step"] * 1e3, gpu["latency"] * 1e6, gpu["bandwidth"] / 1e9]
+    found["gpu"][1].append([f"{gpu['images_per_second']:,.0f}", *(f"{value:g}" for value in units)])
+    for row in gpus["rows"]:
+        speed = [f"{row['efficiency']:.0%}", f"{row['images_per_second']:,}"]
+        batch = [f"{row['gpus']:,}", row["images_per_gpu"], f"{row['global_batch']:,}"]
+        found["gpus"][1].append([*batch, row["exchange_ms"], *speed, "yes" if row["within_the_rule"] else "no"])
+    return {name: table(columns, rows) for name, (columns, rows) in found.items()}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
