@@ -50,7 +50,11 @@ def main() -> None:
 
     @tf.function
     def reduce(values: list[tf.Tensor]) -> list[tf.Tensor]:
-        return strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("SUM", values))
+        def of_replica() -> list[tf.Tensor]:
+            own = [tf.identity(value) for value in values]  # tensors of the replica's device
+            return tf.distribute.get_replica_context().all_reduce("SUM", own)
+
+        return strategy.run(of_replica)
 
     def answer(order: dict[str, int]) -> None:
         if "steps" in order:
