@@ -73,12 +73,12 @@ def main() -> None:
     environment.prepare()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
     workers, restarts, over = job["workers"], 0, False
     try:
         while not over:
             with _connected(job):
+                for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set handlers of its own
+                    signal.signal(number, lambda *_: stop.set())
                 run = KINDS[job["kind"]](job, stop, workers, restarts)
                 over = run.to_the_end()
             workers, restarts = run.workers, run.restarts
