@@ -1,6 +1,7 @@
 """Serve the training flow on a schedule from this machine, and prepare a server for deployments."""
 
 import asyncio
+import os
 import sys
 import time
 import warnings
@@ -22,6 +23,7 @@ from ruamel.yaml import YAML
 
 from flows import others
 from flows.training import train_and_promote
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import load_recipe
 from mobilenet_pipeline.system import process
 from mobilenet_pipeline.workspace import locks
@@ -37,7 +39,8 @@ def keep_schedule(recipe: str, cron: str, timezone: str) -> None:
     An active run ends with this process. Prefect's own runner would wait for its run after SIGTERM, and leave it
     behind after SIGKILL. Raises ChildProcessError if the child ends by itself.
     """
-    with process.leashed([sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]) as child:
+    command = [sys.executable, "-P", "-m", "flows.deployments", recipe, cron, timezone]
+    with process.leashed(command, grace=setting.grace(os.environ)) as child:
         while not child.ended:
             time.sleep(0.5)
     raise ChildProcessError(f"the schedule of {recipe} has ended with exit code {child.returncode}")

@@ -191,8 +191,11 @@ class Candidate(Section):
     """Seed of the initial weights, the order of the images and the augmentation."""
     workers: Positive = 1
     """Processes of a Ray cluster, or of TF_CONFIG, that train together; 1 leaves the number to TF_CONFIG."""
+    device: Literal["auto", "gpu", "cpu"] = "auto"
+    """What a worker of a Ray cluster computes with: `auto` is GPUs if the cluster has any when the training starts. Set
+    it for a cluster that starts its machines when they are asked for."""
     devices_per_worker: Positive = 1
-    """GPUs of each worker on a Ray cluster; without GPUs, CPU cores."""
+    """GPUs of each worker on a Ray cluster; with `device: cpu`, CPU cores."""
     fewer_workers: bool = False
     """Whether fewer workers may train, with the same global batch, where there is no room for all. Otherwise such a
     training is refused."""

@@ -1,5 +1,6 @@
 """The dataset on a machine of a cluster."""
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ class Driver:
 
     def fetch(self) -> Iterable[tuple[str, Iterable[bytes]]]:
         self.asked += 1
-        return files.parts(self.folder)
+        return files.parts(lambda name, index: files.part(self.folder, name, index))
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +81,20 @@ def test_changed_pixels_are_refused(driver, tmp_path):
         files.at_hand(other, open_dataset(driver.folder).digest, driver.fetch)
 
 
-def test_parts_are_small(driver, monkeypatch):
+def test_parts_are_small_and_make_the_whole_file(driver, monkeypatch):
     monkeypatch.setattr(files, "PART", 1000)
-    parts = {name: list(content) for name, content in files.parts(driver.folder)}
+    parts = {name: list(content) for name, content in driver.fetch()}
     assert max(map(len, parts["images.npy"])) == 1000
     assert b"".join(parts["images.npy"]) == (driver.folder / "images.npy").read_bytes()
+
+
+def test_a_dataset_that_was_not_used_for_long_is_removed(driver, tmp_path, machine):
+    digest = open_dataset(driver.folder).digest
+    files.at_hand(tmp_path / "nothing", digest, driver.fetch)
+    (kept,) = machine.glob(f"mobilenet-pipeline-*/{digest}")
+    old = kept.with_name("old")
+    old.mkdir()
+    (mark := kept.with_name("old.checked")).touch()
+    os.utime(mark, (0, 0))
+    files.at_hand(tmp_path / "nothing", digest, driver.fetch)
+    assert (kept.exists(), old.exists()) == (True, False)

@@ -18,16 +18,24 @@ def test_the_last_state_is_kept_for_workers_and_told_to_the_driver():
     assert (relay.state(), relay.take()) == (b"newer", [{"state": b"newer"}])
 
 
-def test_the_driver_is_asked_for_files_once():
+def test_the_driver_is_asked_for_a_part_once():
     relay = Relay(None)
-    assert [relay.ask_for_files(), relay.ask_for_files()] == [None, None]
-    assert relay.take() == [{"files_needed": True}]
+    assert [relay.ask_for_part("images.npy", 0), relay.ask_for_part("images.npy", 0)] == [None, None]
+    assert relay.take() == [{"wanted": ["images.npy", 0]}]
 
 
-def test_the_workers_get_the_driver_s_files():
+def test_the_workers_get_the_driver_s_part():
     relay = Relay(None)
-    relay.give_files([("images.npy", [1])])
-    assert relay.ask_for_files() == [("images.npy", [1])]
+    relay.give_part("images.npy", 0, [1])
+    assert relay.ask_for_part("images.npy", 0) == [1]
+
+
+def test_only_the_newest_parts_are_kept():
+    relay = Relay(None)
+    for index in range(100):
+        relay.give_part("images.npy", index, [index])
+    assert relay.ask_for_part("images.npy", 99) == [99]
+    assert relay.ask_for_part("images.npy", 0) is None
 
 
 def test_workers_stop_when_the_driver_wishes():

@@ -73,6 +73,14 @@ class Nodes:
         for name in [*self._running][::-1]:
             self.kill(name)
 
+    def workers(self) -> list[psutil.Process]:
+        """Return the processes in which Ray trains, on all nodes."""
+        found = []
+        for _, pid in self._running.values():
+            with suppress(psutil.NoSuchProcess):
+                found += [one for one in psutil.Process(pid).children(recursive=True) if _trains(one)]
+        return found
+
     def cpus(self) -> int:
         """Return the CPUs of all nodes that `ray status` counts."""
         command = [str(BIN / "ray"), "status", "--address", self.address]
@@ -85,10 +93,10 @@ class Nodes:
         return "\n".join(path.read_text(errors="replace") for path in self.folder.glob("*.log"))
 
 
-def workers() -> list[psutil.Process]:
-    """Return the processes in which Ray trains, on all nodes."""
-    everything = psutil.process_iter(["cmdline"])
-    return [one for one in everything if any("ray::RayTrainWorker" in word for word in one.info["cmdline"] or [])]
+def _trains(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return any("ray::RayTrainWorker" in word for word in process.cmdline())
+    return False
 
 
 def can_hide() -> bool:

@@ -34,6 +34,27 @@ def test_the_state_of_another_training_is_not_loaded(path, capsys):
     assert "the training starts afresh" in capsys.readouterr().out
 
 
+def test_the_content_of_a_state_is_kept_as_it_is(path, tmp_path):
+    checkpoint.save(tmp_path / "elsewhere.npz", {"seed": 0}, STATE)
+    checkpoint.keep(path, (tmp_path / "elsewhere.npz").read_bytes())
+    assert checkpoint.load(path, {"seed": 0}).step == STATE.step
+
+
+def test_content_of_the_same_training_replaces_its_state(path, tmp_path):
+    checkpoint.save(path, {"seed": 0}, STATE)
+    checkpoint.save(tmp_path / "elsewhere.npz", {"seed": 0}, replace(STATE, step=6))
+    checkpoint.keep(path, (tmp_path / "elsewhere.npz").read_bytes())
+    assert checkpoint.load(path, {"seed": 0}).step == 6
+    assert not checkpoint.other(path).exists()
+
+
+def test_content_of_another_training_leaves_the_state_that_was_there(path, tmp_path):
+    checkpoint.save(path, {"seed": 0}, STATE)
+    checkpoint.save(tmp_path / "elsewhere.npz", {"seed": 1}, STATE)
+    checkpoint.keep(path, (tmp_path / "elsewhere.npz").read_bytes())
+    assert checkpoint.load(checkpoint.other(path), {"seed": 0}).step == STATE.step
+
+
 def test_states_of_other_weights_have_other_digests():
     assert STATE.digest == replace(STATE, arrays={"weight_0": np.ones(3)}).digest
     assert STATE.digest != replace(STATE, arrays={"weight_0": np.zeros(3)}).digest

@@ -6,6 +6,7 @@ Ray ends a process whose cluster is gone, so this is not the stage's own. It wri
 
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -18,17 +19,19 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.callback import UserCallback
 
 import mobilenet_pipeline
 from mobilenet_pipeline.cluster import files, worker
 from mobilenet_pipeline.cluster.relay import Message, Relay
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.training import checkpoint
-from mobilenet_pipeline.workspace.files import whole
+from mobilenet_pipeline.training import checkpoint, distribution
 
 RESTARTS = 3
 """How often Ray may start the workers again."""
+VARIABLES = (distribution.LIMIT, "TF_DETERMINISTIC_OPS", "TF_FORCE_GPU_ALLOW_GROWTH")
+"""Variables of this process that the workers get."""
 LOOK_SECONDS = 0.2
 ROOM_SECONDS = 5.0
 FEWER_SECONDS = 60.0
@@ -52,8 +55,8 @@ class Restarts(UserCallback):
         self.relay = relay
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Note the first worker's error."""
-        rank, error = min(worker_exceptions.items())
+        """Note the error of the worker that is gone; those of the others follow from it."""
+        rank, error = max(worker_exceptions.items(), key=lambda each: isinstance(each[1], WorkerHealthCheckFailedError))
         self.relay.tell.remote({"lost": rank, "reason": _sentence(error)})
 
 
@@ -84,19 +87,23 @@ def main() -> None:
             workers, restarts = run.workers, run.restarts
     except Failed as failure:
         write(error=str(failure), lasting=failure.lasting)
+    except Exception as error:
+        name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+        write(error=f"the driver of {job['candidate']} has failed: {name}{_sentence(error)}", lasting=False)
 
 
 @contextmanager
 def _connected(job: dict[str, Any]) -> Iterator[None]:
     """Connect to the cluster. Raises Failed if there is none, or if its Ray or Python differs."""
     address = job["address"]
-    package = str(Path(mobilenet_pipeline.__file__).parent)
     # Workers run this code, whatever is installed where they are.
-    runtime = {"py_modules": [package], "worker_process_setup_hook": "mobilenet_pipeline.cluster.worker.prepare"}
-    settings: dict[str, Any] = {"runtime_env": runtime, "log_to_driver": False, "logging_level": "ERROR"}
-    settings |= {"namespace": "mobilenet-pipeline"}
+    runtime = {
+        "py_modules": [str(Path(mobilenet_pipeline.__file__).parent)],
+        "worker_process_setup_hook": "mobilenet_pipeline.cluster.worker.prepare",
+        "env_vars": {name: os.environ[name] for name in VARIABLES if name in os.environ},
+    }
     try:
-        ray.init(address, **settings)
+        ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         sentence = " ".join(str(error).split())
         raise Failed(f"no Ray cluster at {address!r}: {sentence}", lasting=False) from None
@@ -155,7 +162,8 @@ class Run:
             time.sleep(LOOK_SECONDS)
         self._pass_on()
         if not self.over:
-            raise Failed(f"the workers were lost {self.restarts} times: {_sentence(self.failure)}", lasting=False)
+            lost = f"the workers were lost {self.restarts} times: " if self.restarts else ""
+            raise Failed(f"{lost}{_sentence(self.failure)}", lasting=False)
         return True
 
     def interrupted(self) -> None:
@@ -169,20 +177,25 @@ class Run:
 
     def _goes_on_with_fewer(self) -> bool:
         """Look for room; return whether fewer workers, which have it, are to go on. Raises Failed after the limit."""
-        room, waited = self._room(), time.monotonic() - self.began
-        if room >= self.workers:
-            return False
+        room, waited, limit = self._room(), time.monotonic() - self.began, self.job["limit"]
         devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
         needed = f"{self.job['candidate']} has {self.workers} worker{'s' if self.workers > 1 else ''} of {devices}"
+        if room >= self.workers:
+            free = ray.available_resources().get(self.resource, 0) // self.job["devices"]
+            if free < self.workers:  # other jobs have the room; Ray starts this one when they end
+                self.began = time.monotonic()
+            elif waited > limit:
+                raise Failed(f"{needed}, and Ray has not started them within {limit} s; see its page", lasting=False)
+            return False
         sentence = f"{needed}, and the cluster has room for {room}"
         fitting = [count for count in self.job["fewer"] if count <= room]
-        if fitting and waited > min(FEWER_SECONDS, self.job["limit"]):
+        if fitting and waited > (min(FEWER_SECONDS, limit) if self.restarts else limit):
             self.workers = max(fitting)
             write(say=f"{sentence}: {self.workers} train, with the same global batch")
             return True
-        if waited > self.job["limit"]:
+        if waited > limit:
             remedy = "add a machine, or allow fewer_workers in the recipe"
-            raise Failed(f"{sentence}, after {self.job['limit']} s; {remedy}", lasting=False)
+            raise Failed(f"{sentence}, after {limit} s; {remedy}", lasting=False)
         if time.monotonic() - self.told > TELL_SECONDS:
             write(say=f"{sentence}: waiting")
             self.told = time.monotonic()
@@ -196,19 +209,24 @@ class Run:
     def _pass_on(self) -> None:
         """Pass the workers' messages on. Raises Failed for an error that no restart can mend."""
         for message in ray.get(self.relay.take.remote()):
-            if "files_needed" in message:
-                content = files.parts(Path(self.job["data"]))
-                kept = [(name, [ray.put(part) for part in parts]) for name, parts in content]
-                ray.get(self.relay.give_files.remote(kept))
+            if "wanted" in message:
+                name, index = message["wanted"]
+                reference = ray.put(files.part(Path(self.job["data"]), name, index))
+                ray.get(self.relay.give_part.remote(name, index, [reference]))
             elif "error" in message:
                 raise Failed(message["error"], message["lasting"])
             elif "lost" in message:
-                self.restarts, self.running, self.began = self.restarts + 1, False, time.monotonic()
-                again = f"Ray starts all workers again ({self.restarts} of {RESTARTS})"
-                write(say=f"worker {message['lost'] + 1} is lost: {message['reason']}; {again}")
+                if self.running:  # Ray tells an error until it has ended all workers
+                    self._lose(message["lost"], message["reason"])
             else:
-                self.running = True
+                # What workers have told before they were lost may come after the loss.
+                self.running = self.running or "started" in message
                 self.hear(message)
+
+    def _lose(self, rank: int, reason: str) -> None:
+        self.restarts, self.running, self.began = self.restarts + 1, False, time.monotonic()
+        again = f"; Ray starts all workers again ({self.restarts} of {RESTARTS})" if self.restarts <= RESTARTS else ""
+        write(say=f"worker {rank + 1} is lost: {reason}{again}")
 
     def hear(self, message: Message) -> None:
         """Pass a message of this kind of job on."""
@@ -224,8 +242,9 @@ class Training(Run):
         return path.read_bytes() if path.exists() else None
 
     def resource_of_devices(self) -> str:
-        """Return GPU if the cluster has any."""
-        return "GPU" if ray.cluster_resources().get("GPU") else "CPU"
+        """Return what the candidate says; GPU by itself if the cluster has any now."""
+        has_gpus = bool(ray.cluster_resources().get("GPU"))
+        return {"gpu": "GPU", "cpu": "CPU", "auto": "GPU" if has_gpus else "CPU"}[self.job["device"]]
 
     def interrupted(self) -> None:
         """Tell the stage whether the workspace has a checkpoint."""
@@ -234,6 +253,7 @@ class Training(Run):
     def work(self) -> None:
         """Let Ray place the workers, and start them again when one is lost."""
         weights = Path(self.job["weights"]) if self.job["weights"] else None
+        storage = f"/tmp/mobilenet-pipeline-{self.job['name']}"  # on Ray's machine, for notes of its own
         trainer = TensorflowTrainer(
             worker.train,
             train_loop_config={
@@ -249,42 +269,47 @@ class Training(Run):
             ),
             run_config=RunConfig(
                 name=self.job["name"],
-                storage_path=self.job["storage"],
-                failure_config=FailureConfig(max_failures=RESTARTS - self.restarts),
+                storage_path=storage,
+                failure_config=FailureConfig(max_failures=max(0, RESTARTS - self.restarts)),
                 callbacks=[Restarts(self.relay)],
             ),
         )
-        trainer.fit()
+        try:
+            trainer.fit()
+        finally:
+            ray.get(self.relay.remove.remote(storage))
 
     def hear(self, message: Message) -> None:
         """Keep state and model as files, and pass the rest on."""
         if "state" in message:
-            self._keep(message["state"])
+            with redirect_stdout(io.StringIO()) as said:
+                checkpoint.keep(Path(self.job["checkpoint"]), message["state"])
+            if said.getvalue():
+                write(say=said.getvalue().strip())
             return
         if "trained" in message:
             Path(self.job["model"]).write_bytes(message.pop("model"))
         self.over = self.over or bool(message.keys() & {"trained", "interrupted"})
         write(**message)
 
-    def _keep(self, state: bytes) -> None:
-        """Save a state into the workspace; that of another training gets another name."""
-        path = Path(self.job["checkpoint"])
-        with whole(path) as partial:
-            partial.write_bytes(state)
-            if path.exists() and checkpoint.identity_of(path) != checkpoint.identity_of(partial):
-                with redirect_stdout(io.StringIO()) as said:
-                    checkpoint.set_aside(path)
-                write(say=said.getvalue().strip())
-
 
 class Evaluation(Run):
     """The evaluation of an artefact."""
 
     def work(self) -> None:
-        """Let Ray place the worker, and start it again when it is lost."""
+        """Let Ray place the worker, and place it again when it is lost."""
         job = {key: self.job[key] for key in ("recipe", "data", "digest")}
         job |= {"relay": self.relay, "artefact": ray.put(Path(self.job["artefact"]).read_bytes())}
-        ray.get(ray.remote(num_cpus=1, max_retries=RESTARTS)(worker.evaluate).remote(job))
+        task = ray.remote(num_cpus=1, max_retries=0)(worker.evaluate)
+        for _ in range(RESTARTS + 1):
+            try:
+                ray.get(task.remote(job))
+                return
+            except ray.exceptions.RayError as error:
+                self.failure = error
+                ray.get(self.relay.tell.remote({"lost": 0, "reason": _sentence(error)}))
+        assert self.failure
+        raise self.failure
 
     def hear(self, message: Message) -> None:
         """Keep the predictions as a file, and pass the rest on."""

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.data.dataset import Dataset
 from mobilenet_pipeline.system.process import Leashed, leashed
@@ -19,8 +21,6 @@ from mobilenet_pipeline.training import distribution
 from mobilenet_pipeline.workspace.files import write_json
 from mobilenet_pipeline.workspace.paths import data_folder
 
-SAVE_SECONDS = 60.0
-"""Seconds that the workers have for saving their state after a stop request."""
 Message = dict[str, Any]
 
 
@@ -44,12 +44,11 @@ def messages(
     """
     job = {
         "address": address,
-        "name": f"{recipe.name}-{name}-{os.getpid()}",
+        "name": f"{recipe.name}-{name}-{uuid4().hex[:8]}",
         "recipe": recipe.model_dump(mode="json"),
         "candidate": name,
         "data": str(data_folder(recipe).resolve()),
         "digest": dataset.digest,
-        "storage": str(Path(tempfile.gettempdir()) / "mobilenet-pipeline-ray"),
         "limit": distribution.limit(),
         **more,
     }
@@ -80,7 +79,8 @@ def _log_line(message: Message) -> str | None:
 def _heard(job: Path, should_stop: Callable[[], bool]) -> Iterator[Message]:
     """Run the driver, and yield its messages."""
     command = [sys.executable, "-P", "-m", "mobilenet_pipeline.cluster.driver", str(job)]
-    with leashed(command, dict(os.environ), SAVE_SECONDS, stdout=subprocess.PIPE) as child, _told(child, should_stop):
+    driver = leashed(command, dict(os.environ), setting.SAVE_SECONDS, stdout=subprocess.PIPE)
+    with driver as child, _told(child, should_stop):
         assert child.stdout is not None
         for line in child.stdout:
             if line.startswith(b"{"):

@@ -1,7 +1,10 @@
 """What workers and driver tell each other, kept by an actor of the cluster."""
 
+import shutil
 from typing import Any
 
+PARTS = 8
+"""Parts of files, of 64 MiB, that are in the object store at a time."""
 Message = dict[str, Any]
 
 
@@ -15,7 +18,7 @@ class Relay:
     def __init__(self, state: bytes | None) -> None:
         self._state, self._stop = state, False
         self._messages: list[Message] = []
-        self._files: list[Any] | None = None
+        self._parts: dict[tuple[str, int], list[Any]] = {}
 
     def tell(self, message: Message) -> None:
         """Keep a message for the driver."""
@@ -43,12 +46,19 @@ class Relay:
         """Return whether the workers shall stop."""
         return self._stop
 
-    def ask_for_files(self) -> list[Any] | None:
-        """Return references to the dataset's files in the object store; None until the driver has put them there."""
-        if self._files is None and {"files_needed": True} not in self._messages:
-            self.tell({"files_needed": True})
-        return self._files
+    def ask_for_part(self, name: str, index: int) -> list[Any] | None:
+        """Return a reference, in a list, to a part of a file of the dataset; None until the driver has given it."""
+        wanted = {"wanted": [name, index]}
+        if (name, index) not in self._parts and wanted not in self._messages:
+            self.tell(wanted)
+        return self._parts.get((name, index))
 
-    def give_files(self, files: list[Any]) -> None:
-        """Keep references to the dataset's files: (name, parts) of each."""
-        self._files = files
+    def give_part(self, name: str, index: int, reference: list[Any]) -> None:
+        """Keep a reference to a part; only the newest `PARTS` are kept, so that the object store has room."""
+        self._parts[name, index] = reference
+        while len(self._parts) > PARTS:
+            del self._parts[next(iter(self._parts))]
+
+    def remove(self, folder: str) -> None:
+        """Remove a folder of the driver's node."""
+        shutil.rmtree(folder, ignore_errors=True)

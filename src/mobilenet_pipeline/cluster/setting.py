@@ -2,10 +2,16 @@
 
 import os
 import re
+from collections.abc import Mapping
 from importlib.util import find_spec
+
+from mobilenet_pipeline.system.process import GRACE_SECONDS
 
 CLUSTER = "MOBILENET_PIPELINE_CLUSTER"
 """The variable with the cluster's address; without it, a training runs in its stage's process."""
+
+SAVE_SECONDS = 60.0
+"""Seconds that workers have for saving their state after a stop request."""
 
 
 def address(given: str | None = None) -> str | None:
@@ -28,3 +34,8 @@ def address(given: str | None = None) -> str | None:
     if os.environ.get("TF_CONFIG"):
         raise ValueError(f"cluster {text!r} and TF_CONFIG both name machines; unset one of them")
     return text
+
+
+def grace(variables: Mapping[str, str]) -> float:
+    """Return the seconds that a process with these variables has for its end after SIGTERM."""
+    return GRACE_SECONDS + (SAVE_SECONDS if variables.get(CLUSTER) else 0)

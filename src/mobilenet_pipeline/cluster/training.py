@@ -32,6 +32,7 @@ def train(
             "kind": "train",
             "workers": candidate.workers,
             "devices": candidate.devices_per_worker,
+            "device": candidate.device,
             "fewer": _fewer(candidate.workers, candidate.batch_size) if candidate.fewer_workers else [],
             "weights": str(architecture_of(candidate).file(candidate)) if candidate.weights == "imagenet" else None,
             "checkpoint": str(checkpoint.resolve()),

@@ -52,9 +52,12 @@ class Line:
         self.tell(
             say=f"{os.uname().nodename} does not share the workspace: the dataset comes through Ray's object store"
         )
-        while (found := self.call("ask_for_files")) is None:
-            time.sleep(ASK_SECONDS / 5)
-        return ((name, map(ray.get, parts)) for name, parts in found)
+        return files.parts(self._part)
+
+    def _part(self, name: str, index: int) -> bytes:
+        while (found := self.call("ask_for_part", name, index)) is None:
+            time.sleep(ASK_SECONDS / 10)
+        return bytes(ray.get(found[0]))
 
 
 def train(job: dict[str, Any]) -> None:
@@ -73,9 +76,7 @@ def _work(work: Callable[[dict[str, Any], Line], None], job: dict[str, Any]) -> 
     line = Line(job["relay"])
     try:
         work(job, line)
-    except (ConnectionError, TimeoutError):
-        raise  # another worker is gone: Ray starts all of them again
-    except (ValueError, OSError) as error:
+    except (ValueError, PermissionError) as error:  # after all others, Ray starts the workers again
         line.tell(error=str(error), lasting=isinstance(error, ValueError))
         raise
 

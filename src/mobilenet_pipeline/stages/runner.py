@@ -15,6 +15,7 @@ from typing import IO, Any, Literal
 import psutil
 from ruamel.yaml import YAML
 
+from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.stages import dvc, team
 from mobilenet_pipeline.system.process import Leashed, leashed
@@ -274,7 +275,9 @@ def _reproduce(
     # What another workspace of the team has trained is restored from the remote.
     command += ["--force"] if force else ["--pull"] if has_remote else []
     lines: list[str] = []
-    with leashed(command, dvc.environment(env), stdout=subprocess.PIPE) as child, measured(child.pid) as used:
+    variables = dvc.environment(env)
+    own = leashed(command, variables, setting.grace(variables), stdout=subprocess.PIPE)
+    with own as child, measured(child.pid) as used:
         assert child.stdout is not None
         for line in _lines(child.stdout):
             if _NOISE.match(line):

@@ -50,6 +50,8 @@ def main(recipe: Recipe, name: str) -> None:
     data = TrainingData(training, validation, len(dataset.class_names))
     if (count := distribution.workers()) > 1:
         say(f"waiting for all {count} workers of TF_CONFIG")
+    if address:
+        distribution.leave_gpus()  # this machine may be one of the cluster's
     strategy = None if address else distribution.choose()
     devices = distribution.describe(strategy) if strategy else f"the Ray cluster {address}"
     if training.bytes > IN_MEMORY:

@@ -55,8 +55,7 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
     }
-    for leftover in path.parent.glob(f".{path.name}.*"):  # a process was killed while it wrote
-        leftover.unlink(missing_ok=True)
+    _remove_leftovers(path)
     try:
         with whole(path) as partial, partial.open("wb") as file:
             np.savez(file, allow_pickle=False, document=np.array(json.dumps(document)), **state.arrays)
@@ -99,6 +98,22 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
     except Exception as error:  # zipfile, zlib, NumPy and JSON raise different errors for a damaged file
         print(f"{path} cannot be read ({error}); the training starts afresh", flush=True)
         return None
+
+
+def keep(path: Path, content: bytes) -> None:
+    """Write the content of a saved state; a state of another training that is there gets another name."""
+    _remove_leftovers(path)
+    with whole(path) as partial:
+        with partial.open("wb") as file:
+            file.write(content)
+            os.fsync(file.fileno())
+        if path.exists() and identity_of(path) != identity_of(partial):
+            set_aside(path)
+
+
+def _remove_leftovers(path: Path) -> None:
+    for leftover in path.parent.glob(f".{path.name}.*"):  # a process was killed while it wrote
+        leftover.unlink(missing_ok=True)
 
 
 def identity_of(path: Path) -> dict[str, Any] | None:

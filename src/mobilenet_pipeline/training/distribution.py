@@ -68,6 +68,11 @@ def planned_replicas(candidate: Candidate, strategy: tf.distribute.Strategy) -> 
     return strategy.num_replicas_in_sync * planned // count
 
 
+def leave_gpus() -> None:
+    """Leave this machine's GPUs to other processes. Raises RuntimeError if TensorFlow has used them."""
+    tf.config.set_visible_devices([], "GPU")
+
+
 def use_cores(count: int) -> None:
     """Let TensorFlow compute with `count` CPU cores. Raises RuntimeError if it has computed already."""
     tf.config.threading.set_intra_op_parallelism_threads(count)

@@ -179,7 +179,7 @@ def _identity(candidate: Candidate, data: TrainingData, replicas: int) -> dict[s
     """Return everything that must be equal for one training to continue another's state."""
     labels = np.concatenate([data.training.labels, data.validation.labels])
     return {
-        "candidate": candidate.model_dump(exclude={"workers", "devices_per_worker", "fewer_workers"}),
+        "candidate": candidate.model_dump(exclude={"workers", "device", "devices_per_worker", "fewer_workers"}),
         "replicas": replicas,
         "labels": hashlib.sha256(labels.tobytes()).hexdigest(),
         "code": _code(),
