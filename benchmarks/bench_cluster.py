@@ -108,6 +108,7 @@ def measure(candidate: str, size: int, turns: int) -> dict[str, Any]:
             "half": alone({**plain, "batch": BATCH // 2}, [0], stack),
             "quarter": alone({**plain, "batch": BATCH // 4}, [0], stack),
             "both": alone({**plain, "batch": BATCH // 2}, [0, 1], stack),
+            "both_quarter": alone({**plain, "batch": BATCH // 4}, [0, 1], stack),
             "two": together({**plain, "batch": BATCH // 2}, stack),
             "two_synchronised": together({**plain, "sync_norm": True, "batch": BATCH // 2}, stack),
         }
@@ -151,7 +152,7 @@ def model_of(measured: dict[str, Any]) -> Step:
 def compared(measured: dict[str, Any]) -> dict[str, Any]:
     """Return efficiencies, where the time of two workers goes, and the errors of the model."""
     seconds, step = measured["step_seconds"], model_of(measured)
-    contention = seconds["both"] / seconds["half"]
+    contention = seconds["both_quarter"] / seconds["quarter"]
     two = step.slowed(contention)
     predicted = {"one": step.seconds(1, BATCH), "two": two.seconds(2, BATCH // 2)}
     predicted["two_synchronised"] = two_synchronised(two, measured["norms"]).seconds(2, BATCH // 2)
