@@ -85,6 +85,36 @@ def test_blocks_do_not_change_the_pairs(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(whole) > 100
 
 
+def alike(rows: int, seed: int = 0) -> np.ndarray:
+    """Return hashes uint64 (rows,), of which many are equal or differ in a few bits."""
+    rng = np.random.default_rng(seed)
+    flips = rng.random((rows, 64)) < rng.choice([0, 0.05, 0.15], rows)[:, None]
+    scenes = rng.integers(0, 2**63, 20, dtype=np.uint64)[rng.integers(0, 20, rows)]
+    return scenes ^ np.packbits(flips, axis=1).view(np.uint64)[:, 0]
+
+
+@pytest.mark.parametrize("distance", [0, 2, 7, 12])
+def test_a_search_by_words_finds_what_a_comparison_finds(monkeypatch: pytest.MonkeyPatch, distance: int) -> None:
+    hashes, is_test = alike(3000), np.arange(3000) % 5 == 0
+    compared = near_duplicates.near_twins(hashes, is_test, distance)
+    monkeypatch.setattr(near_duplicates, "MANY", 0)
+    monkeypatch.setattr(near_duplicates, "TOGETHER", 100)
+    monkeypatch.setattr(near_duplicates, "BLOCK", 50)
+    assert np.array_equal(near_duplicates.near_twins(hashes, is_test, distance), compared)
+    assert len(compared) > 300
+
+
+def test_of_many_equal_hashes_the_first_are_the_pairs() -> None:
+    pairs = near_duplicates.near_twins(np.zeros(9, np.uint64), np.arange(9) >= 7, most=2)
+    assert pairs.tolist() == [[7, 0], [7, 1], [8, 0], [8, 1]]
+
+
+def test_twins_are_found_among_many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(near_duplicates, "MANY", 0)
+    train = scenes()
+    assert find(np.asarray(darker(Image.fromarray(train[7]))), train).train.tolist() == [8]
+
+
 def test_blocks_do_not_change_the_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = near_duplicates.hashes(scenes())
     monkeypatch.setattr(near_duplicates, "BLOCK", 3 * 32 * 32)
