@@ -85,7 +85,7 @@ def near_twins(hashes: np.ndarray, is_test: np.ndarray, distance: int = DISTANCE
     queries, query = np.unique(hashes[test], return_inverse=True)
     train = _first_of_equals(hashes, train, most)
     search = _by_words if len(train) >= MANY else _by_comparison
-    row, column = search(queries, hashes[train], distance, most).T
+    row, column = search(_in_quarters(queries), _in_quarters(hashes[train]), distance, most).T
     # Equal test images have equal pairs: `row` ascends, and each query has a slice of it.
     start, end = np.searchsorted(row, query, "left"), np.searchsorted(row, query, "right")
     count = end - start
@@ -110,23 +110,41 @@ def _by_comparison(queries: np.ndarray, hashes: np.ndarray, distance: int, most:
     return np.concatenate(pairs)
 
 
+def _in_quarters(hashes: np.ndarray) -> np.ndarray:
+    """Return the hashes with their bits in another order: a word has the bits of a quarter of the 8 × 8 frequencies.
+
+    Of smooth images, most bits of the high frequencies are alike. In this order, fewer images have a word in common
+    than in that of the rows.
+    """
+    half = FREQUENCIES // 2
+    bits = np.unpackbits(hashes.view(np.uint8)).reshape(-1, 2, half, 2, half).swapaxes(2, 3)
+    return np.packbits(bits.reshape(-1)).view(np.uint64)
+
+
 def _by_words(queries: np.ndarray, hashes: np.ndarray, distance: int, most: int) -> np.ndarray:
     """Return what `_by_comparison` does, for many hashes, without a comparison of all pairs.
 
-    If two hashes differ in at most 12 bits, then either their first words differ in at most 3 bits, or another of their
-    words in at most 2: otherwise they would differ in 4 + 3 + 3 + 3 bits (the pigeonhole principle; Qin et al. 2018,
-    GPH, section 3). So each query is compared with the hashes that have one of 1,108 words, about one in 60.
+    If two hashes differ in at most 3 bits, they have one of their four words in common; if in at most 7 or 11 bits, one
+    of their words differs in at most 1 or 2: otherwise each word would differ in more (the pigeonhole principle;
+    Norouzi et al. 2014, multi-index hashing, section 3). Each round looks for words with one more different bit. A
+    query whose nearest hashes are near enough takes no part in later rounds. For 12 bits, the last round needs the
+    words at one place only (Qin et al. 2018, GPH, section 3): 1,108 words in all, which one hash in 60 has.
     """
-    more, fewer = divmod(distance - WORDS + 1, WORDS)
-    reaches = [more + (word < fewer) for word in range(WORDS)]
     tables = [_Table(hashes, word) for word in range(WORDS)]
     pairs = [np.empty((0, 2), np.int64)]
     for start in range(0, len(queries), TOGETHER):
         part = queries[start : start + TOGETHER]
-        found = np.empty((0, 3), np.int64)
-        for table, reach in zip(tables, reaches, strict=True):
-            for matches in table.matches(part, _masks(reach), distance):
-                found = _nearest(*np.concatenate([found, matches]).T, most)
+        found, limits = np.empty((0, 3), np.int64), np.full(len(part), distance)
+        for reach in range(distance // WORDS + 1):
+            # What differs in fewer bits than `within` was found in earlier rounds.
+            within = reach * WORDS
+            open_ = np.flatnonzero(limits >= within)
+            for table in tables[: distance - within + 1]:
+                for matches in table.matches(part[open_], _masks(reach), limits[open_]):
+                    matches[:, 0] = open_[matches[:, 0]]
+                    found = _nearest(*np.concatenate([found, matches]).T, most)
+                    full = np.flatnonzero(np.bincount(found[:, 0], minlength=len(part)) == most)
+                    limits[full] = found[np.searchsorted(found[:, 0], full, "right") - 1, 2]
         pairs.append(found[:, :2] + (start, 0))
     return np.concatenate(pairs)
 
@@ -142,11 +160,9 @@ def _nearest(row: np.ndarray, column: np.ndarray, bits: np.ndarray, most: int) -
     return pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < most]
 
 
-def _masks(reach: int) -> Iterator[int]:
-    """Yield the words with at most `reach` bits, the fewest first; none if `reach` is negative."""
-    for count in range(min(reach, BITS) + 1):
-        for bits in combinations(range(BITS), count):
-            yield sum(1 << bit for bit in bits)
+def _masks(count: int) -> Iterator[int]:
+    """Yield the words with so many bits."""
+    return (sum(1 << bit for bit in bits) for bits in combinations(range(BITS), count))
 
 
 class _Table:
@@ -173,20 +189,22 @@ class _Table:
     def _of(self, hashes: np.ndarray) -> np.ndarray:
         return (hashes >> np.uint64(self.word * BITS) & np.uint64(2**BITS - 1)).astype(np.int64)
 
-    def matches(self, queries: np.ndarray, masks: Iterable[int], distance: int) -> Iterator[np.ndarray]:
+    def matches(self, queries: np.ndarray, masks: Iterable[int], limits: np.ndarray) -> Iterator[np.ndarray]:
         """Yield (query, column, bits) of the hashes whose word differs from a query's in the bits of one of the masks.
 
-        They come in parts of about `BLOCK` rows.
+        All in all, a hash differs in at most as many bits as the query's limit. The rows come in parts of about
+        `BLOCK`.
         """
-        words, wide = self._of(queries), np.repeat(queries[:, None], self.hashes.shape[1], axis=1)
-        parts, count = [np.empty((0, 3), np.int64)], 0
+        width = self.hashes.shape[1]
+        words, wide, most = self._of(queries), *(np.repeat(each[:, None], width, 1) for each in (queries, limits))
+        most, parts, count = most.astype(np.uint8), [np.empty((0, 3), np.int64)], 0
         for mask in masks:
             lines, first = self.lines.take(words ^ mask), self.first.take(words ^ mask)
             rows, line = np.arange(len(queries)), 0
             while len(rows):
                 places = first.take(rows) + line
                 bits = np.bitwise_count(self.hashes.take(places, axis=0) ^ wide.take(rows, axis=0))
-                row, slot = np.divmod(np.flatnonzero(bits <= distance), bits.shape[1])
+                row, slot = np.divmod(np.flatnonzero(bits <= most.take(rows, axis=0)), width)
                 if len(row):
                     column = self.columns[places[row], slot]
                     parts.append(np.stack([rows[row], column, bits[row, slot]], axis=1)[column >= 0])
