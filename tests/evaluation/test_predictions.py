@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mobilenet_pipeline.evaluation import predictions
 from mobilenet_pipeline.evaluation.predictions import (
     PredictionsError,
     predictions_of,
@@ -77,6 +78,45 @@ def test_the_same_predictions_give_the_same_file(arrays, tmp_path):
         save_predictions(tmp_path / name, arrays)
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_large_arrays_stay_in_their_file(arrays, path, monkeypatch):
+    monkeypatch.setattr(predictions, "MAPPED", 1)
+    save_predictions(path, arrays)
+    loaded = read_arrays(path)
+    assert isinstance(loaded["probabilities"].base, np.memmap)
+    assert all(loaded[name].flags.aligned and np.array_equal(loaded[name], arrays[name]) for name in arrays)
+
+
+def test_small_predictions_have_the_bytes_that_numpy_writes(arrays, path, tmp_path):
+    save_predictions(path, arrays)
+    np.savez(tmp_path / "numpy.npz", **{name: arrays[name] for name in predictions.ARRAYS})
+    assert path.read_bytes() == (tmp_path / "numpy.npz").read_bytes()
+
+
+def test_large_arrays_of_numpy_s_own_archives_can_be_read(arrays, path, monkeypatch):
+    monkeypatch.setattr(predictions, "MAPPED", 1)
+    np.savez(path, **arrays)
+    loaded = read_arrays(path)
+    assert all(np.array_equal(loaded[name], arrays[name]) for name in arrays)
+
+
+def test_numpy_reads_the_file(arrays, path):
+    save_predictions(path, arrays)
+    with np.load(path) as archive:
+        assert {name: archive[name].tobytes() for name in archive.files} == {
+            name: np.asarray(array).tobytes() for name, array in arrays.items()
+        }
+
+
+def test_a_damaged_large_array_is_refused_by_name(arrays, path, monkeypatch):
+    monkeypatch.setattr(predictions, "MAPPED", 1)
+    save_predictions(path, arrays)
+    data = bytearray(path.read_bytes())
+    data[data.index(arrays["probabilities"].tobytes()) + 5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(PredictionsError, match=r"predictions\.npz cannot be read"):
+        read_arrays(path)
 
 
 def test_missing_predictions_are_refused_by_name(path):

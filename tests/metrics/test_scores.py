@@ -58,6 +58,14 @@ def test_between_equal_probabilities_the_first_class_is_predicted() -> None:
     assert (found["accuracy"], found["top3_accuracy"]) == (0.5, 0.5)
 
 
+def test_parts_do_not_change_the_top_3_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    probabilities, labels = rng.dirichlet(np.ones(10), 100).astype(np.float32), rng.integers(0, 10, 100)
+    whole = scores.evaluate(probabilities, labels, [str(i) for i in range(10)])
+    monkeypatch.setattr(scores, "TOGETHER", 7)
+    assert scores.evaluate(probabilities, labels, [str(i) for i in range(10)]) == whole
+
+
 def test_few_classes_are_all_shown() -> None:
     assert scores.shown_classes([np.diag([3, 1, 2])]) == [0, 1, 2]
 

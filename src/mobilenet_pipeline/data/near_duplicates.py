@@ -106,7 +106,8 @@ def _by_comparison(queries: np.ndarray, hashes: np.ndarray, distance: int, most:
     for part in _blocks(len(queries), len(hashes)):
         bits = np.bitwise_count(queries[part, None] ^ hashes)
         row, column = np.nonzero(bits <= distance)
-        pairs.append(_nearest(row + part.start, column, bits[row, column], most)[:, :2])
+        near = np.stack([row + part.start, column, bits[row, column]], axis=1)
+        pairs.append(_nearest(near, most)[:, :2])
     return np.concatenate(pairs)
 
 
@@ -142,20 +143,19 @@ def _by_words(queries: np.ndarray, hashes: np.ndarray, distance: int, most: int)
             for table in tables[: distance - within + 1]:
                 for matches in table.matches(part[open_], _masks(reach), limits[open_]):
                     matches[:, 0] = open_[matches[:, 0]]
-                    found = _nearest(*np.concatenate([found, matches]).T, most)
+                    found = _nearest(np.concatenate([found, matches]), most)
                     full = np.flatnonzero(np.bincount(found[:, 0], minlength=len(part)) == most)
                     limits[full] = found[np.searchsorted(found[:, 0], full, "right") - 1, 2]
         pairs.append(found[:, :2] + (start, 0))
     return np.concatenate(pairs)
 
 
-def _nearest(row: np.ndarray, column: np.ndarray, bits: np.ndarray, most: int) -> np.ndarray:
-    """Return (row, column, bits) of the `most` nearest columns of each row, ascending in row, bits, column.
+def _nearest(pairs: np.ndarray, most: int) -> np.ndarray:
+    """Return of `pairs` (row, column, bits) the `most` nearest columns of each row, ascending in row, bits, column.
 
     A pair counts once, however often it is given.
     """
-    order = np.lexsort((column, bits, row))
-    pairs = np.stack([row[order], column[order], bits[order].astype(np.int64)], axis=1)
+    pairs = pairs[np.lexsort(pairs.T[[1, 2, 0]])]
     pairs = pairs[np.r_[True, (pairs[1:] != pairs[:-1]).any(axis=1)][: len(pairs)]]
     return pairs[np.arange(len(pairs)) - np.searchsorted(pairs[:, 0], pairs[:, 0]) < most]
 

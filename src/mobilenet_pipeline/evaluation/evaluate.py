@@ -126,13 +126,19 @@ def write_confusion(path: Path, predictions: dict[str, np.ndarray], class_names:
 def _answer(artefact: Artefact, images: np.ndarray, rows: np.ndarray, task: str) -> Answers:
     if len(rows) == 0:
         raise ValueError(f"{task}: there are no images")
-    parts = []
+    probabilities, done = np.empty((0, 0), np.float32), 0
+    energies: list[np.ndarray] = []
     # The bar appears only on a terminal and only after a second, so small datasets show none.
     with tqdm(total=len(rows), desc=task, unit="image", delay=1, disable=None, leave=False) as bar:
         for chunk in _chunks(images, rows):
-            parts.append(artefact.answer(np.ascontiguousarray(images[chunk])))
+            answers = artefact.answer(np.ascontiguousarray(images[chunk]))
+            if done == 0:  # one array from the start: parts and their copy would need twice the memory
+                probabilities = np.empty((len(rows), *answers.probabilities.shape[1:]), answers.probabilities.dtype)
+            probabilities[done : done + len(chunk)] = answers.probabilities
+            energies += [] if answers.energy is None else [answers.energy]
+            done += len(chunk)
             bar.update(len(chunk))
-    return Answers.joined(parts)
+    return Answers(probabilities, np.concatenate(energies) if energies else None)
 
 
 def _corrupted_rows(test_rows: np.ndarray) -> np.ndarray:

@@ -11,6 +11,8 @@ import numpy as np
 SMALLEST_PROBABILITY = 1e-7
 SUM_TOLERANCE = 1e-3
 TOP = 3
+TOGETHER = 2**12
+"""Images whose probabilities are compared at a time: three comparisons of all would need most of their memory again."""
 BINS, SMALLEST_BIN = 15, 50
 SHOWN = 30
 """Figures and documents show up to so many classes one by one; of more classes, the worst and the best `ENDS`."""
@@ -163,9 +165,13 @@ def _check_probabilities(probabilities: np.ndarray) -> None:
 
 def _rank_of_actual(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """Return how many classes rank before the actual one: more probable, or as probable and listed first."""
-    own = _of_the_actual_class(probabilities, actual)[:, None]
-    listed_first = np.arange(probabilities.shape[1]) < actual[:, None]
-    return np.count_nonzero(probabilities > own, axis=1) + np.count_nonzero((probabilities == own) & listed_first, 1)
+    before, own = np.empty(len(actual), np.int64), _of_the_actual_class(probabilities, actual)[:, None]
+    for start in range(0, len(actual), TOGETHER):
+        rows = slice(start, start + TOGETHER)
+        part, listed_first = probabilities[rows], np.arange(probabilities.shape[1]) < actual[rows, None]
+        before[rows] = np.count_nonzero(part > own[rows], axis=1)
+        before[rows] += np.count_nonzero((part == own[rows]) & listed_first, axis=1)
+    return before
 
 
 def _of_the_actual_class(probabilities: np.ndarray, actual: np.ndarray) -> np.ndarray:
