@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster photographs faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster bench-rows photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -96,6 +96,9 @@ bench-operations: $(READY)  ## compare status, gate, figure and validation at sc
 
 bench-own-images: $(READY)  ## measure ingestion, near duplicates, streaming, prediction sets and int8 twins on CIFAR-10
 	@$(BIN)/python benchmarks/bench_own_images.py && $(BIN)/python benchmarks/page.py
+
+bench-rows: $(READY)  ## measure every stage but training for up to 1,000,000 generated images; hours, and it can be continued
+	@$(BIN)/python benchmarks/bench_rows.py && $(BIN)/python benchmarks/page.py
 
 photographs: $(READY)  ## cut photographs that scikit-image ships into pictures of 96 pixels, as an example of own images
 	@mkdir -p pictures/photographs && $(UV) run --quiet --no-project --isolated --python $(BIN)/python \

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 RESULTS = Path("docs/results")
+SCALE = Path("docs/explanation/scale.md")
 NOTHING = "Not measured yet."
 PICTURE = Path("docs/images/training.png")
 BARS = (
@@ -35,8 +36,7 @@ RUNTIMES = {
 
 def main() -> None:
     """Update the pages and the figure."""
-    for name in ("training.md", "serving.md", "own-images.md", "cluster.md"):
-        page = RESULTS / name
+    for page in (*(RESULTS / f"{name}.md" for name in ("training", "serving", "own-images", "cluster")), SCALE):
         page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     if curves := sorted((RESULTS / "curves").glob("*.csv")):
         draw(curves, PICTURE)
@@ -57,6 +57,8 @@ def filled(page: str, results: Path) -> str:
 
     if (results / "own-images.json").exists():
         tables |= own_images_tables(json.loads((results / "own-images.json").read_text(encoding="utf-8")))
+    if (results / "rows.json").exists():
+        tables |= rows_tables(json.loads((results / "rows.json").read_text(encoding="utf-8")))
 
     if (results / "cluster.json").exists():
         tables |= cluster_tables(json.loads((results / "cluster.json").read_text(encoding="utf-8")))
@@ -307,6 +309,25 @@ def _scaling_tables(scaling: Mapping[str, Any]) -> dict[str, str]:
         batch = [f"{row['gpus']:,}", row["images_per_gpu"], f"{row['global_batch']:,}"]
         found["gpus"][1].append([*batch, row["exchange_ms"], *speed, "yes" if row["within_the_rule"] else "no"])
     return {name: table(columns, rows) for name, (columns, rows) in found.items()}
+
+
+def rows_tables(figures: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tables of the benchmark of many rows by name."""
+    machine, sizes = f"{figures['machine']['cpu']}, {figures['machine']['cores']} cores", figures["sizes"]
+    stages = table(
+        ["stage", *(f"{size:,} images, CPU s" for size in sizes), "exponent", f"{sizes[-1]:,} images, peak MiB"],
+        [
+            [f"`{name}`" if " " not in name else name]
+            + [figures["cpu_seconds"][name].get(str(size), "–") for size in sizes]
+            + [figures["growth"][name], f"{figures['million_rows_peak_mib'][name]:,}"]
+            for name in figures["million_rows_peak_mib"]
+        ],
+    )
+    source = table(
+        ["date", "machine", "commit", "command"],
+        [[figures["date"], machine, f"`{figures['commit'][:7]}`", f"`{figures['command']}`"]],
+    )
+    return {"million-stages": stages, "million-source": source}
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

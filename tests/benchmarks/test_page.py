@@ -1,12 +1,14 @@
 from pathlib import Path
 
 import page
+import pytest
 
 RESULTS = Path(__file__).resolve().parents[2] / "docs" / "results"
 
 
-def test_the_page_shows_the_measured_results():
-    text = (RESULTS / "training.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize("name", ["training.md", "../explanation/scale.md"])
+def test_the_page_shows_the_measured_results(name):
+    text = (RESULTS / name).read_text(encoding="utf-8")
     assert page.filled(text, RESULTS) == text
 
 
