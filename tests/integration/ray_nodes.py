@@ -16,6 +16,8 @@ from mobilenet_pipeline.system.process import leashed
 
 _LOW_PORTS = ("--min-worker-port=0", "--max-worker-port=0")
 """Let the system choose the workers' ports: Ray's own range may contain a port that was found free."""
+RAY = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+"""Variables of every process of the cluster and of its drivers; a token of Ray in the home folder changes nothing."""
 _HIDE = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"')
 """A command that runs another one for which a folder is empty."""
 
@@ -56,8 +58,7 @@ class Nodes:
         log = stack.enter_context((self.folder / f"{name}.log").open("ab"))
         prefix = [*_HIDE, str(hidden)] if hidden else []
         command = [*prefix, str(BIN / "ray"), "start", "--block", "--num-cpus=1", *_LOW_PORTS, *options]
-        env = {**os.environ, "RAY_USAGE_STATS_ENABLED": "0"}
-        child = stack.enter_context(leashed(command, env, 5.0, stdout=log))
+        child = stack.enter_context(leashed(command, {**os.environ, **RAY}, 5.0, stdout=log))
         self._running[name] = stack, child.pid
 
     def kill(self, name: str) -> None:
@@ -84,7 +85,7 @@ class Nodes:
     def cpus(self) -> int:
         """Return the CPUs of all nodes that `ray status` counts."""
         command = [str(BIN / "ray"), "status", "--address", self.address]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env={**os.environ, **RAY}, capture_output=True, text=True, check=False)
         found = re.search(r"/(\d+)\.0 CPU", done.stdout)
         return int(found[1]) if found else 0
 

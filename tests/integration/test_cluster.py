@@ -19,7 +19,7 @@ from waiting import wait_until
 
 pytest.importorskip("ray", reason="Ray is not installed: make cluster")
 
-from ray_nodes import Nodes, can_hide
+from ray_nodes import RAY, Nodes, can_hide
 from ruamel.yaml import YAML
 
 Curve = list[dict[str, float]]
@@ -50,7 +50,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment_of(folder: Path, **variables: str) -> dict[str, str]:
     own = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_TRACKING", "PREFECT_"))}
     paths = {"PYTHONPATH": f"{folder / 'src'}:{folder}", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    return {**own, **paths, "MOBILENET_PIPELINE_PEER_SECONDS": "900", **variables}
+    return {**own, **paths, **RAY, "MOBILENET_PIPELINE_PEER_SECONDS": "900", **variables}
 
 
 def run(folder: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:

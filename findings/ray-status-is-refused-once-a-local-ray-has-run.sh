@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# ray 2.60.0, Python 3.11: the first `ray.init()` of a user that starts a Ray of its own leaves a token in
+# ~/.ray/auth_token. From then on, `ray start --head` asks every client for the token, without a setting or an option,
+# and `ray.init(address=…)` sends it. But `ray status` of the same user on the same machine does not, and is refused: its
+# message says that RAY_AUTH_MODE is 'disabled'. So a script that waits for a cluster with `ray status` works until a
+# notebook or a test has called `ray.init()` once. With RAY_AUTH_MODE=token, `ray status` sends the token.
+#
+# Output:
+#   before any local Ray: token no, ray status exits 0, a driver connects
+#   after one ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+#   with RAY_AUTH_MODE=token: ray status exits 0
+#
+# Exits 0 while this is so, 1 when the behaviour has changed.
+set -euo pipefail
+folder=$(mktemp -d)
+export HOME="$folder" RAY_USAGE_STATS_ENABLED=0 RAY_TMPDIR="$folder/r"
+unset RAY_ADDRESS RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH
+head=
+stop() { if [[ $head ]]; then kill -- "-$head" 2> /dev/null || true; wait "$head" 2> /dev/null || true; head=; fi; }
+trap 'stop; rm -rf "$folder"' EXIT
+cd "$folder"
+python3 -m venv env
+env/bin/python -m pip install --quiet "ray[default]==2.60.0"
+port=$(env/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+
+look() {
+  setsid env/bin/ray start --head --block --port="$port" --num-cpus=1 --include-dashboard=false > start.log 2>&1 &
+  head=$!
+  for _ in $(seq 60); do grep -q "will now block" start.log && break; sleep 1; done
+  env/bin/python -c "import ray; ray.init('127.0.0.1:$port', log_to_driver=False)" > driver.log 2>&1 \
+    && driver="a driver connects" || driver="a driver is refused"
+  code=0
+  for _ in $(seq 30); do  # its figures come some seconds after the start
+    env/bin/ray status --address "127.0.0.1:$port" > status.log 2>&1 && { code=0; break; } || code=$?
+    grep -q AuthenticationError status.log && break
+    sleep 1
+  done
+  why=""
+  if grep -q AuthenticationError status.log; then why=" (AuthenticationError)"; fi
+}
+token() { [[ -e .ray/auth_token ]] && echo yes || echo no; }
+
+look
+first="before any local Ray: token $(token), ray status exits $code$why, $driver"
+stop
+env/bin/python -c "import ray; ray.init(num_cpus=1, include_dashboard=False)" > local.log 2>&1
+look
+second="after one ray.init(): token $(token), ray status exits $code$why, $driver"
+code=0
+RAY_AUTH_MODE=token env/bin/ray status --address "127.0.0.1:$port" > status.log 2>&1 || code=$?
+third="with RAY_AUTH_MODE=token: ray status exits $code"
+output="$first
+$second
+$third"
+printf '%s\n' "$output"
+expected="before any local Ray: token no, ray status exits 0, a driver connects
+after one ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+with RAY_AUTH_MODE=token: ray status exits 0"
+[[ $output == "$expected" ]] || { echo "the behaviour has changed"; exit 1; }
