@@ -7,7 +7,7 @@
 #
 # Output:
 #   before any local Ray: token no, ray status exits 0, a driver connects
-#   after one ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+#   after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
 #   with RAY_AUTH_MODE=token: ray status exits 0
 #
 # Exits 0 while this is so, 1 when the behaviour has changed.
@@ -43,9 +43,9 @@ token() { [[ -e .ray/auth_token ]] && echo yes || echo no; }
 look
 first="before any local Ray: token $(token), ray status exits $code$why, $driver"
 stop
-env/bin/python -c "import ray; ray.init(num_cpus=1, include_dashboard=False)" > local.log 2>&1
+env/bin/python -c "import ray; ray.init('local', num_cpus=1, include_dashboard=False)" > local.log 2>&1
 look
-second="after one ray.init(): token $(token), ray status exits $code$why, $driver"
+second="after one local ray.init(): token $(token), ray status exits $code$why, $driver"
 code=0
 RAY_AUTH_MODE=token env/bin/ray status --address "127.0.0.1:$port" > status.log 2>&1 || code=$?
 third="with RAY_AUTH_MODE=token: ray status exits $code"
@@ -54,6 +54,6 @@ $second
 $third"
 printf '%s\n' "$output"
 expected="before any local Ray: token no, ray status exits 0, a driver connects
-after one ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
 with RAY_AUTH_MODE=token: ray status exits 0"
 [[ $output == "$expected" ]] || { echo "the behaviour has changed"; exit 1; }
