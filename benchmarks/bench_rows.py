@@ -33,13 +33,15 @@ from mobilenet_pipeline.workspace import files, paths, provenance
 RESULTS = Path("docs/results/rows.json")
 WORK = Path(".bench/rows")
 NAME, COMMAND = "rows", "make bench-rows"
-SIZES = (250_000, 500_000, 1_000_000)
+SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)
 CLASSES, SIDE, COARSE = 1000, 32, 8
 PER_FILE, TOGETHER = 50_000, 1000
 """Pictures of a Parquet file, and pictures that are made at a time. `COARSE` random colours a side make one."""
 ACCURACY = {"scratch": 0.70, "pretrained": 0.72}
 """How often the planted models are right; those of the gate's second turn are right by `GAIN` more often."""
 GAIN = 0.01
+PICTURES = "-pictures"
+"""The stage that generates the pictures. Stages with a dash prepare others."""
 THIS = [sys.executable, str(Path(__file__).resolve())]
 
 
@@ -88,9 +90,9 @@ def measure(size: int, log: Path) -> None:
 
 
 def stages(size: int) -> Iterator[tuple[str, list[str]]]:
-    """Yield each stage's name and command, in their order; names with a dash prepare the next stage."""
+    """Yield each stage's name and command, in their order."""
     program = [sys.executable, "-m", "mobilenet_pipeline"]
-    yield "-pictures", [*THIS, "--do", "pictures", str(size)]
+    yield PICTURES, [*THIS, "--do", "pictures", str(size)]
     yield "init", [*program, "init", NAME, "--images", "pictures"]
     for stage in ("ingest", "validate"):
         yield stage, [sys.executable, "-m", "mobilenet_pipeline.stages", stage, NAME]
@@ -116,7 +118,7 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the document of all measured stages; stages that prepare others are left out."""
+    """Return the document of all measured stages. Of those that prepare others, it has the generation only."""
     measured = sorted((row for row in rows if not row["stage"].startswith("-")), key=lambda row: row["images"])
     names = list(dict.fromkeys(row["stage"] for row in measured))
     by_stage = {name: {row["images"]: row for row in measured if row["stage"] == name} for name in names}
@@ -125,6 +127,7 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     def figures(key: str) -> dict[str, dict[str, Any]]:
         return {name: {str(size): row[key] for size, row in sizes.items()} for name, sizes in by_stage.items()}
 
+    pictures = {row["images"]: row for row in sorted(rows, key=lambda row: row["images"]) if row["stage"] == PICTURES}
     return {
         "sizes": list(dict.fromkeys(row["images"] for row in measured)),
         "classes": CLASSES,
@@ -135,6 +138,10 @@ def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "seconds": figures("seconds"),
         "cpu_seconds": figures("cpu_seconds"),
         "peak_mib": figures("peak_mib"),
+        "generation": {
+            "cpu_seconds": {str(size): row["cpu_seconds"] for size, row in pictures.items()},
+            "growth": growth(pictures),
+        },
         "command": COMMAND,
         "commit": last["commit"],
         "machine": machine.describe_machine(),

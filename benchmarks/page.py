@@ -321,6 +321,11 @@ def rows_tables(figures: Mapping[str, Any]) -> dict[str, str]:
             + [figures["cpu_seconds"][name].get(str(size), "–") for size in sizes]
             + [figures["growth"][name], f"{figures['million_rows_peak_mib'][name]:,}"]
             for name in figures["million_rows_peak_mib"]
+        ]
+        + [
+            ["generation of the pictures"]
+            + [figures["generation"]["cpu_seconds"].get(str(size), "–") for size in sizes]
+            + [figures["generation"]["growth"], "–"]
         ],
     )
     source = table(

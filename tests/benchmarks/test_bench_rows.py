@@ -45,7 +45,7 @@ def test_a_planted_model_is_right_as_often_as_it_is_sure(tmp_path: Path) -> None
     assert answers.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.03)
 
 
-def test_stages_that_prepare_others_have_no_figures() -> None:
+def test_stages_that_prepare_others_are_no_stages_of_the_results() -> None:
     row = {"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 100, "date": "2026-01-01", "commit": "c" * 40}
     measured = [{"images": 10, "stage": stage} | row for stage in ("-pictures", "ingest")]
     assert bench_rows.results(measured)["million_rows_peak_mib"] == {"ingest": 100}
