@@ -33,7 +33,7 @@ from mobilenet_pipeline.workspace import files, paths, provenance
 RESULTS = Path("docs/results/rows.json")
 WORK = Path(".bench/rows")
 NAME, COMMAND = "rows", "make bench-rows"
-SIZES = (62_500, 125_000, 250_000, 500_000, 1_000_000)
+SIZES = (250_000, 500_000, 1_000_000)
 CLASSES, SIDE, COARSE = 1000, 32, 8
 PER_FILE, TOGETHER = 50_000, 1000
 """Pictures of a Parquet file, and pictures that are made at a time. `COARSE` random colours a side make one."""
@@ -42,6 +42,7 @@ ACCURACY = {"scratch": 0.70, "pretrained": 0.72}
 GAIN = 0.01
 PICTURES = "-pictures"
 """The stage that generates the pictures. Stages with a dash prepare others."""
+LAST = "report"
 THIS = [sys.executable, str(Path(__file__).resolve())]
 
 
@@ -103,7 +104,7 @@ def stages(size: int) -> Iterator[tuple[str, list[str]]]:
     for name in ACCURACY:
         yield f"-another {name}", [*THIS, "--do", "evaluate", name, "1"]
     yield "gate", [*THIS, "--do", "gate"]
-    yield "report", [*THIS, "--do", "report"]
+    yield LAST, [*THIS, "--do", "report"]
 
 
 def children_seconds() -> float:
@@ -118,7 +119,12 @@ def read_log(log: Path) -> list[dict[str, Any]]:
 
 
 def results(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the document of all measured stages. Of those that prepare others, it has the generation only."""
+    """Return the document of the sizes of which all stages are measured.
+
+    Of the stages that prepare others, it has the generation only.
+    """
+    finished = {row["images"] for row in rows if row["stage"] == LAST}
+    rows = [row for row in rows if row["images"] in finished]
     measured = sorted((row for row in rows if not row["stage"].startswith("-")), key=lambda row: row["images"])
     names = list(dict.fromkeys(row["stage"] for row in measured))
     by_stage = {name: {row["images"]: row for row in measured if row["stage"] == name} for name in names}

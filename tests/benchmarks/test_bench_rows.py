@@ -1,5 +1,6 @@
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import bench_rows
 import numpy as np
@@ -45,7 +46,22 @@ def test_a_planted_model_is_right_as_often_as_it_is_sure(tmp_path: Path) -> None
     assert answers.max(axis=1).mean() == pytest.approx(right.mean(), abs=0.03)
 
 
+def measured(size: int, *stages: str) -> list[dict[str, Any]]:
+    row = {
+        "images": size,
+        "seconds": 2.0,
+        "cpu_seconds": 1.0,
+        "peak_mib": 100,
+        "date": "2026-01-01",
+        "commit": "c" * 40,
+    }
+    return [{"stage": stage} | row for stage in stages]
+
+
 def test_stages_that_prepare_others_are_no_stages_of_the_results() -> None:
-    row = {"seconds": 2.0, "cpu_seconds": 1.0, "peak_mib": 100, "date": "2026-01-01", "commit": "c" * 40}
-    measured = [{"images": 10, "stage": stage} | row for stage in ("-pictures", "ingest")]
-    assert bench_rows.results(measured)["million_rows_peak_mib"] == {"ingest": 100}
+    document = bench_rows.results(measured(10, "-pictures", "report"))
+    assert document["million_rows_peak_mib"] == {"report": 100}
+
+
+def test_a_size_without_its_last_stage_is_not_in_the_results() -> None:
+    assert bench_rows.results([*measured(10, "ingest", "report"), *measured(20, "ingest")])["sizes"] == [10]
