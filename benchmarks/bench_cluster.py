@@ -24,6 +24,8 @@ from tqdm import tqdm
 from mobilenet_pipeline.workspace.files import write_json
 
 RESULTS = Path("docs/results/cluster.json")
+ROWS = Path("docs/results/rows.json")
+"""What `make bench-rows` has measured."""
 COMMAND = "make bench-cluster"
 CASES = {"scratch": 32, "pretrained": 112}
 """Side in pixels at which the candidate of cifar10 computes."""
@@ -240,6 +242,9 @@ def main() -> None:
         scaling(options.turns)
     if "failures" in options.parts:
         failures()
+    if ROWS.exists():
+        rows = json.loads(ROWS.read_text(encoding="utf-8"))
+        summarise({"million_rows_peak_mib": rows["million_rows_peak_mib"]})
 
 
 if __name__ == "__main__":
