@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# ray 2.60.0, Python 3.11: the first `ray.init()` of a user that starts a Ray of its own leaves a token in
-# ~/.ray/auth_token. From then on, `ray start --head` asks every client for the token, without a setting or an option,
-# and `ray.init(address=…)` sends it. But `ray status` of the same user on the same machine does not, and is refused: its
-# message says that RAY_AUTH_MODE is 'disabled'. So a script that waits for a cluster with `ray status` works until a
-# notebook or a test has called `ray.init()` once. With RAY_AUTH_MODE=token, `ray status` sends the token.
+# ray 2.60.0, Python 3.11: the first Ray of its own that a user starts with `ray.init()` leaves a token in
+# ~/.ray/auth_token. From then on, `ray start --head` of this user asks every client for the token, without a setting or
+# an option. `ray.init("auto")` sends it. Clients that name an address do not, on the same machine as the same user:
+# `ray status --address` is refused, and `ray.init(address)` says that it failed to connect. So a script that waits for
+# its cluster with `ray status` works until a notebook or a test has started a local Ray once. RAY_AUTH_MODE=token helps.
 #
 # Output:
-#   before any local Ray: token no, ray status exits 0, a driver connects
-#   after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+#   before any local Ray: token no, ray status exits 0, an address connects, auto connects
+#   after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), an address is refused, auto connects
 #   with RAY_AUTH_MODE=token: ray status exits 0
 #
 # Exits 0 while this is so, 1 when the behaviour has changed.
@@ -23,12 +23,14 @@ python3 -m venv env
 env/bin/python -m pip install --quiet "ray[default]==2.60.0"
 port=$(env/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 
+connects() {
+  env/bin/python -c "import ray; ray.init('$1', log_to_driver=False)" > driver.log 2>&1 && echo connects || echo "is refused"
+}
 look() {
   setsid env/bin/ray start --head --block --port="$port" --num-cpus=1 --include-dashboard=false > start.log 2>&1 &
   head=$!
   for _ in $(seq 60); do grep -q "will now block" start.log && break; sleep 1; done
-  env/bin/python -c "import ray; ray.init('127.0.0.1:$port', log_to_driver=False)" > driver.log 2>&1 \
-    && driver="a driver connects" || driver="a driver is refused"
+  drivers="an address $(connects "127.0.0.1:$port"), auto $(connects auto)"
   code=0
   for _ in $(seq 30); do  # its figures come some seconds after the start
     env/bin/ray status --address "127.0.0.1:$port" > status.log 2>&1 && { code=0; break; } || code=$?
@@ -41,11 +43,11 @@ look() {
 token() { [[ -e .ray/auth_token ]] && echo yes || echo no; }
 
 look
-first="before any local Ray: token $(token), ray status exits $code$why, $driver"
+first="before any local Ray: token $(token), ray status exits $code$why, $drivers"
 stop
 env/bin/python -c "import ray; ray.init('local', num_cpus=1, include_dashboard=False)" > local.log 2>&1
 look
-second="after one local ray.init(): token $(token), ray status exits $code$why, $driver"
+second="after one local ray.init(): token $(token), ray status exits $code$why, $drivers"
 code=0
 RAY_AUTH_MODE=token env/bin/ray status --address "127.0.0.1:$port" > status.log 2>&1 || code=$?
 third="with RAY_AUTH_MODE=token: ray status exits $code"
@@ -53,7 +55,7 @@ output="$first
 $second
 $third"
 printf '%s\n' "$output"
-expected="before any local Ray: token no, ray status exits 0, a driver connects
-after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), a driver connects
+expected="before any local Ray: token no, ray status exits 0, an address connects, auto connects
+after one local ray.init(): token yes, ray status exits 1 (AuthenticationError), an address is refused, auto connects
 with RAY_AUTH_MODE=token: ray status exits 0"
 [[ $output == "$expected" ]] || { echo "the behaviour has changed"; exit 1; }

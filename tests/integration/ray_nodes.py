@@ -37,10 +37,13 @@ class Nodes:
         """The address by which nodes and drivers of this machine join."""
         return f"127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start both nodes."""
-        self.start_head()
-        self.add("second")
+    def mend(self) -> None:
+        """Start the nodes that do not run."""
+        if "head" not in self._running:
+            self.stop()
+            self.start_head()
+        if "second" not in self._running:
+            self.add("second")
         wait_until(lambda: self.cpus() == 2, self.text)
 
     def start_head(self) -> None:

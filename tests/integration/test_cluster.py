@@ -31,7 +31,7 @@ LONG = {"epochs": 40, "shift": 0, "workers": 2, "sync_norm": False, "batch_size"
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nodes]:
     nodes = Nodes(tmp_path_factory.mktemp("nodes"))
     try:
-        nodes.start()
+        nodes.mend()
         yield nodes
     finally:
         nodes.stop()
@@ -118,8 +118,9 @@ def on(nodes: Nodes) -> dict[str, str]:
 
 
 @pytest.fixture
-def clean(workspace: Path) -> Iterator[Path]:
-    """The workspace without what trainings leave."""
+def clean(workspace: Path, nodes: Nodes) -> Iterator[Path]:
+    """The workspace without what trainings leave, and a whole cluster."""
+    nodes.mend()
     yield workspace
     shutil.rmtree(workspace / "models", ignore_errors=True)
 
@@ -237,8 +238,6 @@ def test_fewer_workers_go_on_with_the_same_global_batch_where_the_recipe_allows_
         facts = one.facts()
         assert (facts["replicas"], facts["planned_replicas"], facts["global_batch"]) == (1, 2, 128)
         note("a node is lost, fewer_workers", "same global batch", one.text)
-    nodes.add("second")
-    wait_until(lambda: nodes.cpus() == 2, nodes.text)
 
 
 def test_without_enough_nodes_the_run_fails_with_a_sentence(clean, on, tmp_path):
@@ -257,22 +256,19 @@ def test_the_dataset_reaches_a_machine_that_does_not_share_the_workspace(clean, 
         assert one.ends() == 0, one.text
         assert "the dataset comes through Ray's object store" in one.text
     nodes.kill("second")
-    nodes.add("second")
-    wait_until(lambda: nodes.cpus() == 2, nodes.text)
 
 
 def test_the_head_s_end_is_an_error_and_the_next_run_goes_on(clean, nodes, on, uninterrupted, tmp_path):
     # Ray's client server finds a node by its address, and the killed one had the same.
     nodes.stop()
-    nodes.start()
+    nodes.mend()
     client = {"MOBILENET_PIPELINE_CLUSTER": f"ray://127.0.0.1:{nodes.client}"}
     with training(clean, tmp_path / "log", LONG, **client) as one:
         one.reaches("epoch 3/40")
         nodes.kill("head")
         assert one.ends() == os.EX_TEMPFAIL
         assert "is gone; the next run continues from" in one.text
-    nodes.stop()
-    nodes.start()
+    nodes.mend()
     curve = curve_of(clean, tmp_path / "next", LONG, **on)
     assert same(curve, uninterrupted, "the head is lost; then the next run", "is gone", one.text)
 

@@ -75,16 +75,16 @@ def main() -> None:
     """Run the job of the command line, and write its outcome."""
     environment.prepare()
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    # After the end of the connection, a thread that still asks Ray would start a Ray of its own.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     stop = threading.Event()
-    workers, restarts, over = job["workers"], 0, False
     try:
-        while not over:
-            with _connected(job):
-                for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set handlers of its own
-                    signal.signal(number, lambda *_: stop.set())
-                run = KINDS[job["kind"]](job, stop, workers, restarts)
-                over = run.to_the_end()
-            workers, restarts = run.workers, run.restarts
+        with _connected(job):
+            for number in (signal.SIGTERM, signal.SIGINT):  # Ray has set handlers of its own
+                signal.signal(number, lambda *_: stop.set())
+            run = KINDS[job["kind"]](job, stop)
+            if not run.to_the_end():
+                write(again={"workers": run.workers, "restarts": run.restarts})
     except Failed as failure:
         write(error=str(failure), lasting=failure.lasting)
     except Exception as error:
@@ -106,7 +106,9 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
         ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
         sentence = " ".join(str(error).split())
-        raise Failed(f"no Ray cluster at {address!r}: {sentence}", lasting=False) from None
+        # Ray's clients send a token by themselves only to a cluster that they have found on this machine.
+        hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
+        raise Failed(f"no Ray cluster at {address!r}{hint}: {sentence}", lasting=False) from None
     try:
         yield
     finally:
@@ -114,13 +116,12 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
 
 
 class Run:
-    """One job on the cluster, from its start to its last message.
+    """One job on the cluster, from its start to its last message. `stop` is set when it shall stop."""
 
-    `stop` is set when the job shall stop. `workers` do it, and were started again `restarts` times before.
-    """
-
-    def __init__(self, job: dict[str, Any], stop: threading.Event, workers: int, restarts: int) -> None:
-        self.job, self.stop, self.workers, self.restarts = job, stop, workers, restarts
+    def __init__(self, job: dict[str, Any], stop: threading.Event) -> None:
+        self.job, self.stop, self.workers, self.restarts = job, stop, job["workers"], job["restarts"]
+        self.storage = f"/tmp/mobilenet-pipeline-{job['name']}"
+        """A folder for Ray's own notes, on the machine of the relay."""
         place = {"node_id": ray.get_runtime_context().get_node_id(), "soft": False}
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(**place)
         self.relay = ray.remote(num_cpus=0, scheduling_strategy=here)(Relay).remote(self.state())
@@ -146,6 +147,12 @@ class Run:
         write(placed={"workers": self.workers, "devices": self.job["devices"], "resource": self.resource})
         thread = threading.Thread(target=self._guarded, daemon=True)
         thread.start()
+        try:
+            return self._follow(thread)
+        finally:
+            ray.get(self.relay.remove.remote(self.storage))
+
+    def _follow(self, thread: threading.Thread) -> bool:
         looked = 0.0
         while thread.is_alive():
             self._pass_on()
@@ -253,7 +260,6 @@ class Training(Run):
     def work(self) -> None:
         """Let Ray place the workers, and start them again when one is lost."""
         weights = Path(self.job["weights"]) if self.job["weights"] else None
-        storage = f"/tmp/mobilenet-pipeline-{self.job['name']}"  # on Ray's machine, for notes of its own
         trainer = TensorflowTrainer(
             worker.train,
             train_loop_config={
@@ -269,15 +275,12 @@ class Training(Run):
             ),
             run_config=RunConfig(
                 name=self.job["name"],
-                storage_path=storage,
+                storage_path=self.storage,
                 failure_config=FailureConfig(max_failures=max(0, RESTARTS - self.restarts)),
                 callbacks=[Restarts(self.relay)],
             ),
         )
-        try:
-            trainer.fit()
-        finally:
-            ray.get(self.relay.remove.remote(storage))
+        trainer.fit()
 
     def hear(self, message: Message) -> None:
         """Keep state and model as files, and pass the rest on."""

@@ -50,18 +50,24 @@ def messages(
         "data": str(data_folder(recipe).resolve()),
         "digest": dataset.digest,
         "limit": distribution.limit(),
+        "restarts": 0,
         **more,
     }
+    again: Message | None = {}
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "job.json"
-        write_json(path, job)
-        for message in _heard(path, should_stop):
-            if "error" in message:
-                raise (ValueError if message["lasting"] else ClusterError)(message["error"])
-            if sentence := _log_line(message):
-                say(sentence)
-            else:
-                yield message
+        while again is not None:
+            write_json(path, job | again)
+            again = None
+            for message in _heard(path, should_stop):
+                if "error" in message:
+                    raise (ValueError if message["lasting"] else ClusterError)(message["error"])
+                if "again" in message:  # with fewer workers
+                    again = message["again"]
+                elif sentence := _log_line(message):
+                    say(sentence)
+                else:
+                    yield message
     raise ClusterError(f"the Ray cluster at {address} is gone")
 
 
