@@ -1,5 +1,6 @@
 """What a stage makes of its driver's messages."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -54,6 +55,19 @@ def test_sentences_go_to_the_log_and_results_to_the_stage(monkeypatch):
     said = heard(monkeypatch, placed, {"started": 1, "workers": 2, "node": "n1"}, {"say": "hello"}, {"document": {}})
     assert take(said) == [{"document": {}}]
     assert said == ["asking Ray for 2 × 1 GPU", "worker 2 of 2 runs on n1", "hello"]
+
+
+def test_a_driver_whose_workers_are_fewer_now_is_followed_by_another(monkeypatch):
+    jobs: list[tuple[Any, Any]] = []
+
+    def driver(path: Path, should_stop: object) -> Iterator[dict[str, Any]]:
+        document = json.loads(path.read_text())
+        jobs.append((document["workers"], document["restarts"]))
+        yield {"again": {"workers": 1, "restarts": 2}} if len(jobs) == 1 else {"document": {}}
+
+    monkeypatch.setattr(job, "_heard", driver)
+    next(job.messages("auto", RECIPE, "scratch", DATASET, {"workers": 2}, print))
+    assert jobs == [(2, 0), (1, 2)]
 
 
 def test_a_driver_that_ends_without_a_result_means_that_the_cluster_is_gone(monkeypatch):

@@ -48,12 +48,14 @@ class Nodes:
 
     def start_head(self) -> None:
         """Start the head."""
-        ports = (f"--port={self.port}", f"--ray-client-server-port={self.client}", f"--dashboard-port={self.dashboard}")
-        self._start("head", "--head", *ports, f"--temp-dir={self.home}")
+        ports = {"port": self.port, "ray-client-server-port": self.client, "dashboard-port": self.dashboard}
+        ports["runtime-env-agent-port"] = free_port()  # Ray 2.60's client looks for it at port 0 otherwise
+        options = [f"--{name}={port}" for name, port in ports.items()]
+        self._start("head", "--head", *options, f"--temp-dir={self.home}")
         wait_until(lambda: self.cpus() == 1, self.text)
 
     def add(self, name: str, hidden: Path | None = None) -> None:
-        """Start another node; to its processes, the folder `hidden` is empty."""
+        """Start another node; its processes have a folder of their own for datasets, and `hidden` is empty to them."""
         self._start(name, f"--address={self.address}", hidden=hidden)
 
     def _start(self, name: str, *options: str, hidden: Path | None = None) -> None:
@@ -61,7 +63,8 @@ class Nodes:
         log = stack.enter_context((self.folder / f"{name}.log").open("ab"))
         prefix = [*_HIDE, str(hidden)] if hidden else []
         command = [*prefix, str(BIN / "ray"), "start", "--block", "--num-cpus=1", *_LOW_PORTS, *options]
-        child = stack.enter_context(leashed(command, {**os.environ, **RAY}, 5.0, stdout=log))
+        own = {"TMPDIR": tempfile.mkdtemp(dir=self.folder)}
+        child = stack.enter_context(leashed(command, {**os.environ, **RAY, **own}, 5.0, stdout=log))
         self._running[name] = stack, child.pid
 
     def kill(self, name: str) -> None:
