@@ -49,7 +49,8 @@ class Nodes:
     def start_head(self) -> None:
         """Start the head."""
         ports = {"port": self.port, "ray-client-server-port": self.client, "dashboard-port": self.dashboard}
-        ports["runtime-env-agent-port"] = free_port()  # Ray 2.60's client looks for it at port 0 otherwise
+        # Ray's client looks for this port by the node's address, which both nodes have here.
+        ports["runtime-env-agent-port"] = free_port()
         options = [f"--{name}={port}" for name, port in ports.items()]
         self._start("head", "--head", *options, f"--temp-dir={self.home}")
         wait_until(lambda: self.cpus() == 1, self.text)
