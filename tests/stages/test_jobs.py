@@ -251,6 +251,20 @@ def run_or_interrupt(workspace: Path, name: str) -> None:
     raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize("name", ["lock", "rwlock.lock"])
+def test_a_killed_process_that_left_a_lock_of_dvc_does_not_block_us(workspace, monkeypatch, name):
+    """DVC's locks by hard links outlive the process that has them."""
+    subprocess.run([*dvc.COMMAND, "init", "--no-scm", "--quiet"], check=True)
+    dvc.run("config", "core.hardlink_lock", "true")
+    monkeypatch.setattr(dvc, "LOCK_SECONDS", 1.0)
+    program = f"import os\nfrom mobilenet_pipeline.stages import dvc\nwith dvc.holding({name!r}): os._exit(1)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 1
+    assert (workspace / ".dvc/tmp" / name).exists()
+    with dvc.holding(name):
+        pass
+    assert (workspace / ".dvc/tmp" / name).exists() == (name == "lock")
+
+
 def test_the_lock_of_a_living_stage_stays(four: Toy) -> None:
     workspace = four(sleep={"train": 300})
     lock = workspace / ".dvc/tmp/rwlock"

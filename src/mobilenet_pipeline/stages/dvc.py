@@ -4,11 +4,14 @@ import fcntl
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+LOCK_SECONDS = 10.0
+"""Longer than DVC holds the lock of its list of readers and writers."""
 COMMAND = (sys.executable, "-P", "-m", "dvc", "--wait-for-lock")
 
 
@@ -36,19 +39,41 @@ def preparing() -> Iterator[None]:
 
 
 @contextmanager
-def holding(lock: Literal["lock", "rwlock.lock"]) -> Iterator[None]:
+def holding(name: Literal["lock", "rwlock.lock"]) -> Iterator[None]:
     """Hold one of DVC's own locks during the `with` body, which has to be short.
 
     `lock` is that of its files: DVC releases it while a stage's command runs. `rwlock.lock` is that of its list of
-    readers and writers, for which DVC waits three seconds.
+    readers and writers, which DVC holds for moments only. With DVC's setting `hardlink_lock`, a killed process leaves
+    its lock behind for a year: that of the list is removed after `LOCK_SECONDS`, the other one is not waited for.
     """
     from dvc.config import Config
     from dvc.lock import make_lock
 
     folder = str(Path(".dvc/tmp").resolve())
-    hardlink = Config(".dvc")["core"].get("hardlink_lock", False)
-    with make_lock(os.path.join(folder, lock), tmp_dir=folder, hardlink_lock=hardlink, wait=True):
+    path, hardlink = os.path.join(folder, name), Config(".dvc")["core"].get("hardlink_lock", False)
+    lock = make_lock(path, tmp_dir=folder, hardlink_lock=hardlink)
+    held = _acquired(lock)
+    if not held and hardlink and name == "rwlock.lock":
+        Path(path).unlink(missing_ok=True)
+        held = _acquired(lock)
+    try:
         yield
+    finally:
+        if held:
+            lock.unlock()
+
+
+def _acquired(lock: Any) -> bool:
+    """Try for `LOCK_SECONDS` to take a lock of DVC; return whether it is held now."""
+    from dvc.lock import LockError
+
+    deadline = time.monotonic() + LOCK_SECONDS
+    while time.monotonic() < deadline:
+        with suppress(LockError):
+            lock.lock()
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def environment(extra: Mapping[str, str] | None) -> dict[str, str]:
