@@ -157,8 +157,9 @@ def test_two_workers_have_the_losses_of_one_at_the_same_global_batch(clean, on, 
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(workspace: Path, on: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Curve:
+def uninterrupted(workspace: Path, nodes: Nodes, on: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Curve:
     """The curve of two workers that nothing happens to."""
+    nodes.mend()
     return curve_of(workspace, tmp_path_factory.mktemp("whole") / "log", LONG, **on)
 
 
