@@ -11,7 +11,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
         ray.shutdown()
 
 
-class Run:
+class Run(ABC):
     """One job on the cluster, from its start to its last message. `stop` is set when it shall stop."""
 
     def __init__(self, job: dict[str, Any], stop: threading.Event) -> None:
@@ -138,9 +139,9 @@ class Run:
         """Return what a device is for Ray."""
         return "CPU"
 
+    @abstractmethod
     def work(self) -> None:
         """Let Ray do the job."""
-        raise NotImplementedError
 
     def to_the_end(self) -> bool:
         """Do the job; return whether it is over, False if fewer workers shall go on. Raises Failed."""
@@ -322,7 +323,7 @@ class Evaluation(Run):
         write(**message)
 
 
-KINDS: dict[str, type[Run]] = {"train": Training, "evaluate": Evaluation}
+KINDS: dict[str, Callable[[dict[str, Any], threading.Event], Run]] = {"train": Training, "evaluate": Evaluation}
 
 if __name__ == "__main__":
     main()
