@@ -175,7 +175,8 @@ class Run(ABC):
         return True
 
     def interrupted(self) -> None:
-        """Tell the stage that the job was stopped before its workers ran."""
+        """Tell the stage that the job was stopped before its workers ran. Raises Failed if that is all."""
+        raise Failed(f"{self.job['candidate']} was stopped before its worker ran", lasting=False)
 
     def _guarded(self) -> None:
         try:
