@@ -284,10 +284,11 @@ def _scaling_tables(scaling: Mapping[str, Any]) -> dict[str, str]:
     found: dict[str, tuple[list[str], list[list[object]]]] = {
         "scaling": (["candidate", "pixels", *(f"{words}, images/s" for words in WORKERS.values())], []),
         "model": (["candidate", "workers", "model, s", "measured, s", "error"], []),
-        "constants": (["candidate", "s a step", "ms an image", "beside another", "MB", "ms a message", "GB/s"], []),
+        "constants": (["candidate", "s a step", "ms an image", "beside another", "MB", "ms a message"], []),
         "gpu": (["images/s, alone", "ms a step besides", "latency of a message, µs", "bandwidth, GB/s"], []),
         "gpus": (["GPUs", "images on each", "batch", "exchange, ms", "efficiency", "images/s", "up to 8,192"], []),
     }
+    found["constants"][0].extend(("GB/s", "exchange: model / measured, ms"))
     found["scaling"][0].extend(("efficiency", "synchronised norms", "exchanging nothing", "share of the exchange"))
     for name, case in cases.items():
         speeds = [f"{case['global_batch'] / case['step_seconds'][kind]:.4g}" for kind in WORKERS]
@@ -300,7 +301,8 @@ def _scaling_tables(scaling: Mapping[str, Any]) -> dict[str, str]:
         model = case["model"]
         compute = [f"{model['per_step']:.3f}", f"{model['per_image'] * 1e3:.2f}", f"{case['contention']:.3f} ×"]
         network = [f"{model['bytes'] / 1e6:.2f}", f"{model['latency'] * 1e3:.2f}", f"{model['bandwidth'] / 1e9:.2f}"]
-        found["constants"][1].append([name, *compute, *network])
+        exchange = case["share_of_exchange"] * case["predicted_seconds"]["two"], case["exchange_seconds"]
+        found["constants"][1].append([name, *compute, *network, " / ".join(f"{value * 1e3:.1f}" for value in exchange)])
     gpu = gpus["assumed"]
     units = [gpu["per_step"] * 1e3, gpu["latency"] * 1e6, gpu["bandwidth"] / 1e9]
     found["gpu"][1].append([f"{gpu['images_per_second']:,.0f}", *(f"{value:g}" for value in units)])

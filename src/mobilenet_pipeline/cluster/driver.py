@@ -100,7 +100,7 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
     # Workers run this code, whatever is installed where they are.
     runtime = {
         "py_modules": [str(Path(mobilenet_pipeline.__file__).parent)],
-        "worker_process_setup_hook": "mobilenet_pipeline.cluster.worker.prepare",
+        "worker_process_setup_hook": "mobilenet_pipeline.system.environment.prepare",
         "env_vars": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
     try:

@@ -22,11 +22,6 @@ ASK_SECONDS = 1.0
 """Seconds between two questions to the relay."""
 
 
-def prepare() -> None:
-    """Set the environment of the process that Ray has started, before anything of ours is imported."""
-    environment.prepare()
-
-
 class Line:
     """A worker's line to the relay."""
 
@@ -72,7 +67,7 @@ def evaluate(job: dict[str, Any]) -> None:
 
 def _work(work: Callable[[dict[str, Any], Line], None], job: dict[str, Any]) -> None:
     """Do the work. What a retry cannot mend is told to the driver, which ends the job."""
-    prepare()
+    environment.prepare()  # Ray has set variables, too
     line = Line(job["relay"])
     try:
         work(job, line)
