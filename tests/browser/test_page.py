@@ -356,6 +356,19 @@ def test_the_photo_that_waited_for_the_token_is_sent(page, stub, choose):
     expect(page.locator("#door")).to_be_hidden()
 
 
+def test_a_refusal_that_comes_after_the_token_leaves_the_token(page, stub, choose):
+    held = []
+    page.route("**/model", lambda route: route.continue_() if held else held.append(route))
+    page.reload(wait_until="commit")
+    enter(page, stub, choose, "secret")
+    expect(page.locator("#champion .best")).to_be_visible()
+    with page.expect_request("**/model"):  # asked again, with the token
+        held[0].fulfill(status=401, json={"error": {"message": stub.unauthorized}})
+    expect(page.locator("#card")).to_be_visible()
+    expect(page.locator("#door")).to_be_hidden()
+    expect(page.locator("#error")).to_be_hidden()
+
+
 def test_a_wrong_token_is_asked_for_again(page, stub, choose):
     enter(page, stub, choose, "wrong")
     expect(page.get_by_role("alert")).to_have_text(stub.unauthorized)
