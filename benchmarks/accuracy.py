@@ -84,7 +84,7 @@ def reach(recipe: str, candidate: str, seed: int, commit: str) -> dict:
         runner.choose(recipe, clone)
         target = runner.address(target)
     # The training ends with this program.
-    with process.leashed(["dvc", "repro", target], variables, cwd=clone) as child:
+    with process.leashed(["dvc", "repro", target], variables, ending=signal.SIGINT, cwd=clone) as child:
         while not child.ended:
             time.sleep(0.5)
     if child.returncode:

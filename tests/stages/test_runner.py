@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from toy_fixtures import Toy
 from waiting import alive, ran, read_process, wait_until
 
 from mobilenet_pipeline.config import load_recipe
-from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.stages import dvc, runner
+from mobilenet_pipeline.system import process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -241,6 +244,51 @@ def test_a_stopped_caller_ends_its_stage(toy: Toy) -> None:
     with pytest.raises(KeyboardInterrupt):
         runner.run_stage("ingest@digits", stop)
     assert not alive(int((workspace / "process.txt").read_text()))
+
+
+@pytest.fixture
+def lock(toy: Toy) -> Path:
+    """DVC's lock, by hard links (see tests/hostile/dvc), in a workspace where it is held for seconds before `train`."""
+    workspace = toy()
+    for name in ("ingest@digits", "validate@digits", "train@digits-scratch"):
+        runner.run_stage(name, str)
+    os.truncate(workspace / "setting.txt", 2**32)  # DVC reads it, while it has the lock
+    return workspace / ".dvc/tmp/lock"
+
+
+def test_dvc_that_is_stopped_leaves_no_lock(lock: Path) -> None:
+    with process.grouped() as group, ThreadPoolExecutor(1) as pool:
+        pool.submit(lambda: (wait_until(lambda: lock.exists() and lock.stat().st_nlink == 2), group.end()))
+        with pytest.raises(KeyboardInterrupt):
+            runner.run_stage("train@digits-scratch", str)
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_killed_dvc_is_named_and_the_run_goes_on_without_it(
+    toy: Toy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = toy() / ".dvc/tmp/lock"
+    monkeypatch.setattr(dvc, "LOCK_SECONDS", 1.0)
+    program = "import os\nfrom mobilenet_pipeline.stages import dvc\nwith dvc.holding('lock'): os._exit(1)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 1
+    with pytest.raises(runner.StageFailed, match=r"\.dvc/tmp/lock is .*, delete the file$") as error:
+        runner.run_stage("ingest@digits", str)
+    assert runner.may_pass_again(error.value)
+    lock.unlink()
+    assert runner.run_stage("ingest@digits", str).outcome == "ran"
+
+
+def test_the_lock_of_a_dvc_that_works_here_is_waited_for(lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dvc, "LOCK_SECONDS", 0.0)
+    with subprocess.Popen([*dvc.COMMAND, "status"], stdout=subprocess.DEVNULL):
+        wait_until(lambda: dvc._claim(lock))
+        assert runner.stale(["train@digits-scratch"]) == {"train@digits-scratch": "modified setting.txt"}
+
+
+def test_a_question_to_dvc_that_is_given_up_leaves_no_lock(lock: Path) -> None:
+    with pytest.raises(subprocess.TimeoutExpired):
+        dvc.run("status", seconds=2)
+    assert not lock.exists()
 
 
 def test_a_killed_caller_ends_its_stage(toy: Toy) -> None:

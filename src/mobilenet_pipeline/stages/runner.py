@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from ruamel.yaml import YAML
 from mobilenet_pipeline.cluster import setting
 from mobilenet_pipeline.config import Recipe, load_recipe, recipe_names
 from mobilenet_pipeline.stages import dvc, team
-from mobilenet_pipeline.system.process import Leashed, leashed
+from mobilenet_pipeline.system.process import Leashed
 from mobilenet_pipeline.system.usage import Usage, measured
 from mobilenet_pipeline.workspace.files import write_text
 from mobilenet_pipeline.workspace.paths import HERE, dvc_file
@@ -271,13 +270,15 @@ def _reproduce(
     with dvc.preparing():
         _prepare(_recipe_of(name))
         has_remote = not force and team.follow_setting()
-    command = [*dvc.COMMAND, "repro", "--single-item", address(name)]
+    words = ["repro", "--single-item", address(name)]
     # What another workspace of the team has trained is restored from the remote.
-    command += ["--force"] if force else ["--pull"] if has_remote else []
+    words += ["--force"] if force else ["--pull"] if has_remote else []
     lines: list[str] = []
     variables = dvc.environment(env)
-    own = leashed(command, variables, setting.grace(variables), stdout=subprocess.PIPE)
-    with own as child, measured(child.pid) as used:
+    with (
+        dvc.started(*words, env=variables, grace=setting.grace(variables)) as child,
+        measured(child.pid) as used,
+    ):
         assert child.stdout is not None
         for line in _lines(child.stdout):
             if _NOISE.match(line):
@@ -326,8 +327,7 @@ def _drop(damaged: Mapping[Path, str]) -> None:
 
 def _fetch(name: str, damaged: Mapping[Path, str]) -> bool:
     """Fetch the stage's outputs, and return whether DVC's cache has them now; `dvc fetch` says 0 in any case."""
-    command = [*dvc.COMMAND, "fetch", address(name)]
-    with leashed(command, dvc.environment(None), stdout=subprocess.PIPE) as child:
+    with dvc.started("fetch", address(name)) as child:
         for _ in child.stdout or ():
             pass
     cache = _cache()
@@ -374,6 +374,8 @@ def _recipe_of(name: str) -> str:
 def _prepare(recipe_name: str) -> None:
     """Make DVC ready for the recipe's stages."""
     _clear_left_locks()
+    if left := dvc.left_lock():
+        raise StageFailed("dvc", os.EX_TEMPFAIL, [f"error: {left}"])
     _follow_git()
     choose(recipe_name)
 
@@ -430,8 +432,7 @@ def _living(locks: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_dvc(pid: int) -> bool:
     try:
-        one = psutil.Process(pid)
-        return one.status() != psutil.STATUS_ZOMBIE and any("dvc" in word for word in one.cmdline())
+        return dvc.is_dvc(psutil.Process(pid))
     except psutil.Error:
         return False
 

@@ -75,14 +75,19 @@ def grouped() -> Iterator[Group]:
 
 @contextmanager
 def leashed(
-    command: list[str], env: Mapping[str, str] | None = None, grace: float = GRACE_SECONDS, **streams: Any
+    command: list[str],
+    env: Mapping[str, str] | None = None,
+    grace: float = GRACE_SECONDS,
+    ending: signal.Signals = signal.SIGTERM,
+    **streams: Any,
 ) -> Iterator[Leashed]:
     """Run a command during the `with` body, and yield the child process.
 
-    The command has its own session. At the end of the body, it and all its descendants get SIGTERM, and SIGKILL after
-    `grace` seconds. The same happens if this process dies, because the child reads a pipe that only this process holds
-    open. To let the command finish by itself, read its output to the end in the body. Raises KeyboardInterrupt after
-    the body if the child's group was ended: signals reach the main thread only, and this may be another one.
+    The command has its own session. At the end of the body, it gets `ending` and all its descendants SIGTERM, and what
+    is left after `grace` seconds SIGKILL. The same happens if this process dies, because the child reads a pipe that
+    only this process holds open. To let the command finish by itself, read its output to the end in the body. Raises
+    KeyboardInterrupt after the body if the child's group was ended: signals reach the main thread only, and this may be
+    another one.
     """
     reading, writing = os.pipe()
     own = group.get()
@@ -91,7 +96,8 @@ def leashed(
         open(writing, "wb") as leash,
         own.holding(leash) if own else nullcontext(),
     ):
-        holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.system.process", str(reading), str(grace), *command]
+        options = [str(reading), str(grace), str(int(ending))]
+        holder = [sys.executable, "-P", "-m", "mobilenet_pipeline.system.process", *options, *command]
         child = Leashed(
             holder, env=env, pass_fds=(held.fileno(),), start_new_session=True, stderr=subprocess.STDOUT, **streams
         )
@@ -110,12 +116,13 @@ def leashed(
             raise KeyboardInterrupt
 
 
-def _hold(leash: int, grace: float, command: list[str]) -> int:
+def _hold(leash: int, grace: float, ending: int, command: list[str]) -> int:
     """Run the command, end all its descendants, and return its exit code.
 
     The command ends early if `leash` closes or SIGTERM arrives.
     """
     _adopt_orphans()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the child of a process that ignores it would ignore it, too
     child = subprocess.Popen(command)
     terminated: set[psutil.Process] = set()
     lock = threading.RLock()
@@ -124,7 +131,7 @@ def _hold(leash: int, grace: float, command: list[str]) -> int:
         # A training that gets a second SIGTERM ends without saving. Both threads may call this, because the command
         # often ends before its descendants.
         with lock:
-            _end_descendants(grace, terminated)
+            _end_descendants(grace, terminated, {child.pid: ending})
 
     def wait_for_release() -> None:
         os.read(leash, 1)
@@ -146,10 +153,10 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(set_child_subreaper, 1, 0, 0, 0)
 
 
-def _end_descendants(grace: float, terminated: set["psutil.Process"]) -> None:
-    """End all descendants: SIGTERM first, SIGKILL after `grace` seconds.
+def _end_descendants(grace: float, terminated: set["psutil.Process"], endings: Mapping[int, int]) -> None:
+    """End all descendants: first by the signal that `endings` has for a process id, or SIGTERM; later by SIGKILL.
 
-    Processes in `terminated` have had their SIGTERM; the others are added.
+    Later is after `grace` seconds. Processes in `terminated` have had their first signal; the others are added.
     """
     import psutil
 
@@ -158,7 +165,7 @@ def _end_descendants(grace: float, terminated: set["psutil.Process"]) -> None:
         late = time.monotonic() > deadline
         for process in left if late else left - terminated:
             with suppress(psutil.Error):
-                process.send_signal(signal.SIGKILL if late else signal.SIGTERM)
+                process.send_signal(signal.SIGKILL if late else endings.get(process.pid, signal.SIGTERM))
         terminated |= left
         time.sleep(0.05)
 
@@ -173,4 +180,4 @@ def _runs(process: "psutil.Process") -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(_hold(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(_hold(int(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]))
