@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.cluster import job, training
+from mobilenet_pipeline.cluster import evaluation, job, training
 from mobilenet_pipeline.training.train import Callbacks, Interrupted
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,12 +43,7 @@ def heard(monkeypatch: pytest.MonkeyPatch, *messages: dict[str, Any]) -> list[st
 
 
 def take(said: list[str]) -> list[dict[str, Any]]:
-    found = []
-    for message in job.messages("auto", RECIPE, "scratch", DATASET, {}, said.append):
-        found.append(message)
-        if "document" in message:
-            break
-    return found
+    return list(job.messages("auto", RECIPE, "scratch", DATASET, {}, said.append))
 
 
 def test_sentences_go_to_the_log_and_results_to_the_stage(monkeypatch):
@@ -70,8 +66,19 @@ def test_a_driver_whose_workers_are_fewer_now_is_followed_by_another(monkeypatch
     assert jobs == [(2, 0), (1, 2)]
 
 
+def test_an_evaluation_returns_what_the_driver_brings(monkeypatch, tmp_path):
+    def driver(path: Path, should_stop: object) -> Iterator[dict[str, Any]]:
+        np.savez(json.loads(path.read_text())["predictions"], rows=np.arange(3))
+        yield {"started": 0, "workers": 1, "node": "n1"}
+        yield {"document": {"accuracy": 0.5}}
+
+    monkeypatch.setattr(job, "_heard", driver)
+    document, arrays = evaluation.evaluate("auto", RECIPE, "scratch", tmp_path / "model.tflite", DATASET, str)
+    assert (document, arrays["rows"].tolist()) == ({"accuracy": 0.5}, [0, 1, 2])
+
+
 def test_a_driver_that_ends_without_a_result_means_that_the_cluster_is_gone(monkeypatch):
-    said = heard(monkeypatch, {"say": "hello"})
+    said = heard(monkeypatch, {"say": "hello"}, epoch(1))
     with pytest.raises(job.ClusterError, match="the Ray cluster at auto is gone"):
         take(said)
 

@@ -54,6 +54,7 @@ def messages(
         **more,
     }
     again: Message | None = {}
+    has_result = False
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "job.json"
         while again is not None:
@@ -67,8 +68,10 @@ def messages(
                 elif sentence := _log_line(message):
                     say(sentence)
                 else:
+                    has_result = has_result or "epoch" not in message
                     yield message
-    raise ClusterError(f"the Ray cluster at {address} is gone")
+    if not has_result:
+        raise ClusterError(f"the Ray cluster at {address} is gone")
 
 
 def _log_line(message: Message) -> str | None:
