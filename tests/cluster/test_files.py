@@ -1,5 +1,6 @@
 """The dataset on a machine of a cluster."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterable
@@ -81,6 +82,34 @@ def test_changed_pixels_are_refused(driver, tmp_path):
         files.at_hand(other, open_dataset(driver.folder).digest, driver.fetch)
 
 
+@pytest.mark.parametrize("name", ["labels.npy", "images.npy"])
+def test_a_damaged_copy_is_fetched_again(driver, tmp_path, machine, name):
+    digest = open_dataset(driver.folder).digest
+    files.at_hand(tmp_path / "nothing", digest, driver.fetch)
+    (copy,) = machine.glob(f"mobilenet-pipeline-*/{digest}")
+    os.truncate(copy / name, 100)
+    dataset = files.at_hand(tmp_path / "nothing", digest, driver.fetch)
+    assert (driver.asked, dataset.digest) == (2, digest)
+
+
+def test_a_full_disk_is_named_with_the_machine_and_nothing_is_left(driver, tmp_path, machine):
+    digest = open_dataset(driver.folder).digest
+
+    def fetch() -> Iterable[tuple[str, Iterable[bytes]]]:
+        yield "images.npy", [b"1"]
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(files.MachineError, match=rf"{digest} on {os.uname().nodename} \(No space left .*TMPDIR"):
+        files.at_hand(tmp_path / "nothing", digest, fetch)
+    assert not [*machine.glob(f"mobilenet-pipeline-*/{digest}")]
+
+
+def test_another_user_s_folder_is_refused(driver, tmp_path, machine):
+    (machine / f"mobilenet-pipeline-{os.getuid()}").symlink_to(tmp_path)
+    with pytest.raises(files.MachineError, match="belongs to another user"):
+        files.at_hand(tmp_path / "nothing", "d", driver.fetch)
+
+
 def test_parts_are_small_and_make_the_whole_file(driver, monkeypatch):
     monkeypatch.setattr(files, "PART", 1000)
     parts = {name: list(content) for name, content in driver.fetch()}
@@ -95,6 +124,8 @@ def test_a_dataset_that_was_not_used_for_long_is_removed(driver, tmp_path, machi
     old = kept.with_name("old")
     old.mkdir()
     (mark := kept.with_name("old.checked")).touch()
-    os.utime(mark, (0, 0))
+    (left := kept.with_name("left by a killed worker")).mkdir()
+    for path in (mark, left):
+        os.utime(path, (0, 0))
     files.at_hand(tmp_path / "nothing", digest, driver.fetch)
-    assert (kept.exists(), old.exists()) == (True, False)
+    assert [path.exists() for path in (kept, old, mark, left)] == [True, False, False, False]

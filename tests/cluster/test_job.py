@@ -83,6 +83,24 @@ def test_a_driver_that_ends_without_a_result_means_that_the_cluster_is_gone(monk
         take(said)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_driver_that_ends_after_a_stop_request_means_that_the_training_was_stopped(monkeypatch, tmp_path, saved):
+    heard(monkeypatch)
+    checkpoint = tmp_path / "checkpoint.npz"
+    checkpoint.write_bytes(b"state") if saved else None
+    with pytest.raises(Interrupted) as stop:
+        training.train("auto", RECIPE, "scratch", DATASET, Callbacks(should_stop=lambda: True), checkpoint)
+    assert stop.value.saved is saved
+
+
+@pytest.mark.parametrize(("told", "said"), [((), "is kept"), ((epoch(1),), "the next run continues from .*npz")])
+def test_a_lost_cluster_promises_to_continue_only_what_this_training_has_saved(monkeypatch, tmp_path, told, said):
+    heard(monkeypatch, *told)
+    (tmp_path / "checkpoint.npz").touch()
+    with pytest.raises(job.ClusterError, match=f"is gone; .*{said}$"):
+        training.train("auto", RECIPE, "scratch", DATASET, Callbacks(), tmp_path / "checkpoint.npz")
+
+
 @pytest.mark.parametrize(("lasting", "kind"), [(True, ValueError), (False, job.ClusterError)])
 def test_an_error_of_the_driver_says_whether_another_try_may_succeed(monkeypatch, lasting, kind):
     said = heard(monkeypatch, {"error": "no room", "lasting": lasting})
@@ -104,13 +122,6 @@ def test_a_stopped_training_says_whether_its_state_is_kept(monkeypatch, tmp_path
     with pytest.raises(Interrupted) as stop:
         training.train("auto", RECIPE, "scratch", DATASET, Callbacks(), tmp_path / "checkpoint.npz")
     assert stop.value.saved
-
-
-def test_a_lost_cluster_says_where_the_next_run_goes_on(monkeypatch, tmp_path):
-    heard(monkeypatch)
-    (tmp_path / "checkpoint.npz").touch()
-    with pytest.raises(job.ClusterError, match=r"is gone; the next run continues from .*checkpoint\.npz"):
-        training.train("auto", RECIPE, "scratch", DATASET, Callbacks(), tmp_path / "checkpoint.npz")
 
 
 @pytest.mark.parametrize(("workers", "batch", "fewer"), [(4, 32, [1, 2]), (4, 3, [1, 2, 3]), (1, 32, [])])

@@ -1,6 +1,6 @@
 """What workers and driver tell each other."""
 
-from mobilenet_pipeline.cluster.relay import Relay
+from mobilenet_pipeline.cluster.relay import PARTS, Relay
 
 
 def test_messages_are_taken_once_and_in_order():
@@ -20,7 +20,20 @@ def test_the_last_state_is_kept_for_workers_and_told_to_the_driver():
 
 def test_the_driver_is_asked_for_a_part_once():
     relay = Relay(None)
-    assert [relay.ask_for_part("images.npy", 0), relay.ask_for_part("images.npy", 0)] == [None, None]
+    taken = []
+    for _ in range(2):
+        assert relay.ask_for_part("images.npy", 0) is None
+        taken += relay.take()
+    assert taken == [{"wanted": ["images.npy", 0]}]
+
+
+def test_the_driver_is_asked_again_for_a_part_that_is_no_longer_kept():
+    relay = Relay(None)
+    for index in range(PARTS + 1):
+        relay.ask_for_part("images.npy", index)
+        relay.give_part("images.npy", index, [index])
+    relay.take()
+    assert relay.ask_for_part("images.npy", 0) is None
     assert relay.take() == [{"wanted": ["images.npy", 0]}]
 
 

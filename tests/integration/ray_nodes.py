@@ -55,18 +55,18 @@ class Nodes:
         self._start("head", "--head", *options, f"--temp-dir={self.home}")
         wait_until(lambda: self.cpus() == 1, self.text)
 
-    def add(self, name: str, hidden: Path | None = None) -> None:
+    def add(self, name: str, hidden: Path | None = None, **variables: str) -> None:
         """Start another node; its processes have a folder of their own for datasets, and `hidden` is empty to them."""
-        self._start(name, f"--address={self.address}", hidden=hidden)
+        self._start(name, f"--address={self.address}", hidden=hidden, **variables)
 
-    def _start(self, name: str, *options: str, hidden: Path | None = None) -> None:
+    def _start(self, name: str, *options: str, hidden: Path | None = None, **variables: str) -> None:
         stack = ExitStack()
         log = stack.enter_context((self.folder / f"{name}.log").open("ab"))
         prefix = [*_HIDE, str(hidden)] if hidden else []
         command = [*prefix, str(BIN / "ray"), "start", "--block", "--num-cpus=1", *_LOW_PORTS, *options]
-        # Ray's client server asks the agent of its own node through a proxy if there is one, here tests/conftest.HOSTILE.
-        own = {"TMPDIR": tempfile.mkdtemp(dir=self.folder), "NO_PROXY": "*"}
-        child = stack.enter_context(leashed(command, {**os.environ, **RAY, **own}, 5.0, stdout=log))
+        # Ray's client server asks its own node through a proxy if there is one; here it is that of conftest.HOSTILE.
+        own = {"TMPDIR": tempfile.mkdtemp(dir=self.folder), "NO_PROXY": "*", "no_proxy": "*"}
+        child = stack.enter_context(leashed(command, {**os.environ, **RAY, **own, **variables}, 5.0, stdout=log))
         self._running[name] = stack, child.pid
 
     def kill(self, name: str) -> None:

@@ -248,6 +248,17 @@ def test_without_enough_nodes_the_run_fails_with_a_sentence(clean, on, tmp_path)
         note("too few nodes from the start", "error: ", one.text)
 
 
+def test_a_machine_on_which_no_worker_starts_is_an_error_with_the_reason(clean, nodes, on, tmp_path):
+    nodes.kill("second")
+    nodes.add("second", SSL_CERT_FILE=str(tmp_path / "nothing.pem"))
+    wait_until(lambda: nodes.cpus() == 2, nodes.text)
+    with training(clean, tmp_path / "log", LONG, **on) as one:
+        assert one.ends() == os.EX_TEMPFAIL
+        assert re.search("error: the workers of pretrained cannot start: .*see that every machine", one.text), one.text
+        note("a machine on which no worker starts", "error: ", one.text)
+    nodes.kill("second")
+
+
 @pytest.mark.skipif(not can_hide(), reason="this user may not start a process that does not see a folder (unshare)")
 def test_the_dataset_reaches_a_machine_that_does_not_share_the_workspace(clean, nodes, on, tmp_path):
     nodes.kill("second")

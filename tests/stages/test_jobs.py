@@ -74,6 +74,11 @@ def test_an_argument_overrides_the_variable(
     assert jobs.number_of_jobs(given) == number
 
 
+@pytest.mark.parametrize(("cluster", "number"), [("auto", jobs.ALL), ("ray://h:10001", jobs.ALL), ("local", 1)])
+def test_on_a_cluster_of_several_machines_all_stages_may_run_at_once(cluster: str, number: int) -> None:
+    assert jobs.number_of_jobs(None, cluster) == number
+
+
 @pytest.mark.parametrize(
     ("given", "variable", "sentence"),
     [(0, "2", "jobs is '0'; give"), (-1, "2", "jobs is '-1'"), (None, "all", "MOBILENET_PIPELINE_JOBS is 'all'; give")],

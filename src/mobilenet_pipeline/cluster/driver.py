@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from typing import Any
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.tensorflow import TensorflowTrainer
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-from ray.train.v2.api.callback import UserCallback
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.callback import ControllerCallback
+from ray.train.v2._internal.execution.controller.state import ReschedulingState, RestartingState
 
 import mobilenet_pipeline
 from mobilenet_pipeline.cluster import files, worker
@@ -39,6 +40,7 @@ FEWER_SECONDS = 60.0
 """Seconds that lost workers are waited for before fewer go on."""
 TELL_SECONDS = 60.0
 """Seconds between two sentences about missing room."""
+_MISMATCH = "Version mismatch"
 
 
 class Failed(Exception):
@@ -49,16 +51,26 @@ class Failed(Exception):
         self.lasting = lasting
 
 
-class Restarts(UserCallback):
+class Restarts(ControllerCallback):
     """Tells the driver why Ray starts the workers again; it runs in Ray's controller."""
 
     def __init__(self, relay: Any) -> None:
         self.relay = relay
 
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Note the error of the worker that is gone; those of the others follow from it."""
-        rank, error = max(worker_exceptions.items(), key=lambda each: isinstance(each[1], WorkerHealthCheckFailedError))
-        self.relay.tell.remote({"lost": rank, "reason": _sentence(error)})
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Tell the error of workers that are gone, or that could not start; that they wait for room is no error."""
+        error = getattr(current_state, "training_failed_error", None)
+        if isinstance(current_state, RestartingState):
+            # Of several errors, those of living workers follow from that of the one that is gone.
+            errors = sorted(
+                getattr(error, "worker_failures", {0: error}).items(),
+                key=lambda each: not isinstance(each[1], WorkerHealthCheckFailedError),
+            )
+            self.relay.tell.remote({"lost": errors[0][0], "reason": _sentence(errors[0][1])})
+        elif isinstance(current_state, ReschedulingState):
+            cause: BaseException | None = getattr(error, "controller_failure", error)
+            if cause and not isinstance(cause, WorkerGroupStartupTimeoutError):
+                self.relay.tell.remote({"not_started": _sentence(cause.__cause__ or cause)})
 
 
 def _sentence(error: BaseException | None) -> str:
@@ -105,8 +117,12 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
     }
     try:
         ray.init(address, runtime_env=runtime, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+    except (ConnectionError, TimeoutError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         sentence = " ".join(str(error).split())
+        if _MISMATCH in sentence:
+            raise Failed(
+                f"this workspace cannot use the Ray cluster at {address!r}: {sentence}", lasting=True
+            ) from None
         # Ray's clients send a token by themselves only to a cluster that they have found on this machine.
         hint = "" if "RAY_AUTH_MODE" in os.environ else " (if it asks for a token, set RAY_AUTH_MODE=token)"
         raise Failed(f"no Ray cluster at {address!r}{hint}: {sentence}", lasting=False) from None
@@ -119,8 +135,12 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
 class Run(ABC):
     """One job on the cluster, from its start to its last message. `stop` is set when it shall stop."""
 
+    saves = False
+    """Whether its workers save their state when they are asked to stop."""
+
     def __init__(self, job: dict[str, Any], stop: threading.Event) -> None:
         self.job, self.stop, self.workers, self.restarts = job, stop, job["workers"], job["restarts"]
+        self.failed_starts = 0
         self.storage = f"/tmp/mobilenet-pipeline-{job['name']}"
         """A folder for Ray's own notes, on the machine of the relay."""
         place = {"node_id": ray.get_runtime_context().get_node_id(), "soft": False}
@@ -158,7 +178,7 @@ class Run(ABC):
         while thread.is_alive():
             self._pass_on()
             if self.stop.is_set():
-                if not self.running:  # nothing has happened since the last state
+                if not (self.running and self.saves):  # nothing has happened since the last state
                     self.interrupted()
                     return True
                 self.relay.stop.remote()
@@ -170,13 +190,13 @@ class Run(ABC):
             time.sleep(LOOK_SECONDS)
         self._pass_on()
         if not self.over:
-            lost = f"the workers were lost {self.restarts} times: " if self.restarts else ""
+            lost = f"the workers were lost {self.restarts + 1} times: " if self.restarts else ""
             raise Failed(f"{lost}{_sentence(self.failure)}", lasting=False)
         return True
 
     def interrupted(self) -> None:
-        """Tell the stage that the job was stopped before its workers ran. Raises Failed if that is all."""
-        raise Failed(f"{self.job['candidate']} was stopped before its worker ran", lasting=False)
+        """Tell the stage that the job was stopped. Raises Failed if that is all."""
+        raise Failed(f"the work on {self.job['candidate']} was stopped", lasting=False)
 
     def _guarded(self) -> None:
         try:
@@ -186,13 +206,14 @@ class Run(ABC):
 
     def _goes_on_with_fewer(self) -> bool:
         """Look for room; return whether fewer workers, which have it, are to go on. Raises Failed after the limit."""
-        room, waited, limit = self._room(), time.monotonic() - self.began, self.job["limit"]
+        nodes = _nodes(self.resource)
+        room, waited, limit = self._room(nodes), time.monotonic() - self.began, self.job["limit"]
         devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
         needed = f"{self.job['candidate']} has {self.workers} worker{'s' if self.workers > 1 else ''} of {devices}"
         if room >= self.workers:
-            free = ray.available_resources().get(self.resource, 0) // self.job["devices"]
-            if free < self.workers:  # other jobs have the room; Ray starts this one when they end
+            if self.waits_for_other_jobs():
                 self.began = time.monotonic()
+                self._tell_now_and_then(f"{needed}, and other jobs have the room: waiting")
             elif waited > limit:
                 raise Failed(f"{needed}, and Ray has not started them within {limit} s; see its page", lasting=False)
             return False
@@ -203,17 +224,27 @@ class Run(ABC):
             write(say=f"{sentence}: {self.workers} train, with the same global batch")
             return True
         if waited > limit:
-            remedy = "add a machine, or allow fewer_workers in the recipe"
+            remedy = "add a machine"
+            if not room:
+                remedy += f" with {devices}: the largest has {max(nodes, default=0):g} (devices_per_worker)"
+            elif not self.job["fewer"]:
+                remedy += ", or allow fewer_workers in the recipe"
             raise Failed(f"{sentence}, after {limit} s; {remedy}", lasting=False)
-        if time.monotonic() - self.told > TELL_SECONDS:
-            write(say=f"{sentence}: waiting")
-            self.told = time.monotonic()
+        self._tell_now_and_then(f"{sentence}: waiting")
         return False
 
-    def _room(self) -> int:
-        """Return how many workers the cluster's nodes have room for, other jobs aside."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        return sum(int(node.get(self.resource, 0) // self.job["devices"]) for node in nodes)
+    def _tell_now_and_then(self, sentence: str) -> None:
+        if time.monotonic() - self.told > TELL_SECONDS:
+            write(say=sentence)
+            self.told = time.monotonic()
+
+    def _room(self, nodes: Iterable[float]) -> int:
+        """Return how many workers these nodes have room for, whose devices are given."""
+        return sum(int(devices // self.job["devices"]) for devices in nodes)
+
+    @abstractmethod
+    def waits_for_other_jobs(self) -> bool:
+        """Return whether other jobs have the room that this one needs."""
 
     def _pass_on(self) -> None:
         """Pass the workers' messages on. Raises Failed for an error that no restart can mend."""
@@ -225,8 +256,9 @@ class Run(ABC):
             elif "error" in message:
                 raise Failed(message["error"], message["lasting"])
             elif "lost" in message:
-                if self.running:  # Ray tells an error until it has ended all workers
-                    self._lose(message["lost"], message["reason"])
+                self._lose(message["lost"], message["reason"])
+            elif "not_started" in message:
+                self._fail_to_start(message["not_started"])
             else:
                 # What workers have told before they were lost may come after the loss.
                 self.running = self.running or "started" in message
@@ -234,16 +266,30 @@ class Run(ABC):
 
     def _lose(self, rank: int, reason: str) -> None:
         self.restarts, self.running, self.began = self.restarts + 1, False, time.monotonic()
-        again = f"; Ray starts all workers again ({self.restarts} of {RESTARTS})" if self.restarts <= RESTARTS else ""
-        write(say=f"worker {rank + 1} is lost: {reason}{again}")
+        write(say=f"worker {rank + 1} is lost: {reason}; Ray starts all workers again ({self.restarts} of {RESTARTS})")
+
+    def _fail_to_start(self, reason: str) -> None:
+        """Tell that workers could not start. Raises Failed if that happens too often: Ray would try it for ever."""
+        self.failed_starts += 1
+        sentence = f"the workers of {self.job['candidate']} cannot start: {reason}"
+        if self.failed_starts > RESTARTS:
+            raise Failed(f"{sentence}; see that every machine of the cluster has the packages", lasting=False)
+        write(say=f"{sentence}; Ray tries again ({self.failed_starts} of {RESTARTS})")
 
     def hear(self, message: Message) -> None:
         """Pass a message of this kind of job on."""
         write(**message)
 
 
+def _nodes(resource: str) -> list[float]:
+    """Return how much of a resource each living node has, used or not."""
+    return [node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]]
+
+
 class Training(Run):
     """The training of a candidate."""
+
+    saves = True
 
     def state(self) -> bytes | None:
         """Return the checkpoint that the workspace has."""
@@ -259,9 +305,14 @@ class Training(Run):
         """Tell the stage whether the workspace has a checkpoint."""
         write(interrupted=True, saved=Path(self.job["checkpoint"]).exists())
 
+    def waits_for_other_jobs(self) -> bool:
+        """Return whether Ray has not reserved the workers' devices yet."""
+        return bool(ray.get(self.relay.waits.remote(self.workers, {self.resource: self.job["devices"]})))
+
     def work(self) -> None:
         """Let Ray place the workers, and start them again when one is lost."""
         weights = Path(self.job["weights"]) if self.job["weights"] else None
+        left = max(0, RESTARTS - self.restarts)
         trainer = TensorflowTrainer(
             worker.train,
             train_loop_config={
@@ -278,7 +329,7 @@ class Training(Run):
             run_config=RunConfig(
                 name=self.job["name"],
                 storage_path=self.storage,
-                failure_config=FailureConfig(max_failures=max(0, RESTARTS - self.restarts)),
+                failure_config=FailureConfig(max_failures=left, max_preemption_failures=left),
                 callbacks=[Restarts(self.relay)],
             ),
         )
@@ -301,20 +352,22 @@ class Training(Run):
 class Evaluation(Run):
     """The evaluation of an artefact."""
 
+    def waits_for_other_jobs(self) -> bool:
+        """Return whether no CPU is free; its own worker starts soon after it has one."""
+        return float(ray.available_resources().get(self.resource, 0)) < 1
+
     def work(self) -> None:
         """Let Ray place the worker, and place it again when it is lost."""
         job = {key: self.job[key] for key in ("recipe", "data", "digest")}
         job |= {"relay": self.relay, "artefact": ray.put(Path(self.job["artefact"]).read_bytes())}
         task = ray.remote(num_cpus=1, max_retries=0)(worker.evaluate)
-        for _ in range(RESTARTS + 1):
+        for _ in range(RESTARTS):
             try:
                 ray.get(task.remote(job))
                 return
             except ray.exceptions.RayError as error:
-                self.failure = error
                 ray.get(self.relay.tell.remote({"lost": 0, "reason": _sentence(error)}))
-        assert self.failure
-        raise self.failure
+        ray.get(task.remote(job))
 
     def hear(self, message: Message) -> None:
         """Keep the predictions as a file, and pass the rest on."""

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,10 @@ PART = 64 << 20
 """Bytes of a file that are in memory at once."""
 KEPT_SECONDS = 7 * 86400
 _CHECKED = "checked"
+
+
+class MachineError(Exception):
+    """A machine of the cluster cannot keep a dataset."""
 
 
 def part(folder: Path, name: str, index: int) -> bytes:
@@ -36,34 +41,46 @@ def parts(read: Callable[[str, int], bytes]) -> Iterator[tuple[str, Iterator[byt
 def at_hand(shared: Path, digest: str, fetch: Callable[[], Iterable[tuple[str, Iterable[bytes]]]]) -> Dataset:
     """Return the dataset with this digest: that of the path, if the machine shares it, else what `fetch` brings.
 
-    The workers of a machine fetch and check it once. Raises DatasetError if pixels differ from the manifest's hashes.
+    The workers of a machine fetch and check it once, and again if it is damaged. Raises DatasetError if pixels differ
+    from the manifest's hashes, MachineError if this machine cannot keep it.
     """
     machine = _machine_folder()
     with FileLock(machine / f"{digest}.lock"):
-        folder = shared if _digest(shared) == digest else machine / digest
         mark = machine / f"{digest}.{_CHECKED}"
-        if folder != shared and _digest(folder) != digest:
-            _write(folder, fetch())
-            mark.unlink(missing_ok=True)
-        dataset = open_dataset(folder)
-        seen = f"{folder.resolve()} {(folder / 'images.npy').stat().st_mtime_ns}"
-        checked = mark.exists() and mark.read_text(encoding="utf-8") == seen
-        if not checked and (dataset.digest != digest or changed_rows(folder)):
-            here = os.uname().nodename
-            raise DatasetError(
-                f"the images in {folder} on {here} are not those that were ingested; delete the copy and run again"
-            )
-        mark.write_text(seen, encoding="utf-8")
+        if _digest(shared) == digest:
+            dataset = _checked(shared, digest, mark)
+        else:
+            try:
+                dataset = _checked(machine / digest, digest, mark)
+            except DatasetError:
+                _write(machine / digest, fetch())
+                dataset = _checked(machine / digest, digest, mark)
         _forget(machine)
     return dataset
 
 
+def _checked(folder: Path, digest: str, mark: Path) -> Dataset:
+    """Open the dataset, after a look at all pixels unless the mark says that it was taken."""
+    try:
+        dataset = open_dataset(folder)
+        seen = f"{folder.resolve()} {(folder / 'images.npy').stat().st_mtime_ns}"
+        checked = mark.exists() and mark.read_text(encoding="utf-8") == seen
+        if not checked and (dataset.digest != digest or changed_rows(folder)):
+            raise DatasetError(f"the images in {folder} are not those that were ingested; ingest the recipe again")
+    except DatasetError as error:
+        raise DatasetError(f"on {os.uname().nodename}, {error}") from None
+    mark.write_text(seen, encoding="utf-8")
+    return dataset
+
+
 def _forget(machine: Path) -> None:
-    """Remove datasets that no training has used for `KEPT_SECONDS`."""
-    for mark in machine.glob(f"*.{_CHECKED}"):
-        if time.time() - mark.stat().st_mtime > KEPT_SECONDS:
-            shutil.rmtree(mark.with_suffix(""), ignore_errors=True)
-            mark.unlink()
+    """Remove datasets that no training has used for `KEPT_SECONDS`, and what a killed worker has left of one."""
+    for folder in filter(Path.is_dir, machine.iterdir()):
+        mark = machine / f"{folder.name}.{_CHECKED}"
+        with suppress(FileNotFoundError):  # a worker with another dataset removes it, too
+            if time.time() - (mark if mark.exists() else folder).stat().st_mtime > KEPT_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+                mark.unlink(missing_ok=True)
 
 
 def _digest(folder: Path) -> str | None:
@@ -78,13 +95,22 @@ def _machine_folder() -> Path:
     folder = Path(tempfile.gettempdir()) / f"mobilenet-pipeline-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.is_symlink() or folder.stat().st_uid != os.getuid():
-        raise PermissionError(f"{folder} belongs to another user; remove it, or set TMPDIR for Ray on this machine")
+        raise MachineError(f"{folder} belongs to another user; remove it, or set TMPDIR for Ray on this machine")
     return folder
 
 
 def _write(folder: Path, files: Iterable[tuple[str, Iterable[bytes]]]) -> None:
-    """Write the files; dataset.json comes last, so that a folder with it is whole."""
-    folder.mkdir(exist_ok=True)
-    for name, content in files:
-        with (folder / name).open("wb") as file:
-            file.writelines(content)
+    """Write the files; dataset.json comes last, so that a folder with it is whole. Raises MachineError."""
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir()
+        for name, content in files:
+            with (folder / name).open("wb") as file:
+                file.writelines(content)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            remedy = "make room, or set TMPDIR for Ray on this machine"
+            where = f"{folder} on {os.uname().nodename}"
+            raise MachineError(f"the dataset cannot be written to {where} ({error.strerror}); {remedy}") from None
+        raise

@@ -19,6 +19,7 @@ class Relay:
         self._state, self._stop = state, False
         self._messages: list[Message] = []
         self._parts: dict[tuple[str, int], list[Any]] = {}
+        self._asked: set[tuple[str, int]] = set()
 
     def tell(self, message: Message) -> None:
         """Keep a message for the driver."""
@@ -48,16 +49,28 @@ class Relay:
 
     def ask_for_part(self, name: str, index: int) -> list[Any] | None:
         """Return a reference, in a list, to a part of a file of the dataset; None until the driver has given it."""
-        wanted = {"wanted": [name, index]}
-        if (name, index) not in self._parts and wanted not in self._messages:
-            self.tell(wanted)
+        if (name, index) not in self._parts and (name, index) not in self._asked:
+            self._asked.add((name, index))
+            self.tell({"wanted": [name, index]})
         return self._parts.get((name, index))
 
     def give_part(self, name: str, index: int, reference: list[Any]) -> None:
         """Keep a reference to a part; only the newest `PARTS` are kept, so that the object store has room."""
         self._parts[name, index] = reference
+        self._asked.discard((name, index))
         while len(self._parts) > PARTS:
             del self._parts[next(iter(self._parts))]
+
+    def waits(self, workers: int, devices: dict[str, float]) -> bool:
+        """Return whether so many workers with these devices wait for room.
+
+        The actor asks, because Ray's client, which the driver may be, cannot.
+        """
+        from ray.util import placement_group_table
+
+        wanted = [{name: float(count) for name, count in devices.items()}] * workers
+        groups = placement_group_table().values()
+        return any(group["state"] == "PENDING" and [*group["bundles"].values()] == wanted for group in groups)
 
     def remove(self, folder: str) -> None:
         """Remove a folder of the driver's node."""

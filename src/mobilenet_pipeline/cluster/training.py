@@ -53,7 +53,10 @@ def train(
                     rows = [Epoch(**row) for row in facts.pop("history")]
                     return Trained(keras.models.load_model(model), rows, **facts), machine
         except ClusterError as error:
-            kept = f"; the next run continues from {checkpoint}" if checkpoint.exists() else ""
+            if callbacks.should_stop():  # it has come before the driver could listen, or workers had too little time
+                raise Interrupted(checkpoint.exists()) from None
+            kept = f"; the next run continues from {checkpoint}" if told else f"; {checkpoint} is kept"
+            kept = kept if checkpoint.exists() else ""
             raise ClusterError(f"{error}{kept}") from None
     raise AssertionError("a job ends with a result or an error")
 

@@ -71,7 +71,7 @@ def _work(work: Callable[[dict[str, Any], Line], None], job: dict[str, Any]) -> 
     line = Line(job["relay"])
     try:
         work(job, line)
-    except (ValueError, PermissionError) as error:  # after all others, Ray starts the workers again
+    except (ValueError, files.MachineError) as error:  # after all others, Ray starts the workers again
         line.tell(error=str(error), lasting=isinstance(error, ValueError))
         raise
 

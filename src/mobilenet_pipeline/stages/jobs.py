@@ -31,12 +31,14 @@ class Started(Protocol[Result]):
 def number_of_jobs(given: int | None, cluster: str | None = None) -> int:
     """Return how many stages may run at the same time: `given`, else the variable's value, else 1; on a cluster, all.
 
+    A cluster of this machine alone is one for each stage, which does not know of the others.
+
     Raises ValueError if it is no whole number from 1 on, or more than 1 on several machines: their workers train one
     candidate after the other.
     """
     name, value = "jobs", str(given)
     if given is None:
-        name, value = SETTING, os.environ.get(SETTING) or str(ALL if cluster else 1)
+        name, value = SETTING, os.environ.get(SETTING) or str(ALL if cluster not in (None, "local") else 1)
     if not re.fullmatch(r"0*[1-9]\d*", value, re.ASCII):
         raise ValueError(f"{name} is {value!r}; give the number of stages that may run at the same time, 1 or more")
     if int(value) > 1 and os.environ.get("TF_CONFIG"):

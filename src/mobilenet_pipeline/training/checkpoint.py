@@ -4,7 +4,8 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,15 +56,10 @@ def save(path: Path, identity: Mapping[str, Any], state: State) -> None:
         "history": state.history,
         "cpu_seconds": state.cpu_seconds,
     }
-    _remove_leftovers(path)
-    try:
-        with whole(path) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, document=np.array(json.dumps(document)), **state.arrays)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        remedy = "make it writable and run again: the training continues from the last saved state"
-        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
+    with _replacing(path) as partial, partial.open("wb") as file:
+        np.savez(file, allow_pickle=False, document=np.array(json.dumps(document)), **state.arrays)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def load(path: Path, identity: Mapping[str, Any]) -> State | None:
@@ -101,9 +97,11 @@ def load(path: Path, identity: Mapping[str, Any]) -> State | None:
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write the content of a saved state; a state of another training that is there gets another name."""
-    _remove_leftovers(path)
-    with whole(path) as partial:
+    """Write the content of a saved state; a state of another training that is there gets another name.
+
+    Raises OSError as `save` does.
+    """
+    with _replacing(path) as partial:
         with partial.open("wb") as file:
             file.write(content)
             os.fsync(file.fileno())
@@ -111,9 +109,17 @@ def keep(path: Path, content: bytes) -> None:
             set_aside(path)
 
 
-def _remove_leftovers(path: Path) -> None:
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a file that replaces the state after the `with` body. Raises OSError as `save` does."""
     for leftover in path.parent.glob(f".{path.name}.*"):  # a process was killed while it wrote
         leftover.unlink(missing_ok=True)
+    try:
+        with whole(path) as partial:
+            yield partial
+    except OSError as error:
+        remedy = "make it writable and run again: the training continues from the last saved state"
+        raise OSError(error.errno, f"{error.strerror}; {remedy}", str(path)) from None
 
 
 def identity_of(path: Path) -> dict[str, Any] | None:
