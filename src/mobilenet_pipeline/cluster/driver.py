@@ -107,7 +107,7 @@ def main() -> None:
 
 @contextmanager
 def _connected(job: dict[str, Any]) -> Iterator[None]:
-    """Connect to the cluster. Raises Failed if there is none, or if its Ray or Python differs."""
+    """Connect to the cluster for the `with` body. Raises Failed if there is none, or if its Ray or Python differs."""
     address = job["address"]
     # Workers run this code, whatever is installed where they are.
     runtime = {
@@ -128,8 +128,20 @@ def _connected(job: dict[str, Any]) -> Iterator[None]:
         raise Failed(f"no Ray cluster at {address!r}{hint}: {sentence}", lasting=False) from None
     try:
         yield
+    except Exception:
+        if _is_gone():  # Ray's client says that it is not connected
+            raise Failed(f"the Ray cluster at {address} is gone", lasting=False) from None
+        raise
     finally:
         ray.shutdown()
+
+
+def _is_gone() -> bool:
+    """Return whether the connection to the cluster has ended."""
+    try:
+        return not ray.is_initialized()
+    except Exception:  # the client asks its server
+        return True
 
 
 class Run(ABC):
@@ -273,7 +285,7 @@ class Run(ABC):
         self.failed_starts += 1
         sentence = f"the workers of {self.job['candidate']} cannot start: {reason}"
         if self.failed_starts > RESTARTS:
-            raise Failed(f"{sentence}; see that every machine of the cluster has the packages", lasting=False)
+            raise Failed(f"{sentence}; see the logs of its machines, and that they have the packages", lasting=False)
         write(say=f"{sentence}; Ray tries again ({self.failed_starts} of {RESTARTS})")
 
     def hear(self, message: Message) -> None:
