@@ -102,7 +102,8 @@ def main() -> None:
         write(error=str(failure), lasting=failure.lasting)
     except Exception as error:
         name = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
-        write(error=f"the driver of {job['candidate']} has failed: {name}{_sentence(error)}", lasting=False)
+        hint = "; see the logs of the cluster's machines" if isinstance(error, ray.exceptions.RayError) else ""
+        write(error=f"the driver of {job['candidate']} has failed: {name}{_sentence(error)}{hint}", lasting=False)
 
 
 @contextmanager
