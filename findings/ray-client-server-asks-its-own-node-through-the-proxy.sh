@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# ray 2.60.0, Python 3.11: a head that is started where HTTP_PROXY is set runs, and jobs of its own machine connect with
-# `auto`. Ray's clients (`ray://HOST:PORT`) do not: for every new client, the client server on the head asks the
-# runtime-environment agent of its own node by HTTP, through urllib, which sends the request to the proxy. A proxy knows
+# ray 2.60.0, Python 3.11: a head that is started where HTTP_PROXY is set runs, and drivers of its own machine connect with
+# `auto`. Ray's clients (`ray://HOST:PORT`) do so only without a runtime environment. With one, such as a variable for
+# the workers, the client server on the head asks the agent of its own node by HTTP through urllib, which sends the
+# request to the proxy. A proxy knows
 # no such address, so after half a minute of retries the client gets a ConnectionError that names neither the proxy nor
 # the address that was asked for. Ray's own gRPC connections do not follow HTTP_PROXY. NO_PROXY with the node's address
 # helps, when it is set before `ray start`.
 #
 # Output:
-#   HTTP_PROXY is set: auto connects, ray:// fails (GetOrCreateRuntimeEnv request failed)
-#   NO_PROXY has the node's address: auto connects, ray:// connects
+#   HTTP_PROXY is set: auto connects, ray:// connects, with a runtime environment: auto connects, ray:// fails (GetOrCreateRuntimeEnv request failed)
+#   NO_PROXY has the node's address: auto connects, ray:// connects, with a runtime environment: auto connects, ray:// connects
 #
 # Exits 0 while this is so, 1 when the behaviour has changed.
 set -euo pipefail
@@ -21,10 +22,11 @@ trap 'stop; rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv env
 env/bin/python -m pip install --quiet "ray[client,default]==2.60.0"
+some='{"env_vars": {"EXAMPLE": "1"}}'
 free_port() { env/bin/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 
 connects() {
-  if env/bin/python -c "import ray; ray.init('$1', log_to_driver=False)" > driver.log 2>&1; then
+  if env/bin/python -c "import ray; ray.init('$1', log_to_driver=False, runtime_env=$2)" > driver.log 2>&1; then
     echo connects
   else
     echo "fails ($(grep -o 'GetOrCreateRuntimeEnv request failed' driver.log | head -n 1))"
@@ -39,7 +41,8 @@ look() {
   head=$!
   for _ in $(seq 60); do grep -q "will now block" start.log && break; sleep 1; done
   node=$(grep -o 'Local node IP.*' start.log | grep -oE '[0-9]+(\.[0-9]+){3}' | head -n 1)
-  drivers="auto $(connects auto), ray:// $(connects "ray://$node:$client")"
+  drivers="auto $(connects auto None), ray:// $(connects "ray://$node:$client" None)"
+  drivers+=", with a runtime environment: auto $(connects auto "$some"), ray:// $(connects "ray://$node:$client" "$some")"
   stop
 }
 
@@ -50,6 +53,6 @@ second="NO_PROXY has the node's address: $drivers"
 output="$first
 $second"
 printf '%s\n' "$output"
-expected="HTTP_PROXY is set: auto connects, ray:// fails (GetOrCreateRuntimeEnv request failed)
-NO_PROXY has the node's address: auto connects, ray:// connects"
+expected="HTTP_PROXY is set: auto connects, ray:// connects, with a runtime environment: auto connects, ray:// fails (GetOrCreateRuntimeEnv request failed)
+NO_PROXY has the node's address: auto connects, ray:// connects, with a runtime environment: auto connects, ray:// connects"
 [[ $output == "$expected" ]] || { echo "the behaviour has changed"; exit 1; }
