@@ -27,16 +27,16 @@ alone=$(env/bin/python -c 'import flufl.lock; print(flufl.lock.Lock("alone").sta
 
 mkdir work
 cd work
-../env/bin/dvc init --no-scm --quiet
+"$folder"/env/bin/dvc init --no-scm --quiet
 truncate -s 4G large  # sparse: DVC reads it for seconds, with its lock, and it takes no room
 printf 'stages:\n  count:\n    cmd: "true"\n    deps: [large]\n' > dvc.yaml
 
 # Begin `dvc repro`, and end it with a signal while it reads the file.
 end_by() {
   touch large  # else DVC knows its MD5 from before
-  ../env/bin/python - "$1" <<'PYTHON'
+  "$folder/env/bin/python" - "$1" "$folder/env/bin/dvc" <<'PYTHON'
 import os, signal, subprocess, sys, time
-child = subprocess.Popen(["../env/bin/dvc", "repro", "--quiet"], stderr=subprocess.DEVNULL)
+child = subprocess.Popen([sys.argv[2], "repro", "--quiet"], stderr=subprocess.DEVNULL)
 large, folder = os.path.realpath("large"), f"/proc/{child.pid}/fd"
 def reads():
     for name in os.listdir(folder):
@@ -55,19 +55,19 @@ PYTHON
 }
 status() {
   local code=0
-  ../env/bin/dvc status > status.log 2>&1 || code=$?
+  "$folder"/env/bin/dvc status > status.log 2>&1 || code=$?
   echo "dvc status exits $code"
 }
 lock() { [[ -e .dvc/tmp/lock ]] && echo yes || echo no; }
 
 end_by SIGTERM
 default=$(status)
-../env/bin/dvc config core.hardlink_lock true
+"$folder"/env/bin/dvc config core.hardlink_lock true
 rm .dvc/tmp/lock .dvc/tmp/rwlock.lock  # files of the default locks, which stay, are taken for locks for some seconds
 end_by SIGINT
 interrupted="lock $(lock), $(status)"
 end_by SIGTERM
-left=$(../env/bin/python -c '
+left=$("$folder"/env/bin/python -c '
 import os, time, flufl.lock
 lock = ".dvc/tmp/lock"
 print(f"{flufl.lock.Lock(os.path.realpath(lock)).state}, {(os.stat(lock).st_mtime - time.time()) / 86400:.0f} days left")')
