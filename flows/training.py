@@ -133,8 +133,8 @@ def train_and_promote(
     Args:
         recipe: The section of params.yaml to run.
         force: Run the stages even if nothing changed.
-        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1, and
-            all on a cluster.
+        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1; on
+            a cluster other than local, all.
         cluster: The Ray cluster of the trainings: auto, ray://HOST:10001 or local; without it, the address in
             MOBILENET_PIPELINE_CLUSTER, else they run on this machine.
     """

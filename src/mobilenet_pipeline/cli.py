@@ -132,7 +132,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
     text = "a Ray cluster for the trainings: auto, ray://HOST:10001 or local (default: MOBILENET_PIPELINE_CLUSTER)"
     sub.add_argument("--cluster", metavar="ADDRESS", help=text)
-    text = "stages that may run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1, and all on a cluster)"
+    text = "stages that run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1, or all on auto or ray://)"
     sub.add_argument("--jobs", type=int, metavar="N", help=text)
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")

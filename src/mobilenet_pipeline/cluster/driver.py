@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,8 @@ class Run(ABC):
 
     def _goes_on_with_fewer(self) -> bool:
         """Look for room; return whether fewer workers, which have it, are to go on. Raises Failed after the limit."""
-        nodes = _nodes(self.resource)
-        room, waited, limit = self._room(nodes), time.monotonic() - self.began, self.job["limit"]
+        nodes, waited, limit = _nodes(self.resource), time.monotonic() - self.began, self.job["limit"]
+        room = sum(int(found // self.job["devices"]) for found in nodes)  # other jobs aside
         devices = f"{self.job['devices']} {self.resource}{'s' if self.job['devices'] > 1 else ''}"
         needed = f"{self.job['candidate']} has {self.workers} worker{'s' if self.workers > 1 else ''} of {devices}"
         if room >= self.workers:
@@ -250,10 +250,6 @@ class Run(ABC):
         if time.monotonic() - self.told > TELL_SECONDS:
             write(say=sentence)
             self.told = time.monotonic()
-
-    def _room(self, nodes: Iterable[float]) -> int:
-        """Return how many workers these nodes have room for, whose devices are given."""
-        return sum(int(devices // self.job["devices"]) for devices in nodes)
 
     @abstractmethod
     def waits_for_other_jobs(self) -> bool:

@@ -31,7 +31,7 @@ class Started(Protocol[Result]):
 def number_of_jobs(given: int | None, cluster: str | None = None) -> int:
     """Return how many stages may run at the same time: `given`, else the variable's value, else 1; on a cluster, all.
 
-    A cluster of this machine alone is one for each stage, which does not know of the others.
+    On `local` it is 1, too: each stage has such a cluster of its own, and knows nothing of the others.
 
     Raises ValueError if it is no whole number from 1 on, or more than 1 on several machines: their workers train one
     candidate after the other.
