@@ -24,6 +24,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.models import network
 from mobilenet_pipeline.system import processor
 from mobilenet_pipeline.training import batches, distribution, steps
+from mobilenet_pipeline.training.optimizer import optimizer_of
 
 CLASSES = 10
 
@@ -64,7 +65,7 @@ def main() -> None:
 def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:
     """Return a function that trains one epoch as the pipeline does."""
     model = network.build_trained(candidate, CLASSES)
-    optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+    optimizer = optimizer_of(candidate, 0.01)
     optimizer.build(model.trainable_variables)
     batch, size = candidate.batch_size, candidate.input_size
     run = steps.steps_in_graph(tf.distribute.get_strategy(), model, optimizer, candidate, batch)

@@ -147,8 +147,10 @@ class Candidate(Section):
     input_sizes: Annotated[list[Positive], Field(min_length=1)]
     """Sides in pixels that the model resizes images to. Several sizes mean progressive resizing: each size is used for
     an equal share of the steps, and the finished model uses the last one."""
-    pixel_range: Literal["unit", "signed"]
-    """Range of the scaled pixels: `unit` is 0 to 1, `signed` is −1 to 1, as the ImageNet weights were trained."""
+    pixel_range: Literal["unit", "signed", "standard"]
+    """Range of the scaled pixels: `unit` is 0 to 1, `signed` is −1 to 1, as the ImageNet weights were trained.
+    `standard` subtracts the mean of each image and divides by its standard deviation, so that brightness and contrast
+    make no difference."""
     epochs: Positive | None
     """Length of the training in epochs; null if `cpu_minutes` is set."""
     cpu_minutes: Annotated[float, Field(gt=0)] | None
@@ -158,8 +160,8 @@ class Candidate(Section):
     """Images per step and replica. The global batch is `batch_size` × replicas."""
     precision: Literal["auto", "float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     """Number format of the layers during training; weights stay float32. `pointwise_bfloat16` is for CPUs with bfloat16
-    instructions, `mixed_*` is for GPUs, `auto` is `pointwise_bfloat16` on such CPUs for `architecture: mobilenet`, and
-    `float32` elsewhere."""
+    instructions: all blocks compute in bfloat16, except normalisations that would be slower. `mixed_*` is for GPUs,
+    `auto` is `pointwise_bfloat16` on such CPUs for `architecture: mobilenet`, and `float32` elsewhere."""
     sync_norm: bool
     """Whether batch normalisation uses the moments of all replicas. Otherwise each replica uses its own moments, and
     the running moments are averaged."""
@@ -187,6 +189,8 @@ class Candidate(Section):
     """Largest random shift in each direction, in pixels of the original image."""
     cutout: Annotated[int, Field(ge=0)]
     """Side of the cutout square, in pixels of the original image; 0 turns cutout off."""
+    distorted: Share = 0.0
+    """Share of each batch that gets random tone curves, pixelation and speckle, for accuracy on distorted images."""
     seed: int
     """Seed of the initial weights, the order of the images and the augmentation."""
     workers: Positive = 1

@@ -4,6 +4,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from mobilenet_pipeline import config
 from mobilenet_pipeline.models import anatomy, costs, network
@@ -64,6 +65,18 @@ def test_images_of_another_shape_are_classified_too():
 def test_the_image_shape_does_not_change_the_weights():
     shapes = [[w.shape for w in network.build(DIGITS, shape, 10).weights] for shape in (SHAPE, (48, 48, 3))]
     assert shapes[0] == shapes[1]
+
+
+def test_standard_pixels_do_not_change_with_brightness_and_contrast():
+    model = network.build(DIGITS.model_copy(update={"pixel_range": "standard"}), SHAPE, 10)
+    image = np.random.default_rng(5).integers(60, 180, (1, *SHAPE), np.uint8)
+    darker = (image // 2 * 1.0 - 20).astype(np.uint8)
+    assert np.allclose(model(image), model(darker), atol=0.01)
+
+
+def test_standard_pixels_of_an_image_of_one_colour_are_zero():
+    candidate = DIGITS.model_copy(update={"pixel_range": "standard"})
+    assert not np.asarray(network.resize(tf.fill((1, *SHAPE), tf.constant(200, tf.uint8)), candidate, 32)).any()
 
 
 def test_a_wrong_number_of_strides_is_refused():

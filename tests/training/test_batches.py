@@ -79,7 +79,7 @@ def test_the_pieces_of_a_batch_are_the_batch():
 
 def test_a_flipped_image_is_its_mirror_image():
     images = coloured(2).pixels
-    flipped = batches.flip(tf.constant(images), tf.constant([True, False])).numpy()
+    flipped = batches.moved(tf.constant(images), tf.zeros((2, 2), tf.int32), tf.constant([True, False])).numpy()
     assert np.array_equal(flipped, np.stack([images[0, :, ::-1], images[1]]))
 
 
@@ -94,10 +94,12 @@ def test_alternating_flips_show_both_ways_in_two_epochs():
     assert 4 < sum(ways[0] for ways in seen.values()) < 28
 
 
-def test_a_shifted_image_is_a_window_of_its_reflected_padding():
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_shifted_image_is_a_window_of_its_reflected_padding(mirrored: bool):
     image = np.arange(32 * 32 * 3).reshape(1, 32, 32, 3).astype(np.int32)
-    moved = batches.shift(tf.constant(image), tf.constant([[0, 3]]), 2).numpy()[0]
-    padded = np.pad(image[0], ((2, 2), (2, 2), (0, 0)), mode="reflect")
+    moved = batches.moved(tf.constant(image), tf.constant([[-2, 1]]), tf.constant([mirrored])).numpy()[0]
+    shown = image[0, :, ::-1] if mirrored else image[0]
+    padded = np.pad(shown, ((2, 2), (2, 2), (0, 0)), mode="reflect")
     assert np.array_equal(moved, padded[0:32, 3:35])
 
 

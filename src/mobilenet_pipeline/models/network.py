@@ -11,6 +11,10 @@ from mobilenet_pipeline.models.architecture import Architecture
 PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
 """(scale, offset) that map a pixel byte to 0 … 1, or to −1 … 1 as the ImageNet weights expect."""
 
+DEVIATION, LEAST_DEVIATION = 0.5, 4.0
+"""Of `pixel_range: standard`: the standard deviation of an image's pixels, near that of photographs in −1 … 1, and what
+is added to it before, in pixel values, so that an image of one colour has no noise."""
+
 
 def architecture_of(candidate: Candidate) -> Architecture:
     """Return the candidate's architecture, from the module of its name."""
@@ -54,8 +58,13 @@ def resize(images: keras.KerasTensor, candidate: Candidate, size: int) -> keras.
 
     The values are in the range that the candidate's weights expect.
     """
-    scale, offset = PIXEL_RANGES[candidate.pixel_range]
-    x = keras.ops.cast(images, "float32") * scale + offset
+    x = keras.ops.cast(images, "float32")
+    if candidate.pixel_range == "standard":
+        mean, variance = keras.ops.moments(x, axes=(1, 2, 3), keepdims=True)
+        x = (x - mean) * (DEVIATION * keras.ops.rsqrt(variance + LEAST_DEVIATION**2))
+    else:
+        scale, offset = PIXEL_RANGES[candidate.pixel_range]
+        x = x * scale + offset
     if size == images.shape[1]:
         return x
     # layers.Resizing would put every later layer into training mode unless the caller passes training=False.

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
+from mobilenet_pipeline.training.distortions import distort
 
 IN_MEMORY = 1 << 30
 """The most bytes of training images that are held in memory. More are read from the file for every batch."""
@@ -73,24 +74,23 @@ class Share:
     pieces: int = 1
 
 
-def flip(images: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
-    """Mirror the (n, h, w, 3) images left to right where `mirrored` (n,) is true."""
-    return tf.where(mirrored[:, None, None, None], tf.reverse(images, axis=[2]), images)
+def moved(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
+    """Mirror (n, h, w, 3) images left to right where `mirrored` (n,) is true, then move them by `offsets` (n, 2).
 
-
-def shift(images: tf.Tensor, offsets: tf.Tensor, pixels: int) -> tf.Tensor:
-    """Move (n, h, w, 3) images by `offsets` int32 (n, 2): rows and columns.
-
-    Offsets are 0 … 2·pixels; an offset of `pixels` is no move. The image's reflected border fills the gap.
+    Offsets are int32: by how many rows up and columns to the left. The image's reflected border fills the gap.
     """
-    height, width = images.shape[1], images.shape[2]
-    padded = tf.pad(images, [[0, 0], [pixels, pixels], [pixels, pixels], [0, 0]], mode="REFLECT")
-    rows = offsets[:, :1] + tf.range(height)[None]
-    columns = offsets[:, 1:] + tf.range(width)[None]
-    moved = tf.gather(padded, rows, axis=1, batch_dims=1)
-    # With batch_dims=1, tf.gather takes columns from axis 1.
-    moved = tf.gather(tf.transpose(moved, [0, 2, 1, 3]), columns, axis=1, batch_dims=1)
-    return tf.transpose(moved, [0, 2, 1, 3])
+    height, width, channels = images.shape[1:]
+    rows = reflected(offsets[:, :1] + tf.range(height)[None], height)
+    columns = reflected(offsets[:, 1:] + tf.range(width)[None], width)
+    columns = tf.where(mirrored[:, None], width - 1 - columns, columns)
+    pixels = tf.reshape(rows[:, :, None] * width + columns[:, None, :], [-1, height * width])
+    flat = tf.reshape(images, [-1, height * width, channels])
+    return tf.reshape(tf.gather(flat, pixels, axis=1, batch_dims=1), tf.shape(images))
+
+
+def reflected(index: tf.Tensor, count: int) -> tf.Tensor:
+    """Return `index` with what lies outside 0 … count - 1 reflected at the first and the last of `count` places."""
+    return (count - 1) - tf.abs((count - 1) - tf.abs(index))
 
 
 def cut_out(images: tf.Tensor, centres: tf.Tensor, side: int) -> tf.Tensor:
@@ -114,20 +114,36 @@ def augment(candidate: Candidate, global_batch: int) -> Callable[..., tf.Tensor]
     numbers are drawn for the whole global batch, so that they do not depend on the number of replicas.
     """
 
-    def apply(images: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor, part: slice) -> tf.Tensor:
-        def draw(purpose: int, shape: list[int], below: int) -> tf.Tensor:
-            seed = tf.stack([tf.constant(candidate.seed + (purpose << 20), tf.int32), tf.cast(step, tf.int32)])
-            return tf.random.stateless_uniform(shape, seed, maxval=below, dtype=tf.int32)[part]
+    # The same share of every part of the batch is distorted.
+    marks = np.floor(np.arange(global_batch + 1) * candidate.distorted)
+    places = tf.constant(np.flatnonzero(np.diff(marks)), tf.int32)
 
+    def apply(images: tf.Tensor, rows: tf.Tensor, epoch: tf.Tensor, step: tf.Tensor, part: slice) -> tf.Tensor:
+        def seed(purpose: int) -> tf.Tensor:
+            return tf.stack([tf.constant(candidate.seed + (purpose << 20), tf.int32), tf.cast(step, tf.int32)])
+
+        def draw(purpose: int, shape: list[int], below: int) -> tf.Tensor:
+            return tf.random.stateless_uniform(shape, seed(purpose), maxval=below, dtype=tf.int32)[part]
+
+        offsets, mirrored = tf.zeros([tf.size(rows), 2], tf.int32), tf.zeros([tf.size(rows)], tf.bool)
         if candidate.flip == "random":
-            images = flip(images, draw(1, [global_batch], 2) == 1)
+            mirrored = draw(1, [global_batch], 2) == 1
         elif candidate.flip == "alternating":
             # An image is mirrored in every second epoch: its orientation differs from epoch to epoch.
             start = tf.random.stateless_uniform([global_batch], [candidate.seed, 0], maxval=2, dtype=tf.int32)
             start = tf.gather(start, rows % global_batch)
-            images = flip(images, (start + rows // global_batch + tf.cast(epoch, tf.int32)) % 2 == 1)
+            mirrored = (start + rows // global_batch + tf.cast(epoch, tf.int32)) % 2 == 1
         if candidate.shift:
-            images = shift(images, draw(2, [global_batch, 2], 2 * candidate.shift + 1), candidate.shift)
+            offsets = draw(2, [global_batch, 2], 2 * candidate.shift + 1) - candidate.shift
+        if candidate.shift or candidate.flip != "none":
+            images = moved(images, offsets, mirrored)
+        if candidate.distorted:
+            first, last = tf.unstack(tf.searchsorted(places, [part.start, part.stop]))
+            strengths = tf.random.stateless_uniform([len(places), 8], seed(4))[first:last]
+            noise = tf.random.stateless_uniform([len(places), *images.shape[1:]], seed(5))[first:last]
+            chosen = (places[first:last] - part.start)[:, None]
+            distorted = distort(tf.gather_nd(images, chosen), strengths, noise)
+            images = tf.tensor_scatter_nd_update(images, chosen, distorted)
         if candidate.cutout:
             images = cut_out(images, draw(3, [global_batch, 2], images.shape[1] + 1), candidate.cutout)
         return images

@@ -38,7 +38,7 @@ def optimizer_of(
     skipped and halves the scale (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
     """
     if candidate.muon_rate is None:
-        optimizer = keras.optimizers.SGD(rate, momentum=MOMENTUM, nesterov=True)
+        optimizer = Nesterov(rate, momentum=MOMENTUM, nesterov=True)
     else:
         short = candidate.precision in ("pointwise_bfloat16", "mixed_bfloat16")
         ratio = candidate.muon_rate / candidate.learning_rate
@@ -46,7 +46,22 @@ def optimizer_of(
     return keras.optimizers.LossScaleOptimizer(optimizer) if candidate.precision == "mixed_float16" else optimizer
 
 
-class Muon(keras.optimizers.SGD):
+class Nesterov(keras.optimizers.SGD):
+    """SGD with Nesterov momentum, in TensorFlow's fused operation."""
+
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
+        """Update one variable."""
+        tf.raw_ops.ResourceApplyKerasMomentum(
+            var=variable.handle,
+            accum=self.momentums[self._get_variable_index(variable)].value.handle,
+            lr=tf.cast(learning_rate, variable.dtype),
+            grad=gradient,
+            momentum=tf.cast(self.momentum, variable.dtype),
+            use_nesterov=True,
+        )
+
+
+class Muon(Nesterov):
     """Muon for pointwise kernels, SGD with Nesterov momentum for all other variables.
 
     A pointwise kernel is a matrix (inputs, outputs). All singular values of its update are near 1, so that rare

@@ -10,7 +10,7 @@ import keras
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.models.anatomy import FILTERS, STRIDES
 from mobilenet_pipeline.models.architecture import NORM_MOMENTUM, Architecture
-from mobilenet_pipeline.models.fast_layers import FusedBatchNormalization, PointwiseConv2D
+from mobilenet_pipeline.models.fast_layers import DepthwiseConv2D, FusedBatchNormalization, PointwiseConv2D, ReLU6
 
 
 def features(
@@ -25,30 +25,34 @@ def features(
     if len(strides) != len(FILTERS):
         raise ValueError(f"MobileNet has {len(FILTERS)} strides (stem and blocks), not {len(strides)}: {strides}")
     precision = trained.precision if trained else "float32"
-    # Pointwise convolutions have most of the multiply-adds. On CPUs, only they and their normalisation are faster in
-    # bfloat16.
+    # On CPUs, the blocks are faster in bfloat16. The stem is not, and head and loss are in float32.
     whole = "float32" if precision == "pointwise_bfloat16" else precision
     narrow = "mixed_bfloat16" if precision == "pointwise_bfloat16" else precision
 
     def normalise(x: keras.KerasTensor, name: str, dtype: str = whole) -> keras.KerasTensor:
-        if trained:
-            norm = FusedBatchNormalization(
-                momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn", dtype=dtype
-            )
-        else:
+        if not trained:
             norm = keras.layers.BatchNormalization(momentum=NORM_MOMENTUM, name=f"{name}_bn")
-        return keras.layers.ReLU(6.0, name=f"{name}_relu", dtype=whole)(norm(x))
+            return keras.layers.ReLU(6.0, name=f"{name}_relu")(norm(x))
+        # With another number of channels, normalisation in bfloat16 takes four to ten times as long as in float32.
+        number = whole if x.shape[-1] % 16 else dtype
+        norm = FusedBatchNormalization(
+            momentum=NORM_MOMENTUM, synchronized=trained.sync_norm, name=f"{name}_bn", dtype=number
+        )
+        return ReLU6(name=f"{name}_relu", dtype=number)(norm(x))
 
     first = keras.layers.Conv2D(
         int(FILTERS[0] * alpha), 3, strides[0], padding="same", use_bias=False, name="conv1", dtype=whole
     )
     x = normalise(first(x), "conv1")
     for block, (filters, stride) in enumerate(zip(FILTERS[1:], strides[1:], strict=True), start=1):
-        if stride == 2:  # the pretrained weights expect padding at the end only
-            x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}", dtype=whole)(x)
         name, padding = f"conv_dw_{block}", "same" if stride == 1 else "valid"
-        depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=name, dtype=whole)
-        x = normalise(depthwise(x), name)
+        if trained:
+            depthwise = DepthwiseConv2D(stride, name=name, dtype=narrow)
+        else:
+            if stride == 2:  # the pretrained weights expect padding at the end only
+                x = keras.layers.ZeroPadding2D(((0, 1), (0, 1)), name=f"conv_pad_{block}")(x)
+            depthwise = keras.layers.DepthwiseConv2D(3, stride, padding=padding, use_bias=False, name=name)
+        x = normalise(depthwise(x), name, narrow)
         name = f"conv_pw_{block}"
         if trained:
             pointwise = PointwiseConv2D(int(filters * alpha), name=name, dtype=narrow)
