@@ -2,13 +2,11 @@
 
 import json
 import logging
-import os
 from datetime import UTC, datetime
 
 from prefect.logging.handlers import PrefectConsoleHandler
 
-SETTING = "MOBILENET_PIPELINE_LOG"
-"""The variable that chooses the form of log lines: `text` or `json`."""
+from mobilenet_pipeline.system import environment
 
 
 class JsonLines(logging.Formatter):
@@ -33,16 +31,8 @@ class JsonLines(logging.Formatter):
         return json.dumps({name: value for name, value in fields.items() if value is not None}, ensure_ascii=False)
 
 
-def as_json() -> bool:
-    """Return whether log lines are wanted as JSON. Raises ValueError for an unknown form."""
-    form = os.environ.get(SETTING, "text")
-    if form not in ("text", "json"):
-        raise ValueError(f"{SETTING}={form!r} is no form of log lines; set it to text or json")
-    return form == "json"
-
-
 def set_up(recipe: str) -> None:
     """Let this process write log lines in the chosen form to the terminal, those of Prefect and of libraries."""
-    for handler in logging.getLogger().handlers if as_json() else []:
+    for handler in logging.getLogger().handlers if environment.logs_as_json() else []:
         if isinstance(handler, PrefectConsoleHandler):
             handler.setFormatter(JsonLines(recipe))

@@ -27,7 +27,7 @@ from mobilenet_pipeline.registry import away, runs
 from mobilenet_pipeline.registry.aliases import ChampionChanged
 from mobilenet_pipeline.registry.store import StoreError
 from mobilenet_pipeline.registry.versions import find_run, tags_of_run
-from mobilenet_pipeline.release import judging, offline, promotion
+from mobilenet_pipeline.release import judging, offline, promotion, unchanged
 from mobilenet_pipeline.release.judging import Judgement
 from mobilenet_pipeline.reports import costs, gauges, page, results
 from mobilenet_pipeline.stages import runner
@@ -133,15 +133,15 @@ def train_and_promote(
     Args:
         recipe: The section of params.yaml to run.
         force: Run the stages even if nothing changed.
-        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1; on
-            a cluster other than local, all.
+        jobs: How many stages may run at the same time; without it, the number in MOBILENET_PIPELINE_JOBS, else 1 or
+            2; on a cluster other than local, all.
         cluster: The Ray cluster of the trainings: auto, ray://HOST:10001 or local; without it, the address in
             MOBILENET_PIPELINE_CLUSTER, else they run on this machine.
     """
     environment.prepare()
     logs.set_up(recipe)
     loaded, own, address = load_recipe(recipe), UUID(str(flow_run.id)), setting.address(cluster)
-    jobs = number_of_jobs(jobs, address)
+    jobs = number_of_jobs(loaded, jobs, address)
     # Without the lock: the newer run, which starts at the same time, would take this one for a run in progress.
     late = others.give_way(own)
     with nullcontext(late) if late else locks.only_run(loaded) as reason:
@@ -216,7 +216,7 @@ def run_pipeline(recipe: Recipe, force: bool, jobs: int = 1, cluster: str | None
         return result
 
     def bring_up_to_date_together(names: list[str], variables: Mapping[str, str]) -> list[runner.StageResult]:
-        order = runner.predecessors(recipe)
+        order = runner.predecessors(recipe, evaluate_alone=cluster is None)
         order = {name: [each for each in order[name] if each in names] for name in names}
         shared = {**variables, GPU_GROWTH: os.environ.get(GPU_GROWTH, "true")}
         results = side_by_side(
@@ -259,11 +259,10 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
     with locks.deciding(recipe):
         restored = "".join(f" {it}" for it in [*offline.replay(recipe), *promotion.reconcile(recipe)])
         known = judging.recall(recipe)
-        applied = known is not None and promotion.is_applied(recipe, known)
-        if known and applied and reported(recipe) and not any(result.changed for result in stages):
-            return f"Nothing changed: all stages are up to date. {champion_sentence(recipe, known)}{restored}", known
+        if known and unchanged.is_settled(recipe, known) and not any(result.changed for result in stages):
+            return f"{unchanged.sentence(recipe, known)}{restored}", known
         judgement: Judgement = known or judge(recipe)
-        if not applied:
+        if not (known and promotion.is_applied(recipe, known)):
             judgement = apply(recipe, judgement)
         waiting = promotion.waiting(recipe, judgement)
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})
@@ -277,7 +276,7 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
         if waiting
         else ""
     )
-    return f"{opening}{verdict.reason}{request} {champion_sentence(recipe, judgement)}{restored}", judgement
+    return f"{opening}{verdict.reason}{request} {promotion.champion_sentence(recipe, judgement)}{restored}", judgement
 
 
 def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) -> None:
@@ -300,7 +299,7 @@ def conclude(recipe: Recipe, judgement: Judgement, mlflow_run_id: str | None) ->
     runs.conclude(
         run_id,
         "waits for approval" if waits else "promoted" if verdict.promote else "rejected",
-        f"{verdict.reason} {champion_sentence(recipe, judgement)}",
+        f"{verdict.reason} {promotion.champion_sentence(recipe, judgement)}",
         tags,
         costs.metrics(recipe, rows) | ({"test/accuracy": scores.accuracy, "test/loss": scores.loss} if scores else {}),
     )
@@ -406,19 +405,6 @@ def report(recipe: Recipe, verdict: Verdict, stages: list[dict[str, Any]]) -> No
         path = results.write_results(recipe, verdict, stages)
         report_page = page.write_report(recipe, Path("."))
         artifacts.publish(recipe, read_json(path), verdict, report_page)
-
-
-def reported(recipe: Recipe) -> bool:
-    """Return whether results and report of the last verdict exist."""
-    return results.results_path(recipe).exists() and (paths.report_folder(recipe) / "index.html").exists()
-
-
-def champion_sentence(recipe: Recipe, judgement: Judgement) -> str:
-    """Return a sentence on the champion after the judgement was applied."""
-    champion = judgement.state.champion if promotion.waiting(recipe, judgement) else judgement.champion
-    if champion is None:
-        return f"{recipe.registered_model} has no champion."
-    return f"Version {champion.version} of {recipe.registered_model} ({champion.candidate}) is champion."
 
 
 @contextmanager

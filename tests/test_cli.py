@@ -144,11 +144,12 @@ def test_options_of_a_training_reach_it_as_variables(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     from flows import display, server
+    from mobilenet_pipeline.release import summary
 
     values: dict[str, str] = {}
     monkeypatch.setattr(server, "prepare", lambda quiet: None)
     monkeypatch.setattr(server, "connect", lambda: "http://127.0.0.1:1")
-    monkeypatch.setattr(display, "print_summary", lambda *_: None)
+    monkeypatch.setattr(summary, "print_summary", lambda *_: None)
 
     def run_and_show(*_: object) -> str:
         values.update({name: os.environ[name] for name in (DETERMINISTIC, TENSORBOARD) if name in os.environ})

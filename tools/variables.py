@@ -61,7 +61,10 @@ PEOPLE: Variables = {
     "SENDGRID_API_KEY": ("no e-mail", "SendGrid's API key, for `alerts --email`."),
 }
 TRAINING: Variables = {
-    "MOBILENET_PIPELINE_JOBS": ("`1`", "Stages of a run that may run at the same time; `run --jobs` overrides it."),
+    "MOBILENET_PIPELINE_JOBS": (
+        "1 or 2",
+        "Stages of a run that may run at the same time; `run --jobs` overrides it.",
+    ),
     "TF_CONFIG": ("one machine", "Cluster of a training on several machines, as JSON."),
     "MOBILENET_PIPELINE_PEER_SECONDS": ("`1800`", "The longest time that a worker of TF_CONFIG waits for the others."),
     "MOBILENET_PIPELINE_CLUSTER": (

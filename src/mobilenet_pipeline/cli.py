@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from importlib import import_module, metadata
@@ -132,7 +133,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--force", action="store_true", help="run every stage, even if nothing changed")
     text = "a Ray cluster for the trainings: auto, ray://HOST:10001 or local (default: MOBILENET_PIPELINE_CLUSTER)"
     sub.add_argument("--cluster", metavar="ADDRESS", help=text)
-    text = "stages that run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1, or all on auto or ray://)"
+    text = "stages that run at the same time (default: MOBILENET_PIPELINE_JOBS, else 1 or 2, or all on auto or ray://)"
     sub.add_argument("--jobs", type=int, metavar="N", help=text)
     sub.add_argument("--deterministic", action="store_true", help="refuse operations that differ from run to run")
     sub.add_argument("--tensorboard", action="store_true", help="log the trainings for TensorBoard, in the folder logs")
@@ -234,8 +235,8 @@ def run(options: argparse.Namespace) -> None:
     from mobilenet_pipeline.stages.jobs import number_of_jobs
 
     recipe, cluster = load_recipe(options.recipe), setting.address(options.cluster)
-    jobs = number_of_jobs(options.jobs, cluster)
-    server = flow_module("server")
+    jobs = number_of_jobs(recipe, options.jobs, cluster)
+    as_json, console = environment.logs_as_json(), Console(quiet=environment.logs_as_json())
     if options.deterministic:
         os.environ["TF_DETERMINISTIC_OPS"] = "1"  # TensorFlow's own, for the stages' processes
     if options.tensorboard:
@@ -244,16 +245,18 @@ def run(options: argparse.Namespace) -> None:
         from mobilenet_pipeline.registry import identity
 
         identity.start_new(recipe)
-    as_json = flow_module("logs").as_json()
-    server.prepare(quiet=not as_json)
-    console = Console(quiet=as_json)
-    api = server.connect()
-    if api is None:
-        console.print("starting Prefect …", style="dim")
-    with nullcontext() if api else server.temporary(meanwhile=lambda: flow_module("display")):
-        display = flow_module("display")
-        sentence = display.run_and_show(recipe, options.force, console, jobs, cluster)
-    display.print_summary(recipe, sentence, console)
+    sentence = None if options.force or as_json else _nothing_to_do(recipe)
+    if sentence is None:
+        server = flow_module("server")
+        server.prepare(quiet=not as_json)
+        api = server.connect()
+        if api is None:
+            console.print("starting Prefect …", style="dim")
+        with nullcontext() if api else server.temporary(meanwhile=lambda: flow_module("display")):
+            sentence = flow_module("display").run_and_show(recipe, options.force, console, jobs, cluster)
+    from mobilenet_pipeline.release import summary
+
+    summary.print_summary(recipe, sentence, console)
     for option in ("deterministic", "tensorboard"):
         if getattr(options, option) and sentence.startswith("Nothing changed"):
             hint = f"  --{option} affects trainings only, and none was due: add --force to train again"
@@ -266,6 +269,31 @@ def run(options: argparse.Namespace) -> None:
         options.results.mkdir(parents=True, exist_ok=True)
         copy = shutil.copyfile(results_path(recipe), options.results / f"{recipe.name}.json")
         console.print(f"  {'results':<16} {copy}", highlight=False)
+
+
+def _nothing_to_do(recipe: Recipe) -> str | None:
+    """Return the summary of this run if it has nothing to do, None if it needs the flow, whose start takes seconds.
+
+    The flow also says what fails here.
+    """
+    from mobilenet_pipeline.reports import gauges, results
+    from mobilenet_pipeline.stages import runner
+    from mobilenet_pipeline.workspace import locks
+
+    began = time.monotonic()
+    if not results.reported(recipe):
+        return None
+    with _uncollected(), locks.only_run(recipe) as busy, ThreadPoolExecutor(1) as beside:
+        if busy:
+            return None
+        unchanged = beside.submit(import_module, "mobilenet_pipeline.release.unchanged")  # it takes as long as DVC
+        try:
+            if runner.stale(runner.stage_names(recipe)) or (sentence := unchanged.result().find(recipe)) is None:
+                return None
+            gauges.note_run(recipe, "succeeded", time.monotonic() - began)
+        except EXPECTED:
+            return None
+    return sentence
 
 
 def init(options: argparse.Namespace) -> None:

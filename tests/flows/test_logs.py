@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from flows import logs
+from mobilenet_pipeline.system import environment
 
 
 def line(message: str = "epoch 1/3", **fields: object) -> dict[str, object]:
@@ -41,6 +42,6 @@ def test_an_exception_stays_on_its_line() -> None:
 
 
 def test_an_unknown_form_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(logs.SETTING, "xml")
+    monkeypatch.setenv(environment.LOG_FORM, "xml")
     with pytest.raises(ValueError, match="MOBILENET_PIPELINE_LOG='xml' is no form of log lines; set it to text or"):
-        logs.as_json()
+        environment.logs_as_json()

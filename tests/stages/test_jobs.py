@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from mobilenet_pipeline.stages import dvc, jobs, runner
 from mobilenet_pipeline.stages.runner import StageResult
 
 ROOT = Path(__file__).resolve().parents[2]
+DIGITS = load_recipe("digits", ROOT / "params.yaml")
 CANDIDATES = ("scratch", "pretrained", "wide", "deep")
 TRAININGS = [f"train@digits-{name}" for name in CANDIDATES]
 
@@ -49,7 +51,7 @@ def files(stage: dict[str, Any], *sections: str) -> set[str]:
 @pytest.mark.parametrize(("name", "file"), [("digits", "dvc.yaml"), ("cifar10", "recipes/dvc.yaml")])
 def test_the_order_of_stages_is_that_of_their_files(name: str, file: str) -> None:
     recipe = load_recipe(name, ROOT / "params.yaml")
-    order, stages = runner.predecessors(recipe), expanded(recipe, file)
+    order, stages = runner.predecessors(recipe, evaluate_alone=False), expanded(recipe, file)
     writers = {path: stage for stage, entry in stages.items() for path in files(entry, "outs", "metrics", "plots")}
     implied: dict[str, set[str]] = {}
     for stage, before in order.items():
@@ -59,24 +61,57 @@ def test_the_order_of_stages_is_that_of_their_files(name: str, file: str) -> Non
     assert {*order} == {*stages}
 
 
+def test_evaluations_run_after_everything_else_and_one_by_one() -> None:
+    order = runner.predecessors(load_recipe("cifar10", ROOT / "params.yaml"))
+    artefacts = ["scratch", "scratch_int8", "pretrained", "pretrained_int8"]
+    first, *others = [f"evaluate@cifar10-{name}" for name in artefacts]
+    assert order[first] == [f"export@cifar10-{name}" for name in artefacts]
+    assert [order[name] for name in others] == [[first], *([name] for name in others[:-1])]
+
+
 @pytest.mark.parametrize("name", ["digits", "cifar10"])
 def test_the_order_names_the_stages_as_one_after_the_other(name: str) -> None:
     recipe = load_recipe(name, ROOT / "params.yaml")
     assert list(runner.predecessors(recipe)) == runner.stage_names(recipe)
 
 
-@pytest.mark.parametrize(("given", "variable", "number"), [(None, None, 1), (None, "", 1), (None, "3", 3), (2, "3", 2)])
+@pytest.fixture
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(jobs, "gpus", list)
+
+
+@pytest.mark.parametrize(("given", "variable", "number"), [(None, "", 2), (None, "3", 3), (1, "3", 1)])
 def test_an_argument_overrides_the_variable(
-    given: int | None, variable: str | None, number: int, monkeypatch: pytest.MonkeyPatch
+    given: int | None, variable: str, number: int, two_cores: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if variable is not None:
-        monkeypatch.setenv(jobs.SETTING, variable)
-    assert jobs.number_of_jobs(given) == number
+    monkeypatch.setenv(jobs.SETTING, variable)
+    assert jobs.number_of_jobs(DIGITS, given) == number
+
+
+def test_two_stages_run_at_once_on_two_cores(two_cores: None) -> None:
+    assert jobs.number_of_jobs(DIGITS, None) == 2
+
+
+def test_one_stage_at_a_time_runs_on_one_core(two_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    assert jobs.number_of_jobs(DIGITS, None) == 1
+
+
+def test_one_stage_at_a_time_runs_on_a_machine_with_a_gpu(two_cores: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "gpus", lambda: ["a GPU"])
+    assert jobs.number_of_jobs(DIGITS, None) == 1
+
+
+def test_a_training_with_a_budget_of_cpu_minutes_runs_alone(two_cores: None) -> None:
+    assert jobs.number_of_jobs(load_recipe("cifar10_10m", ROOT / "params.yaml"), None) == 1
 
 
 @pytest.mark.parametrize(("cluster", "number"), [("auto", jobs.ALL), ("ray://h:10001", jobs.ALL), ("local", 1)])
-def test_on_a_cluster_of_several_machines_all_stages_may_run_at_once(cluster: str, number: int) -> None:
-    assert jobs.number_of_jobs(None, cluster) == number
+def test_on_a_cluster_of_several_machines_all_stages_may_run_at_once(
+    cluster: str, number: int, two_cores: None
+) -> None:
+    assert jobs.number_of_jobs(DIGITS, None, cluster) == number
 
 
 @pytest.mark.parametrize(
@@ -88,14 +123,14 @@ def test_a_wrong_number_of_jobs_is_named(
 ) -> None:
     monkeypatch.setenv(jobs.SETTING, variable)
     with pytest.raises(ValueError, match=sentence):
-        jobs.number_of_jobs(given)
+        jobs.number_of_jobs(DIGITS, given)
 
 
 def test_machines_of_tf_config_train_one_candidate_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["10.0.0.1:2222", "10.0.0.2:2222"]}}')
-    assert jobs.number_of_jobs(1) == 1
+    assert jobs.number_of_jobs(DIGITS, None) == 1
     with pytest.raises(ValueError, match=r"jobs is '2', and the machines of TF_CONFIG .*; set jobs to 1"):
-        jobs.number_of_jobs(2)
+        jobs.number_of_jobs(DIGITS, 2)
 
 
 class Made:

@@ -79,7 +79,7 @@ def test_gpu_seconds_are_the_utilisation_of_all_gpus(nvml: None, monkeypatch: py
 @pytest.mark.parametrize(("names", "gpus"), [("1", [1]), ("0, GPU-b", [0, 1]), ("7", []), ("-1", []), ("", [])])
 def test_only_visible_gpus_count(nvml: None, monkeypatch: pytest.MonkeyPatch, names: str, gpus: list[int]) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", names)
-    assert usage._gpus() == gpus
+    assert usage.gpus() == gpus
 
 
 def test_the_moments_before_the_end_count(nvml: None, monkeypatch: pytest.MonkeyPatch) -> None:

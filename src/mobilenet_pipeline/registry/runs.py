@@ -164,6 +164,11 @@ def close_dead(recipe: Recipe, is_over: Callable[[str], bool]) -> None:
             _kill(run.info.run_id)
 
 
+def active(recipe: Recipe) -> bool:
+    """Return whether a run of the recipe is active, as one of a killed process is until `close_dead`."""
+    return bool(MlflowClient().search_runs([experiment(recipe)], "attributes.status = 'RUNNING'", max_results=1))
+
+
 def place() -> str:
     """Return machine and folder of this workspace."""
     return f"{socket.gethostname()}:{Path.cwd()}"

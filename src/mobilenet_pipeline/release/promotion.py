@@ -43,6 +43,14 @@ def aliases_after(recipe: Recipe, judgement: Judgement) -> Aliases:
     return judgement.verdict.leaves
 
 
+def champion_sentence(recipe: Recipe, judgement: Judgement) -> str:
+    """Return a sentence on the champion after the judgement was applied."""
+    champion = judgement.state.champion if waiting(recipe, judgement) else judgement.champion
+    if champion is None:
+        return f"{recipe.registered_model} has no champion."
+    return f"Version {champion.version} of {recipe.registered_model} ({champion.candidate}) is champion."
+
+
 def promote(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> str | None:
     """Apply the verdict: serve its champion and challenger, and record a new champion in the history.
 

@@ -11,15 +11,16 @@ from mobilenet_pipeline.reports import costs
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.workspace import paths, provenance
 from mobilenet_pipeline.workspace.files import read_json, write_json
+from mobilenet_pipeline.workspace.paths import HERE
 
 
-def results_path(recipe: Recipe, workspace: Path = Path(".")) -> Path:
+def results_path(recipe: Recipe, workspace: Path = HERE) -> Path:
     """Return the path of the recipe's results."""
     return paths.report_folder(recipe, workspace) / "results.json"
 
 
 def write_results(
-    recipe: Recipe, verdict: Verdict, stages: Sequence[Mapping[str, Any]], workspace: Path = Path(".")
+    recipe: Recipe, verdict: Verdict, stages: Sequence[Mapping[str, Any]], workspace: Path = HERE
 ) -> Path:
     """Write the results of the evaluations in `workspace`, and return the path.
 
@@ -54,13 +55,19 @@ def write_results(
     return path
 
 
-def put_champion(recipe: Recipe, champion: str | None, workspace: Path = Path(".")) -> None:
+def put_champion(recipe: Recipe, champion: str | None, workspace: Path = HERE) -> None:
     """Write the present champion into the recipe's results.
 
     The other values stay those of the run. Raises WorkspaceError if there are no results.
     """
     path = results_path(recipe, workspace)
     write_json(path, read_json(path) | {"champion": champion})
+
+
+def reported(recipe: Recipe, workspace: Path = HERE) -> bool:
+    """Return whether results and report of the last verdict exist."""
+    report = paths.report_folder(recipe, workspace) / "index.html"
+    return results_path(recipe, workspace).exists() and report.exists()
 
 
 def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:

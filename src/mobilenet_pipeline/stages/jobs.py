@@ -8,13 +8,17 @@ from graphlib import TopologicalSorter
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar
 
+from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.stages.runner import EXPECTED, StagesFailed
 from mobilenet_pipeline.system import process
+from mobilenet_pipeline.system.usage import gpus
 
 SETTING = "MOBILENET_PIPELINE_JOBS"
 """The variable with the number of stages that may run at the same time."""
 ALL = 1000
 """More stages than a recipe has."""
+TOGETHER = 2
+"""Stages that run at the same time by default."""
 Result = TypeVar("Result", covariant=True)
 
 
@@ -28,17 +32,19 @@ class Started(Protocol[Result]):
         """Return the stage's result, or raise its error."""
 
 
-def number_of_jobs(given: int | None, cluster: str | None = None) -> int:
-    """Return how many stages may run at the same time: `given`, else the variable's value, else 1; on a cluster, all.
+def number_of_jobs(recipe: Recipe, given: int | None, cluster: str | None = None) -> int:
+    """Return how many stages may run at the same time: `given`, else the variable's value, else the default.
 
-    On `local` it is 1, too: each stage has such a cluster of its own, and knows nothing of the others.
+    The default is all on a cluster, and 2 on a machine with two cores or more: most of a stage's start uses one core.
+    It is 1 on a machine with a GPU, whose memory stages would share, with TF_CONFIG, for a recipe with `cpu_minutes`,
+    which would buy fewer steps beside another training, and on the cluster `local`: each stage has one of its own.
 
     Raises ValueError if it is no whole number from 1 on, or more than 1 on several machines: their workers train one
     candidate after the other.
     """
     name, value = "jobs", str(given)
     if given is None:
-        name, value = SETTING, os.environ.get(SETTING) or str(ALL if cluster not in (None, "local") else 1)
+        name, value = SETTING, os.environ.get(SETTING) or str(_default(recipe, cluster))
     if not re.fullmatch(r"0*[1-9]\d*", value, re.ASCII):
         raise ValueError(f"{name} is {value!r}; give the number of stages that may run at the same time, 1 or more")
     if int(value) > 1 and os.environ.get("TF_CONFIG"):
@@ -47,6 +53,14 @@ def number_of_jobs(given: int | None, cluster: str | None = None) -> int:
             "or unset TF_CONFIG"
         )
     return int(value)
+
+
+def _default(recipe: Recipe, cluster: str | None) -> int:
+    if cluster not in (None, "local"):
+        return ALL
+    budget = any(candidate.cpu_minutes for candidate in recipe.candidates.values())
+    alone = cluster or budget or os.environ.get("TF_CONFIG") or gpus() or len(os.sched_getaffinity(0)) < TOGETHER
+    return 1 if alone else TOGETHER
 
 
 def side_by_side(

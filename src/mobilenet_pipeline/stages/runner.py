@@ -118,18 +118,23 @@ def stage_names(recipe: Recipe) -> list[str]:
     return data_stages(recipe) + train_stages(recipe) + scored
 
 
-def predecessors(recipe: Recipe) -> dict[str, list[str]]:
+def predecessors(recipe: Recipe, evaluate_alone: bool = True) -> dict[str, list[str]]:
     """Return the recipe's stages, each with those that must end before it starts; the order is that of `stage_names`.
 
-    What a stage needs of earlier ones follows from these, as a predecessor has predecessors, too.
+    What a stage needs of earlier ones follows from these, as a predecessor has predecessors, too. With
+    `evaluate_alone`, an evaluation starts when no other stage is left but evaluations, and they run one after the
+    other: they measure the latency of a single image.
     """
     *_, last = data = data_stages(recipe)
     before = {name: data[:index][-1:] for index, name in enumerate(data)}
     before |= {name: [last] for name in train_stages(recipe)}
+    exports = {name: f"export@{recipe.name}-{name}" for name in recipe.artefacts}
+    earlier = list(exports.values())
     for name, artefact in recipe.artefacts.items():
-        export = f"export@{recipe.name}-{name}"
-        before[export] = [f"train@{recipe.name}-{artefact.candidate}"]
-        before[f"evaluate@{recipe.name}-{name}"] = [export]
+        before[exports[name]] = [f"train@{recipe.name}-{artefact.candidate}"]
+        evaluation = f"evaluate@{recipe.name}-{name}"
+        before[evaluation] = earlier if evaluate_alone else [exports[name]]
+        earlier = [evaluation]
     return before
 
 

@@ -29,6 +29,9 @@ QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 
+LOG_FORM = "MOBILENET_PIPELINE_LOG"
+"""The variable that chooses the form of log lines: `text` or `json`."""
+
 # TensorFlow uses oneDNN by default only on processors with AVX-512. On others, too, a step takes 25 % less time.
 SPEED = {"TF_ENABLE_ONEDNN_OPTS": "1"}
 
@@ -176,3 +179,11 @@ def impatient() -> Iterator[None]:
         yield
     finally:
         os.environ.pop(_CLIENT_TRIES, None)
+
+
+def logs_as_json() -> bool:
+    """Return whether log lines are wanted as JSON. Raises ValueError for an unknown form."""
+    form = os.environ.get(LOG_FORM, "text")
+    if form not in ("text", "json"):
+        raise ValueError(f"{LOG_FORM}={form!r} is no form of log lines; set it to text or json")
+    return form == "json"
