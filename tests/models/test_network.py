@@ -199,3 +199,14 @@ def test_an_input_size_too_small_for_the_strides_is_refused():
 def test_the_smallest_input_size_ends_as_one_pixel():
     tiny = DIGITS.model_copy(update={"strides": "stem-1", "input_sizes": [16]})
     assert network.build_trained(tiny, 10)(np.zeros((1, 16, 16, 3))).shape == (1, 10)
+
+
+@pytest.mark.parametrize("frozen", [0, 1, 4])
+def test_frozen_blocks_give_the_features_of_the_model(frozen: int) -> None:
+    candidate = DIGITS.model_copy(update={"frozen": frozen, "weights": "bundled"})
+    model = network.build_trained(candidate, 10)
+    network.load_pretrained(model, candidate)
+    blocks, rest = network.architecture_of(candidate).split(model, candidate)
+    pixels = tf.constant(np.random.default_rng(0).normal(0, 1, (4, 32, 32, 3)), tf.float32)
+    assert np.allclose(rest(blocks(pixels), training=False), model(pixels, training=False), atol=1e-3)
+    assert len(rest.trainable_weights) == len(model.trainable_weights)

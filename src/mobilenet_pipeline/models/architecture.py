@@ -7,12 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from mobilenet_pipeline.config import ARCHITECTURES, REDUCTION, Candidate
 from mobilenet_pipeline.system import environment
 
 NORM_MOMENTUM = 0.95
 """Momentum of the moving moments. With Keras's 0.99 or 0.999, they are wrong for hundreds of steps."""
+
+
+Features = Callable[[tf.Tensor], tf.Tensor]
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,14 @@ class Architecture:
                 layer.momentum = NORM_MOMENTUM
                 layer.synchronized = trained and candidate.sync_norm
         return network.output
+
+    def split(self, model: keras.Model, candidate: Candidate) -> tuple[Features, keras.Model]:
+        """Return the frozen blocks of a model to train, as a faster function, and the model of what follows.
+
+        The function maps the model's input to that of the second model. Here it does nothing, and the second model is
+        the whole one.
+        """
+        return lambda pixels: pixels, model
 
     def smallest(self, candidate: Candidate) -> int:
         """Return the smallest side of an input, in pixels."""

@@ -71,8 +71,11 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
 
     def call(self, inputs: tf.Tensor) -> tf.Tensor:
         """Map (n, h, w, c) to (n, h, w, c), or with stride 2 to (n, h // 2, w // 2, c)."""
-        kernel, stride = tf.convert_to_tensor(self.kernel), self.strides[0]
-        if stride == 1:
+        return self.convolve(inputs, tf.convert_to_tensor(self.kernel))
+
+    def convolve(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        """Return what `call` does, with another kernel."""
+        if self.strides[0] == 1:
             return _depthwise(inputs, kernel, 1, "SAME")
         if None in inputs.shape[1:3]:  # only while Keras works out shapes
             padded = tf.pad(inputs, [[0, 0], [0, 1], [0, 1], [0, 0]])

@@ -147,11 +147,13 @@ def gradients_of(
     by `global_batch`. The gradients are those of the loss as the optimizer scales it.
     """
     classes = model.output_shape[-1]
+    frozen, rest = network.architecture_of(candidate).split(model, candidate)
 
     def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         targets = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
+        features = frozen(network.resize(images, candidate, size))
         with tf.GradientTape() as tape:
-            logits = model(network.resize(images, candidate, size), training=True)
+            logits = rest(features, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
             if class_weights is not None:
                 losses *= tf.cast(tf.gather(class_weights, labels), losses.dtype)

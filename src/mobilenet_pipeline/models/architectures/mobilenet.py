@@ -6,10 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 
 import keras
+import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.models.anatomy import FILTERS, STRIDES
-from mobilenet_pipeline.models.architecture import NORM_MOMENTUM, Architecture
+from mobilenet_pipeline.models.architecture import NORM_MOMENTUM, Architecture, Features
 from mobilenet_pipeline.models.fast_layers import DepthwiseConv2D, FusedBatchNormalization, PointwiseConv2D, ReLU6
 
 
@@ -62,6 +63,34 @@ def features(
     return x
 
 
+def folded(model: keras.Model, blocks: int, number: tf.DType) -> Features:
+    """Return the first `blocks` blocks of a training model as a function, without training.
+
+    It computes in `number`. Each normalisation is folded into the convolution before it (Jacob et al. 2018,
+    arXiv:1712.05877, section 3.2), so that oneDNN computes convolution and ReLU6 in one pass.
+    """
+    convolutions = [
+        layer
+        for layer in model.layers
+        if hasattr(layer, "kernel") and layer.name != "logits" and block(layer.name) < blocks
+    ]
+
+    def compute(pixels: tf.Tensor) -> tf.Tensor:
+        x = tf.cast(pixels, number)
+        for layer in convolutions:
+            norm = model.get_layer(f"{layer.name}_bn")
+            scale = norm.gamma * tf.math.rsqrt(norm.moving_variance + norm.epsilon)
+            offset = tf.cast(norm.beta - norm.moving_mean * scale, number)
+            if isinstance(layer, DepthwiseConv2D):
+                x = layer.convolve(x, tf.cast(layer.kernel * scale[:, None], number))
+            else:
+                x = tf.nn.conv2d(x, tf.cast(layer.kernel * scale, number), layer.strides, "SAME")
+            x = tf.nn.relu6(tf.nn.bias_add(x, offset))
+        return x
+
+    return compute
+
+
 def block(layer: str) -> int:
     """Return the number of the layer's block: 0 is the stem, 13 the last one."""
     number = re.match(r"conv_(?:pad|dw|pw)_(\d+)", layer)
@@ -101,6 +130,15 @@ class MobileNet(Architecture):
     def smallest(self, candidate: Candidate) -> int:
         """Return the product of the strides: the side that ends as one pixel."""
         return math.prod(STRIDES[candidate.strides])
+
+    def split(self, model: keras.Model, candidate: Candidate) -> tuple[Features, keras.Model]:
+        """Return the frozen blocks without normalisations, and the model of what follows."""
+        if not candidate.frozen or candidate.precision.startswith("mixed"):
+            return super().split(model, candidate)
+        number = tf.bfloat16 if candidate.precision == "pointwise_bfloat16" else tf.float32
+        last = "conv1_relu" if candidate.frozen == 1 else f"conv_pw_{candidate.frozen - 1}_relu"
+        rest = keras.Model(model.get_layer(last).output, model.output)
+        return folded(model, candidate.frozen, number), rest
 
     def pretrained(self, candidate: Candidate) -> tuple[keras.Model, str]:
         """Return a model with ImageNet weights or the package's checkpoint. Raises ValueError for another width."""
