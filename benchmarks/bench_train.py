@@ -3,11 +3,16 @@
 Stock Keras is `keras.applications.MobileNet`, trained by `fit` with Keras's own augmentation, resizing and scaling
 layers. Both train every layer on the same images, with the same strides, width, input size, batch, optimizer and
 augmentation (flip, shift). They run in turn in one process, so that other load on the machine affects both.
+
+With --compare, an earlier commit is measured, too, at both sizes and in both number formats, each in a process of its
+own, and the ratios are written to docs/results/speed.json.
 """
 
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +23,7 @@ environment.prepare()
 
 import keras
 import numpy as np
+import speed
 import tensorflow as tf
 
 from mobilenet_pipeline import config
@@ -25,8 +31,11 @@ from mobilenet_pipeline.models import network
 from mobilenet_pipeline.system import processor
 from mobilenet_pipeline.training import batches, distribution, steps
 from mobilenet_pipeline.training.optimizer import optimizer_of
+from mobilenet_pipeline.workspace import provenance
 
 CLASSES = 10
+GOALS = ((96, "auto", 0.45), (32, "auto", 0.45), (96, "float32", 0.6), (32, "float32", 0.6))
+"""Input size in pixels, precision, and the largest ratio to Keras that is the goal."""
 
 
 def main() -> None:
@@ -36,7 +45,11 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=12, help="per turn (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=5, help="turns of each side (default: %(default)s)")
     parser.add_argument("--precision", default="auto", help="of our layers (default: %(default)s)")
+    parser.add_argument("--compare", action="store_true", help="with an earlier commit, and write the results")
     chosen = parser.parse_args()
+    if chosen.compare:
+        compare()
+        return
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
     changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
@@ -60,6 +73,26 @@ def main() -> None:
     machine = processor.model()
     print(f"median of {chosen.turns}: ours {medians['ours']:.2f}, Keras {medians['keras']:.2f} CPU s ({machine})")
     print(json.dumps({"cpu_ratio_to_keras": round(medians["ours"] / medians["keras"], 3), **medians}))
+
+
+def compare() -> None:
+    """Measure the earlier commit and this one, and write the ratios to Keras."""
+    figures = []
+    with speed.trees() as trees:
+        for size, precision, bar in GOALS:
+            ratios = {}
+            for name, tree in trees.items():
+                words = ["--size", str(size), "--precision", precision]
+                command = [sys.executable, "benchmarks/bench_train.py", *words]
+                child = subprocess.run(
+                    command, cwd=tree, env=speed.environment(tree), stdout=subprocess.PIPE, text=True, check=True
+                )
+                ratios[name] = json.loads(child.stdout.splitlines()[-1])["cpu_ratio_to_keras"]
+            number = "bfloat16" if precision == "auto" and distribution.bfloat16_helps() else "float32"
+            name = f"training step at {size} px in {number}, CPU seconds to those of stock Keras"
+            figures.append(speed.Figure(name, ratios["now"], ratios["base"], f"value ≤ {bar}"))
+            print(f"{name}: {ratios['now']}, earlier {ratios['base']}", flush=True)
+    speed.keep(figures, "make bench-train", str(provenance.git_commit(Path("."))[0]))
 
 
 def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:

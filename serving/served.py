@@ -24,13 +24,15 @@ PIECES, PIECE_SECONDS = (8, 32), 0.01
 
 Larger pieces need more memory and overflow the processor's caches; smaller pieces spend their time waiting for Python.
 """
+QUICK_SECONDS = 0.0005
+"""The longest time of one image with which a network counts as quick."""
 
 
 class Served:
     """One version of the registered model, ready to answer. Any thread may call `predict`.
 
-    `image_shape` is the (h, w, 3) of its images. Raises ValueError if the artefact is damaged, or if this code decodes
-    images differently from the training.
+    `image_shape` is the (h, w, 3) of its images. A network that `is_quick` answers one image within `QUICK_SECONDS`.
+    Raises ValueError if the artefact is damaged, or if this code decodes images differently from the training.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -61,7 +63,9 @@ class Served:
             self.singles.put(single)
             self.batches.put(Artefact(path, threads=1))
         self.image_shape = single.image_shape
-        fitting = int(PIECE_SECONDS / min(_seconds(single, one) for _ in range(5)))
+        seconds = min(_seconds(single, one) for _ in range(5))
+        self.is_quick = seconds <= QUICK_SECONDS
+        fitting = int(PIECE_SECONDS / seconds)
         self.piece = min(max(fitting, PIECES[0]), PIECES[1])
 
     @property

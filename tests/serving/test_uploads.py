@@ -1,5 +1,6 @@
 """Bad uploads: the running service refuses each with a sentence, and its processes survive."""
 
+import asyncio
 import base64
 import gzip
 import pickle
@@ -51,6 +52,60 @@ def test_raw_pixels_beyond_the_limits_are_refused(size: int, code: str) -> None:
     with pytest.raises(Refusal) as refusal:
         uploads.pixels(bytes(size), (20, 30, 3))
     assert (refusal.value.code, refusal.value.field) == (code, "images")
+
+
+def part(disposition: str, content: bytes = b"PNG", more: str = "") -> bytes:
+    """Return a part of a form with the boundary `b`."""
+    return f"--b\r\nContent-Disposition: {disposition}\r\n{more}\r\n".encode() + content + b"\r\n"
+
+
+FILE = 'form-data; name="image"; filename="a.png"'
+KIND = "Content-Type: image/png\r\n"
+
+
+@pytest.mark.parametrize("more", ["", KIND])
+@pytest.mark.parametrize("content", [b"", b"PNG", b"\r\n--a\r\n\r\n", b"\r\n\r\n"])
+@pytest.mark.parametrize("end", [b"--b--\r\n", b"--b--"])
+def test_the_only_file_of_a_form_is_taken_from_it(content: bytes, more: str, end: bytes) -> None:
+    body = part(FILE, content, more) + end
+    assert uploads.only_file("multipart/form-data; boundary=b", body) == content
+    assert asyncio.run(uploads._fields(scope(), body, 1)) == [("image", content)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--b\r\n",
+        b"--b--\r\n",
+        part(FILE),
+        part(FILE) + b"--b\r\n",
+        part(FILE) + part(FILE) + b"--b--\r\n",
+        part(FILE) + b"--b--\r\nmore",
+        b"before\r\n" + part(FILE) + b"--b--\r\n",
+        part('form-data; name="image"') + b"--b--\r\n",
+        part('form-data; name="other"; filename="a.png"') + b"--b--\r\n",
+        part('attachment; name="image"; filename="a.png"') + b"--b--\r\n",
+        part(FILE, more="Content-Transfer-Encoding: base64\r\n") + b"--b--\r\n",
+        part(FILE, more=KIND + KIND) + b"--b--\r\n",
+        part(FILE, more=f"X: {'x' * 600}\r\n") + b"--b--\r\n",
+        b"--b\r\n\r\nPNG\r\n--b--\r\n",
+    ],
+)
+def test_any_other_form_is_left_to_the_parser(body: bytes) -> None:
+    assert uploads.only_file("multipart/form-data; boundary=b", body) is None
+
+
+@pytest.mark.parametrize(
+    "kind", ["multipart/form-data", "multipart/form-data; boundary=", "multipart/form-data; boundary=c"]
+)
+def test_a_form_of_another_boundary_is_left_to_the_parser(kind: str) -> None:
+    assert uploads.only_file(kind, part(FILE) + b"--b--\r\n") is None
+
+
+def scope() -> dict[str, Any]:
+    headers = [(b"content-type", b"multipart/form-data; boundary=b")]
+    return {"type": "http", "path": "/predict", "headers": headers}
 
 
 @pytest.mark.parametrize("request_", [{}, {"content": b"", "headers": {"Content-Type": "image/png"}}])
