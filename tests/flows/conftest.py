@@ -29,6 +29,12 @@ def toy_template(toy_template: Path) -> Path:
     return toy_template
 
 
+@pytest.fixture(autouse=True)
+def one_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One stage at a time, so that tests can name the next one; `test_side_by_side` has tests of several."""
+    monkeypatch.setenv("MOBILENET_PIPELINE_JOBS", "1")
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The API of a Prefect server of the tests' own, as the program starts it."""
@@ -68,7 +74,7 @@ def finished(toy_template: Path, server: str, tmp_path_factory: pytest.TempPathF
     token = training.listener.set(recorder)
     try:
         with temporary_settings({PREFECT_API_URL: server}):
-            return Finished(workspace, training.train_and_promote("digits", return_state=True), recorder)
+            return Finished(workspace, training.train_and_promote("digits", jobs=1, return_state=True), recorder)
     finally:
         training.listener.reset(token)
         os.chdir(here)

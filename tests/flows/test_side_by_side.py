@@ -41,15 +41,17 @@ def position(workspace: Path, event: str, stage: str) -> int:
     return [(each, name) for each, name, _ in stamps(workspace)].index((event, stage))
 
 
-def test_a_candidate_is_evaluated_while_another_is_trained(toy: Toy, prefect: Any, heard: Recorder) -> None:
-    waits = {SCRATCH: [f"begun {PRETRAINED}"], PRETRAINED: ["ended evaluate@digits-scratch"]}
+def test_a_candidate_is_exported_while_another_is_trained(toy: Toy, prefect: Any, heard: Recorder) -> None:
+    waits = {SCRATCH: [f"begun {PRETRAINED}"], PRETRAINED: ["ended export@digits-scratch"]}
     workspace = toy(wait=waits)
     state = training.train_and_promote("digits", jobs=2, return_state=True)
     recipe = load_recipe("digits")
     names = runner.stage_names(recipe)
     assert state.is_completed()
     assert position(workspace, "begun", PRETRAINED) < position(workspace, "ended", SCRATCH)
-    assert position(workspace, "ended", "evaluate@digits-scratch") < position(workspace, "ended", PRETRAINED)
+    assert position(workspace, "ended", "export@digits-scratch") < position(workspace, "ended", PRETRAINED)
+    exports = [position(workspace, "ended", f"export@digits-{name}") for name in ("scratch", "pretrained")]
+    assert max(exports) < position(workspace, "begun", "evaluate@digits-scratch")
     assert sorted(ran(workspace)) == sorted(names)
     assert {heard.ended[name] for name in names} == {"ran"}
     # The report and DVC are as after a run of one stage after the other.
