@@ -27,33 +27,31 @@ class Figure:
     value: float
     base: float
     bar: str = ""
-    note: str = ""
 
-    def row(self, command: str, commit: str, base_commit: str) -> dict[str, object]:
+    def row(self, command: str, commit: str) -> dict[str, object]:
         """Return the figure with its ratio and its origin."""
-        origin = {"command": command, "commit": commit, "base_commit": base_commit}
+        origin = {"command": command, "commit": commit, "base_commit": BASE}
         when = {"machine": machine.describe_machine()["cpu"], "date": datetime.now(UTC).date().isoformat()}
         values = {"value": round(self.value, 4), "base": round(self.base, 4), "ratio": round(self.value / self.base, 3)}
         return asdict(self) | values | origin | when
 
 
-def keep(figures: Sequence[Figure], command: str, commit: str, base_commit: str = BASE) -> None:
+def keep(figures: Sequence[Figure], command: str, commit: str) -> None:
     """Write the figures into `RESULTS`; those of other names stay unchanged."""
     rows = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else []
-    fresh = [figure.row(command, commit, base_commit) for figure in figures]
+    fresh = [figure.row(command, commit) for figure in figures]
     names = {row["name"] for row in fresh}
     files.write_json(RESULTS, [row for row in rows if row["name"] not in names] + fresh)
 
 
 @contextmanager
-def trees(commit: str = "HEAD", base_commit: str = BASE) -> Iterator[dict[str, Path]]:
-    """Yield clones of the repository at the earlier commit, `base`, and at `commit`, `now`."""
+def trees() -> Iterator[dict[str, Path]]:
+    """Yield clones of the repository at the earlier commit, `base`, and at the one that is checked out, `now`."""
     with tempfile.TemporaryDirectory() as folder:
         clones = {"base": Path(folder) / "base", "now": Path(folder) / "now"}
-        for clone, chosen in zip(clones.values(), (base_commit, commit), strict=True):
-            resolved = subprocess.run(["git", "rev-parse", chosen], check=True, stdout=subprocess.PIPE, text=True)
+        for clone in clones.values():
             subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
-            subprocess.run(["git", "checkout", "--quiet", resolved.stdout.strip()], cwd=clone, check=True)
+        subprocess.run(["git", "checkout", "--quiet", BASE], cwd=clones["base"], check=True)
         yield clones
 
 

@@ -259,10 +259,11 @@ def decide(recipe: Recipe, stages: list[runner.StageResult], mlflow_run_id: str 
     with locks.deciding(recipe):
         restored = "".join(f" {it}" for it in [*offline.replay(recipe), *promotion.reconcile(recipe)])
         known = judging.recall(recipe)
-        if known and unchanged.is_settled(recipe, known) and not any(result.changed for result in stages):
+        applied = known is not None and promotion.is_applied(recipe, known)
+        if known and applied and results.reported(recipe) and not any(result.changed for result in stages):
             return f"{unchanged.sentence(recipe, known)}{restored}", known
         judgement: Judgement = known or judge(recipe)
-        if not (known and promotion.is_applied(recipe, known)):
+        if not applied:
             judgement = apply(recipe, judgement)
         waiting = promotion.waiting(recipe, judgement)
         verdict = judgement.verdict.model_copy(update={"leaves": promotion.aliases_after(recipe, judgement)})

@@ -20,7 +20,7 @@ FORM, RAW = "multipart/form-data", "application/octet-stream"
 LIMIT = 10 * 2**20
 """The most bytes of a request body; a 24-megapixel photograph is usually smaller."""
 HEADER_BYTES = 512
-"""The most bytes of a part's headers that are compared with those of earlier requests."""
+"""The most bytes of a content type or of a part's headers that are remembered for later requests."""
 BATCH = 256
 """The most images in one request."""
 AS_IT_IS = {"content-encoding": ("identity", ""), "transfer-encoding": ("chunked", "identity", "")}
@@ -119,7 +119,7 @@ def only_file(content_type: str, body: bytes) -> bytes | None:
 
     Nearly all forms are like this, and the parser that takes all takes a seventh of a request to a small network.
     """
-    boundary = _boundary(content_type)
+    boundary = _boundary(content_type) if len(content_type) <= HEADER_BYTES else b""
     if not boundary:
         return None
     start, end = b"--" + boundary + b"\r\n", b"\r\n--" + boundary

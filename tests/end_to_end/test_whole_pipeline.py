@@ -205,6 +205,10 @@ def test_a_second_run_has_nothing_to_do(second: Done) -> None:
     assert not re.search(r"^\S+@\S+ ran,", second.stdout, re.M)
 
 
+def test_a_run_with_nothing_to_do_starts_no_prefect(first: Done, second: Done) -> None:
+    assert ["starting Prefect" in done.stdout for done in (first, second)] == [True, False]
+
+
 def test_the_champion_stays_if_nothing_changed(workspace: Path, second: Done) -> None:
     from mlflow import MlflowClient
 

@@ -28,11 +28,6 @@ def find(recipe: Recipe, workspace: Path = HERE) -> str | None:
         return " ".join([sentence(recipe, judgement), *promotion.share(recipe, judgement, workspace)])
 
 
-def is_settled(recipe: Recipe, judgement: Judgement, workspace: Path = HERE) -> bool:
-    """Return whether the judgement is applied and reported."""
-    return promotion.is_applied(recipe, judgement, workspace) and results.reported(recipe, workspace)
-
-
 def sentence(recipe: Recipe, judgement: Judgement) -> str:
     """Return the summary of a run that changed nothing."""
     return f"Nothing changed: all stages are up to date. {promotion.champion_sentence(recipe, judgement)}"
@@ -42,7 +37,12 @@ def _settled(recipe: Recipe, workspace: Path) -> Judgement | None:
     """Return the last judgement, if nothing is left to do for it or for the registry."""
     state, recorded = promotion.read_state(recipe, workspace), history.withdrawn(recipe, workspace)
     unrecorded = any(version.withdrawn and version.sha256 not in recorded for version in state.versions)
-    if unrecorded or offline.pending(recipe, workspace) or restore.lost(state):
+    if (
+        unrecorded
+        or offline.pending(recipe, workspace)
+        or restore.lost(state)
+        or not results.reported(recipe, workspace)
+    ):
         return None
     judgement = judging.recall(recipe, workspace, state)
-    return judgement if judgement and is_settled(recipe, judgement, workspace) else None
+    return judgement if judgement and promotion.is_applied(recipe, judgement, workspace) else None

@@ -77,7 +77,7 @@ class Share:
 def moved(images: tf.Tensor, offsets: tf.Tensor, mirrored: tf.Tensor) -> tf.Tensor:
     """Mirror (n, h, w, 3) images left to right where `mirrored` (n,) is true, then move them by `offsets` (n, 2).
 
-    Offsets are int32: by how many rows up and columns to the left. The image's reflected border fills the gap.
+    Offsets are int32: by how many rows up, and by how many columns to the left. The reflected border fills the gap.
     """
     height, width, channels = images.shape[1:]
     rows = reflected(offsets[:, :1] + tf.range(height)[None], height)

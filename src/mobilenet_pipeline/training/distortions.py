@@ -19,7 +19,7 @@ SPECKLE = 0.4
 
 
 def distort(images: tf.Tensor, strengths: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-    """Return distorted images uint8 (n, h, w, 3); h and w are even.
+    """Return distorted images uint8 (n, h, w, 3).
 
     `strengths` are random numbers (n, 8) and `noise` (n, h, w, 3), uniform on 0 to 1.
     """

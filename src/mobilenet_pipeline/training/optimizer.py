@@ -38,7 +38,7 @@ def optimizer_of(
     skipped and halves the scale (Micikevicius et al. 2017, arXiv:1710.03740, section 3.2).
     """
     if candidate.muon_rate is None:
-        optimizer = Nesterov(rate, momentum=MOMENTUM, nesterov=True)
+        optimizer = Nesterov(rate)
     else:
         short = candidate.precision in ("pointwise_bfloat16", "mixed_bfloat16")
         ratio = candidate.muon_rate / candidate.learning_rate
@@ -49,6 +49,9 @@ def optimizer_of(
 class Nesterov(keras.optimizers.SGD):
     """SGD with Nesterov momentum, in TensorFlow's fused operation."""
 
+    def __init__(self, rate: float | keras.optimizers.schedules.LearningRateSchedule) -> None:
+        super().__init__(rate, momentum=MOMENTUM, nesterov=True)
+
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
         """Update one variable."""
         tf.raw_ops.ResourceApplyKerasMomentum(
@@ -56,7 +59,7 @@ class Nesterov(keras.optimizers.SGD):
             accum=self.momentums[self._get_variable_index(variable)].value.handle,
             lr=tf.cast(learning_rate, variable.dtype),
             grad=gradient,
-            momentum=tf.cast(self.momentum, variable.dtype),
+            momentum=tf.cast(MOMENTUM, variable.dtype),
             use_nesterov=True,
         )
 
@@ -76,7 +79,7 @@ class Muon(Nesterov):
     def __init__(
         self, rate: float | keras.optimizers.schedules.LearningRateSchedule, ratio: float, dtype: tf.DType
     ) -> None:
-        super().__init__(rate, momentum=MOMENTUM, nesterov=True)
+        super().__init__(rate)
         self.ratio, self.product_dtype = ratio, dtype
 
     def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: tf.Tensor) -> None:
