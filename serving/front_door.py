@@ -26,6 +26,8 @@ WAITING = 32
 """The most requests that are computed or wait for it. Later requests are refused, so that nobody waits long."""
 READ_SECONDS = 15
 """The longest time in which a body must arrive."""
+ANSWER_SECONDS = 60
+"""The longest time in which a request that has arrived must be answered."""
 UPLOAD = "mobilenet_pipeline.upload"
 """Key of the upload in the ASGI scope: the bytes of an image file; for a batch, a list of them or raw pixels."""
 READS, POSTS = ("GET", "HEAD"), ("POST",)
@@ -72,7 +74,7 @@ class FrontDoor:
                 version = next((value.decode() for name, value in message["headers"] if name == VERSION_HEADER), "")
             await send(message)
 
-        held = working = 0
+        held, working, limit = 0, 0, None
         try:
             self._admit(scope)
             if scope["method"] in POSTS:
@@ -83,13 +85,17 @@ class FrontDoor:
                 scope[UPLOAD] = await uploads.parse(scope, body)
                 del body  # the files of a form are copies
                 receive = uploads.replay(b"")
-            await self.app(scope, receive, counted)
+            async with asyncio.timeout(ANSWER_SECONDS) as limit:
+                await self.app(scope, receive, counted)
         except Refusal as refusal:
             # The server reads the rest of the body and drops it, so that the client gets to read the answer.
             await refusal.response()(scope, receive, counted)
         except Exception:
             if begun:
                 raise
+            if limit and limit.expired():
+                await refusals.unanswered(ANSWER_SECONDS).response()(scope, receive, counted)
+                return
             LOG.exception("%s %s failed", scope["method"], scope["path"])
             await refusals.failed().response()(scope, receive, counted)
         finally:

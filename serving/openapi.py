@@ -12,7 +12,7 @@ from typing import Any
 from mobilenet_pipeline.inference import preprocess
 from serving import refusals
 from serving.answers import Refused
-from serving.front_door import READ_SECONDS
+from serving.front_door import ANSWER_SECONDS, READ_SECONDS
 from serving.refusals import BATCH_PATH, Refusal
 from serving.uploads import BATCH, LIMIT
 
@@ -26,8 +26,8 @@ FAULTS = {
     415: "The content type is not supported, or the body is compressed.",
     500: "The service failed.",
     503: "The service is full; `Retry-After` gives the seconds to wait.",
+    504: "The service was too slow.",
 }
-BENTOML_S = {"504": "No answer within 60 s. This body has another shape."}
 
 
 def document(bentoml_s: dict[str, Any], models: dict[str, Any]) -> dict[str, Any]:
@@ -109,6 +109,7 @@ def examples_of_refusals(path: str, image_shape: tuple[int, ...]) -> list[Refusa
         refusals.encoded("gzip"),
         refusals.failed(),
         refusals.overloaded(),
+        refusals.unanswered(ANSWER_SECONDS),
     ]
     if path == BATCH_PATH:
         count = math.prod(image_shape) + 1
@@ -144,7 +145,7 @@ def _examples(champion: dict[str, Any]) -> dict[str, Any]:
 
 
 def _faults(examples: list[Refusal]) -> dict[str, Any]:
-    responses: dict[str, Any] = {status: {"description": sentence} for status, sentence in BENTOML_S.items()}
+    responses: dict[str, Any] = {}
     for refusal in examples:
         answer = responses.setdefault(
             str(refusal.status),

@@ -153,6 +153,11 @@ def overloaded(reason: str = "Too many requests are waiting") -> Refusal:
     return Refusal(503, "overloaded", f"{reason}; try again in a second.", None, {"Retry-After": "1"})
 
 
+def unanswered(seconds: int) -> Refusal:
+    """504 for a request that has no answer after `seconds`."""
+    return Refusal(504, "no_answer", f"There was no answer after {seconds} s; try again.", None)
+
+
 def _how(path: str) -> str:
     return _MANY if path == BATCH_PATH else _ONE
 

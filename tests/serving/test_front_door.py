@@ -15,6 +15,7 @@ import pytest
 from bento_fixtures import Service
 from waiting import LIMIT
 
+from serving import front_door
 from serving.front_door import WAITING, FrontDoor
 from serving.service import Classifier
 
@@ -149,6 +150,35 @@ def test_an_error_is_json_unless_the_answer_has_begun(begun: bool, caplog: pytes
         assert sent[0]["status"] == 500
         assert json.loads(sent[1]["body"])["error"]["code"] == "fault"
         assert "out of order" in caplog.text
+
+
+def test_a_late_answer_is_a_504_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent, ended = [], []
+
+    async def compute(scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.append(True)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(front_door, "ANSWER_SECONDS", 0.01)
+    asyncio.run(FrontDoor(compute)({"type": "http", "method": "GET", "path": "/model", "headers": []}, None, send))
+    assert (sent[0]["status"], ended) == (504, [True])
+    assert json.loads(sent[1]["body"])["error"]["code"] == "no_answer"
+
+
+def test_no_timer_outlives_an_answer() -> None:
+    async def ask() -> list[Any]:
+        app = httpx.ASGITransport(Classifier.to_asgi(is_main=True))
+        async with httpx.AsyncClient(transport=app, base_url="http://service") as client:
+            assert (await client.get("/livez")).status_code == 200
+        loop: Any = asyncio.get_running_loop()
+        return [timer for timer in loop._scheduled if not timer.cancelled()]
+
+    assert asyncio.run(ask()) == []
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/model"), ("POST", "/predict"), ("POST", "/input")])
