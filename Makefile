@@ -40,7 +40,7 @@ ui: $(READY)  ## show the MLflow and Prefect pages
 	@$(BIN)/mobilenet-pipeline ui
 
 test: $(READY)  ## run all tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 integration: $(READY)  ## run the tests with PostgreSQL, S3, MLflow, Prefect, a worker and several workspaces, all on this machine
 	$(BIN)/python -m pytest -o timeout=1800 tests/integration

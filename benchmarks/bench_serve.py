@@ -60,7 +60,7 @@ PHOTO = 3000, 4000
 OVERLOAD = (0.5, 1, 2)
 """Offered load, as multiples of the measured capacity."""
 WARM_SECONDS = 65
-"""BentoML stores a timer per request for `traffic.timeout`, 60 seconds. Its memory grows until then."""
+"""Longer than a request of an earlier commit's service kept its timer, so that memory is comparable."""
 TENTHS = 10
 
 
@@ -297,7 +297,7 @@ def watch_memory(bench: Bench, port: int, process: psutil.Process, capacity: flo
 
     `mib` has the memory after the warm-up and after each tenth of the requests. `late_growth_mib` is the growth during
     the second half: it is large for a leak and small for a plateau. Requests arrive at half the capacity and at equal
-    intervals, because the memory of BentoML's timers grows with the rate.
+    intervals.
     """
     if not capacity:  # the measurement has added its failures
         return None

@@ -190,7 +190,11 @@ class Candidate(Section):
     cutout: Annotated[int, Field(ge=0)]
     """Side of the cutout square, in pixels of the original image; 0 turns cutout off."""
     distorted: Share = 0.0
-    """Share of each batch that gets random tone curves, pixelation and speckle, for accuracy on distorted images."""
+    """Share of each batch that gets random tone curves, fewer pixels or colours, and noise, for accuracy on distorted
+    images."""
+    pruned: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the known images, those below the mean loss, that an epoch replaces by other images. The first epoch and
+    the last eighth of the training draw every image once. For one worker only."""
     seed: int
     """Seed of the initial weights, the order of the images and the augmentation."""
     workers: Positive = 1
@@ -237,9 +241,11 @@ class Candidate(Section):
         return self.model_copy(update=changes) if planned != replicas else self
 
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _valid_together(self) -> Self:
         if (self.epochs is None) == (self.cpu_minutes is None):
             raise ValueError("give either epochs or cpu_minutes, and null for the other")
+        if self.pruned and self.workers > 1:
+            raise ValueError("pruned needs workers: 1, because each worker would know other losses")
         return self
 
     @model_validator(mode="after")

@@ -117,13 +117,25 @@ def test_a_rare_class_moves_the_head_as_much_as_a_frequent_one_if_balanced():
 
 def test_balanced_candidates_train_with_the_weights_of_their_labels(monkeypatch):
     given: list[np.ndarray | None] = []
-    monkeypatch.setattr(steps, "steps_in_graph", lambda *words: given.append(words[-1]))
+    monkeypatch.setattr(steps, "steps_in_graph", lambda *words: given.append(words[-2]))
     rare = Images(coloured(20).pixels, np.array([0] * 16 + [1] * 4))
     for kind in ("none", "balanced"):
         candidate = SMALL.model_copy(update={"class_weights": kind})
         steps.Stepper(candidate, network.build_trained(SMALL, 2), tf.distribute.get_strategy(), rare)
     assert given[0] is None
     assert given[1].tolist() == [0.625, 2.5]
+
+
+def test_a_pruned_training_notes_the_loss_of_every_image_it_takes():
+    candidate = SMALL.model_copy(update={"pruned": 0.5, "learning_rate": 1e-9})
+    model = network.build_trained(candidate, 2)
+    model.get_layer("logits").set_weights([np.zeros((256, 2)), np.zeros(2)])  # both classes are as likely
+    stepper = steps.Stepper(candidate, model, tf.distribute.get_strategy(), coloured(40))
+    stepper.set_length(2)
+    stepper.take(stepper.batches(0, 1), 2, 32)
+    losses = stepper.arrays()["known_0"]
+    assert np.isnan(losses).sum() == 8  # they fill no batch of sixteen
+    assert losses[~np.isnan(losses)] == pytest.approx(np.log(2), rel=1e-4)
 
 
 def test_a_stop_request_ends_a_validation():

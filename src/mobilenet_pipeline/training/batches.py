@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from mobilenet_pipeline.config import Candidate
-from mobilenet_pipeline.training.distortions import distort
+from mobilenet_pipeline.training.distortions import DRAWS, distort
 
 IN_MEMORY = 1 << 30
 """The most bytes of training images that are held in memory. More are read from the file for every batch."""
@@ -139,10 +139,10 @@ def augment(candidate: Candidate, global_batch: int) -> Callable[..., tf.Tensor]
             images = moved(images, offsets, mirrored)
         if candidate.distorted:
             first, last = tf.unstack(tf.searchsorted(places, [part.start, part.stop]))
-            strengths = tf.random.stateless_uniform([len(places), 8], seed(4))[first:last]
+            draws = tf.random.stateless_uniform([len(places), DRAWS], seed(4))[first:last]
             noise = tf.random.stateless_uniform([len(places), *images.shape[1:]], seed(5))[first:last]
             chosen = (places[first:last] - part.start)[:, None]
-            distorted = distort(tf.gather_nd(images, chosen), strengths, noise)
+            distorted = distort(tf.gather_nd(images, chosen), draws, noise)
             images = tf.tensor_scatter_nd_update(images, chosen, distorted)
         if candidate.cutout:
             images = cut_out(images, draw(3, [global_batch, 2], images.shape[1] + 1), candidate.cutout)
@@ -158,12 +158,13 @@ def training_batches(
     epochs: int,
     share: Share = Share(),
     first_step: int = 0,
+    drawn: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Return the pieces of all batches from step `first_step` on.
 
-    A piece is (images uint8 (b, h, w, 3), labels int32 (b,)). Each epoch is a new permutation. Images that do not fill
-    the last batch are left out of the epoch, because replicas need equal pieces. Raises ValueError if there are fewer
-    images than one batch.
+    A piece is (images uint8 (b, h, w, 3), labels int32 (b,), numbers of the images int32 (b,)). Each epoch is a new
+    permutation, or the images `drawn`. Images that do not fill the last batch are left out of the epoch, because
+    replicas need equal pieces. Raises ValueError if there are fewer images than one batch.
     """
     count = len(images)
     steps = count // global_batch
@@ -173,14 +174,15 @@ def training_batches(
     size = global_batch // share.pieces
     transform = augment(candidate, global_batch)
 
-    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         part = slice(piece * size, (piece + 1) * size)
         rows = rows[part]
-        return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows)
+        return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows), rows
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])
-        rows = tf.reshape(tf.argsort(noise)[: steps * global_batch], [steps, global_batch])
+        order = tf.argsort(noise) if drawn is None else tf.constant(drawn)
+        rows = tf.reshape(order[: steps * global_batch], [steps, global_batch])
         numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((numbers, rows))
 

@@ -1,9 +1,9 @@
 """Random distortions of training images, for robustness against what cameras and image formats do.
 
 They are other operations than the corruptions of `evaluation/corruptions`, so that accuracy on corrupted images
-measures how the training generalises: tone curves instead of brightness and contrast, pixelation instead of blur and
-JPEG, speckle instead of Gaussian noise. Mixing cheap operations at random follows Hendrycks et al. 2020 (AugMix,
-arXiv:1912.02781).
+measures how the training generalises: tone curves instead of brightness and contrast, fewer pixels instead of blur,
+fewer colour pixels and noise by squares instead of JPEG, speckle instead of Gaussian noise. Mixing cheap operations at
+random follows Hendrycks et al. 2020 (AugMix, arXiv:1912.02781).
 """
 
 import tensorflow as tf
@@ -14,23 +14,32 @@ GAMMA = 1.0
 TINT = 0.3
 """Largest change of a colour channel's exponent against the image's, as a natural logarithm."""
 
-SPECKLE = 0.4
-"""Largest deviation of a pixel from its value, as a share of the value."""
+SIDES, COLOUR_SIDE = (2, 3), 4
+"""Sides in pixels of the squares that get one value, and of those that get one colour."""
+
+SPECKLE, BLOTCH = 0.3, 15.0
+"""Largest deviation of a pixel, as a share of its value, and of a square of `COLOUR_SIDE` pixels, of 255."""
+
+DRAWS = 11
+"""Random numbers that the distortions of an image need."""
 
 
-def distort(images: tf.Tensor, strengths: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+def distort(images: tf.Tensor, draws: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     """Return distorted images uint8 (n, h, w, 3).
 
-    `strengths` are random numbers (n, 8) and `noise` (n, h, w, 3), uniform on 0 to 1.
+    `draws` (n, DRAWS) and `noise` (n, h, w, 3) are random numbers, uniform on 0 to 1.
     """
     # Each operation leaves half of the images as they are.
-    bend, pool, speckle = (tf.nn.relu(2 * strengths[:, index] - 1) for index in range(3))
-    sign = tf.sign(strengths[:, 3] - 0.5)
-    exponents = tf.exp((bend * sign * GAMMA)[:, None] + (2 * strengths[:, 4:7] - 1) * TINT * tf.sign(bend)[:, None])
-    pixels = curved(images, exponents)
-    coarse = tf.where(strengths[:, 7, None, None, None] < 0.5, pixelated(pixels, 2), pixelated(pixels, 4))
-    pixels += pool[:, None, None, None] * (coarse - pixels)
-    pixels *= 1 + (speckle * SPECKLE)[:, None, None, None] * (2 * noise - 1)
+    bend, pool, fade, grain = (tf.nn.relu(2 * draws[:, index] - 1)[:, None, None, None] for index in range(4))
+    up, fine, smooth, blotched = (draws[:, index, None, None, None] < 0.5 for index in range(4, 8))
+    tints = (2 * draws[:, None, None, 8:11] - 1) * TINT * tf.sign(bend)
+    pixels = curved(images, tf.exp(bend * tf.where(up, -GAMMA, GAMMA) + tints)[:, 0, 0])
+    squares = tf.where(fine, averaged(pixels, SIDES[0], smooth), averaged(pixels, SIDES[1], smooth))
+    pixels += pool * (squares - pixels)
+    colours = pixels - tf.reduce_mean(pixels, -1, keepdims=True)
+    pixels += tf.sqrt(fade) * (averaged(colours, COLOUR_SIDE) - colours)
+    blotches = BLOTCH * spread(noise[:, ::COLOUR_SIDE, ::COLOUR_SIDE] * 2 - 1, COLOUR_SIDE, pixels)
+    pixels += grain * tf.where(blotched, blotches, SPECKLE * pixels * (noise * 2 - 1))
     return tf.cast(tf.clip_by_value(pixels + 0.5, 0.0, 255.0), tf.uint8)
 
 
@@ -42,7 +51,17 @@ def curved(images: tf.Tensor, exponents: tf.Tensor) -> tf.Tensor:
     return tf.gather(table, tf.cast(images, tf.int32) + curves)
 
 
-def pixelated(pixels: tf.Tensor, side: int) -> tf.Tensor:
-    """Return float32 (n, h, w, 3) with the mean of each square of `side` pixels in its place."""
+def averaged(pixels: tf.Tensor, side: int, smooth: tf.Tensor | bool = False) -> tf.Tensor:
+    """Return float32 (n, h, w, 3) with the mean of each square of `side` pixels in its place.
+
+    Where `smooth`, bool (n, 1, 1, 1), the means are interpolated bilinearly.
+    """
     means = tf.nn.avg_pool2d(pixels, side, side, "SAME")
-    return tf.repeat(tf.repeat(means, side, axis=1), side, axis=2)[:, : pixels.shape[1], : pixels.shape[2]]
+    blocks = spread(means, side, pixels)
+    return blocks if smooth is False else tf.where(smooth, tf.image.resize(means, pixels.shape[1:3]), blocks)
+
+
+def spread(values: tf.Tensor, side: int, pixels: tf.Tensor) -> tf.Tensor:
+    """Return (n, h, w, 3) of the size of `pixels`, with each of the `values` on a square of `side` pixels."""
+    repeated = tf.repeat(tf.repeat(values, side, axis=1), side, axis=2)
+    return repeated[:, : pixels.shape[1], : pixels.shape[2]]

@@ -2,9 +2,10 @@
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from mobilenet_pipeline.training import budget, checkpoint, distribution
+from mobilenet_pipeline.training import budget, checkpoint, distribution, pruning
 from mobilenet_pipeline.training.plan import Plan
 from mobilenet_pipeline.training.steps import Stepper
 
@@ -51,7 +52,7 @@ class Loop:
         self._resumed_at = state.step if state else -1
         self._epoch_began_at = self.cpu_seconds
         self._clock = time.perf_counter() - (state.seconds if state else 0.0)
-        self._batches = stepper.batches(self.step, self.candidate.epochs or budget.MOST_EPOCHS)
+        self._batches: Iterator | None = None
         stepper.set_length(plan.length)
 
     @property
@@ -92,6 +93,8 @@ class Loop:
         if distribution.workers() == 1:
             count = steps_at_once(plan.costs.epochs[plan.phase(self.step)] / plan.per_epoch)
         count = min(count, self._epoch_length - self.step % plan.per_epoch, plan.next_phase(self.step) - self.step)
+        if self._batches is None or (self.candidate.pruned and self.step % plan.per_epoch == 0):
+            self._batches = self._stream()
         taken, losses, correct = self.stepper.take(self._batches, count, plan.size(self.step))
         self.step += taken
         check_finite("loss", losses, self.step)
@@ -126,6 +129,12 @@ class Loop:
             [asdict(row) for row in self.history],
             self.cpu_seconds,
         )
+
+    def _stream(self) -> Iterator:
+        """Return the batches from this step on."""
+        plan, first = self.plan, self.step - self.step % self.plan.per_epoch
+        pruned = 0 < first < (1 - pruning.LAST_EPOCHS) * plan.length
+        return self.stepper.batches(self.step, self.candidate.epochs or budget.MOST_EPOCHS, pruned)
 
     @property
     def _epoch_length(self) -> int:

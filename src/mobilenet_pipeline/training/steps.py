@@ -10,7 +10,7 @@ import tensorflow as tf
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.models import network
 from mobilenet_pipeline.system.memory import at_once
-from mobilenet_pipeline.training import distribution
+from mobilenet_pipeline.training import distribution, pruning
 from mobilenet_pipeline.training.batches import Images, training_batches
 from mobilenet_pipeline.training.optimizer import decayed, optimizer_of
 from mobilenet_pipeline.training.schedule import OneCycle
@@ -45,14 +45,22 @@ class Stepper:
             self.optimizer = optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
         weights = balanced(images.labels, model.output_shape[-1]) if candidate.class_weights == "balanced" else None
-        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights)
+        self._known = Known(len(images)) if candidate.pruned else None
+        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights, self._known)
 
-    def batches(self, first_step: int, epochs: int) -> Iterator:
-        """Return the batches from step `first_step` to the end of epoch `epochs`."""
+    def batches(self, first_step: int, epochs: int, pruned: bool = False) -> Iterator:
+        """Return the batches from step `first_step` to the end of epoch `epochs`.
+
+        If they are `pruned`, every epoch has the images that are drawn for the epoch of `first_step`.
+        """
+        epoch, done = divmod(first_step, self.per_epoch)
+        drawn = self._known.begin(self.candidate, epoch, done, pruned) if self._known else None
         return iter(
             distribution.pieces(
                 self.strategy,
-                lambda share: training_batches(self.images, self.candidate, self.batch, epochs, share, first_step),
+                lambda share: training_batches(
+                    self.images, self.candidate, self.batch, epochs, share, first_step, drawn
+                ),
             )
         )
 
@@ -68,11 +76,9 @@ class Stepper:
 
     def rehearse(self, size: int, count: int) -> None:
         """Take `count` steps and undo them."""
-        weights, state = self.model.get_weights(), [np.asarray(v) for v in self.optimizer.variables]
+        before = self.arrays()
         self.take(self.batches(0, count), count, size)
-        self.model.set_weights(weights)
-        for variable, value in zip(self.optimizer.variables, state, strict=True):
-            variable.assign(value)
+        self.restore(before)
 
     def set_length(self, steps: int) -> None:
         """Set the length of the learning-rate schedule to `steps`."""
@@ -80,15 +86,44 @@ class Stepper:
         self.schedule.set(rate, self.candidate.warmup, steps)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return weights and optimizer state by name."""
+        """Return weights, optimizer state and what is known of the images, by name."""
         named = {"weight": self.model.get_weights(), "optimizer": [np.asarray(v) for v in self.optimizer.variables]}
+        if self._known:
+            named["known"] = [np.asarray(v) for v in self._known.variables]
         return {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set weights and optimizer state to what `arrays` returned."""
+        """Set what `arrays` returned."""
         self.model.set_weights([arrays[f"weight_{index}"] for index in range(len(self.model.weights))])
         for index, variable in enumerate(self.optimizer.variables):
             variable.assign(arrays[f"optimizer_{index}"])
+        for index, variable in enumerate(self._known.variables if self._known else []):
+            variable.assign(arrays[f"known_{index}"])
+
+
+class Known:
+    """The last loss of each of `count` training images, and their weights in the current epoch."""
+
+    def __init__(self, count: int) -> None:
+        with tf.device("CPU:0"):
+            self.losses = tf.Variable(np.full(count, np.nan, np.float32), trainable=False)
+            self.at_epoch_begin = tf.Variable(self.losses, trainable=False)
+            self.weights = tf.Variable(np.ones(count, np.float32), trainable=False)
+        self.variables = [self.losses, self.at_epoch_begin, self.weights]
+
+    def begin(self, candidate: Candidate, epoch: int, done: int, pruned: bool) -> np.ndarray | None:
+        """Set the weights of an epoch with `done` steps behind it, and return its images in order, int32 (n,).
+
+        Returns None if the epoch is not `pruned`: then it has all images.
+        """
+        if not done:  # a resumed epoch draws what it drew at its begin
+            self.at_epoch_begin.assign(self.losses)
+        if not pruned:
+            self.weights.assign(tf.ones_like(self.weights))
+            return None
+        drawn, weights = pruning.draw(self.at_epoch_begin.numpy(), candidate.pruned, (candidate.seed, epoch))
+        self.weights.assign(weights)
+        return drawn
 
 
 class Validator:
@@ -142,14 +177,17 @@ def gradients_of(
 ) -> Callable:
     """Return a function that computes the gradients of a batch.
 
-    It maps (images uint8 (b, h, w, 3), labels int32 (b,), size) to (gradients, loss, number of correct answers). The
-    loss is the images' summed cross-entropy with label smoothing, each multiplied with the weight of its class, divided
-    by `global_batch`. The gradients are those of the loss as the optimizer scales it.
+    It maps (images uint8 (b, h, w, 3), labels int32 (b,), size, weights float32 (b,)) to (gradients, loss, number of
+    correct answers, losses float32 (b,)). A loss is the image's cross-entropy with label smoothing, multiplied with the
+    weight of its class; `loss` is their sum, each multiplied with the weight of the image, divided by `global_batch`.
+    The gradients are those of `loss` as the optimizer scales it.
     """
     classes = model.output_shape[-1]
     frozen, rest = network.architecture_of(candidate).split(model, candidate)
 
-    def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
+    def compute(
+        images: tf.Tensor, labels: tf.Tensor, size: int, weights: tf.Tensor | float = 1.0
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
         targets = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         features = frozen(network.resize(images, candidate, size))
         with tf.GradientTape() as tape:
@@ -157,11 +195,11 @@ def gradients_of(
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
             if class_weights is not None:
                 losses *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
-            loss = tf.reduce_sum(losses) / global_batch
+            loss = tf.reduce_sum(losses * weights) / global_batch
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, model.trainable_variables)
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
-        return gradients, loss, tf.reduce_sum(right)
+        return gradients, loss, tf.reduce_sum(right), losses
 
     return compute
 
@@ -173,19 +211,23 @@ def steps_in_graph(
     candidate: Candidate,
     global_batch: int,
     class_weights: np.ndarray | None = None,
+    known: Known | None = None,
 ) -> Callable[[tf.data.Iterator, tf.Tensor, int], Sums]:
     """Return a function that takes up to `count` steps.
 
     It maps (batches, count, input size) to (steps done, sum of losses, number of correct answers), and ends at the
-    first loss that is not finite.
+    first loss that is not finite. It notes the images' losses in `known`, and uses the weights from there.
     """
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
     compute = gradients_of(model, optimizer, candidate, global_batch, class_weights)
     unsynchronised = [] if candidate.sync_norm or strategy.num_replicas_in_sync == 1 else moments(model)
 
-    def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
-        gradients, loss, right = compute(images, labels, size)
+    def step(
+        images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, size: int
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        weights = tf.gather(known.weights, numbers) if known else 1.0
+        gradients, loss, right, losses = compute(images, labels, size, weights)
         # Replicas' gradients are summed, so each replica adds its share of the decay.
         share = optimizer.scale_loss(1 / strategy.num_replicas_in_sync)
         gradients = [g + d * share * v if d else g for g, v, d in zip(gradients, variables, decay, strict=True)]
@@ -198,14 +240,17 @@ def steps_in_graph(
             means = tf.distribute.get_replica_context().all_reduce("MEAN", own)
             for moment, mean in zip(unsynchronised, means, strict=True):
                 moment.assign(mean)
-        return loss, right
+        return loss, right, losses
 
     @tf.function
     def run(stream: tf.data.Iterator, count: tf.Tensor, size: int) -> Sums:
         done, losses, right = 0, 0.0, 0.0
         while done < count and tf.math.is_finite(losses):
-            images, labels = next(stream)
-            loss, hits = strategy.run(step, args=(images, labels, size))
+            images, labels, numbers = next(stream)
+            loss, hits, each = strategy.run(step, args=(images, labels, numbers, size))
+            if known:
+                for values, places in zip(*map(strategy.experimental_local_results, (each, numbers)), strict=True):
+                    known.losses.scatter_update(tf.IndexedSlices(values, places))
             losses += strategy.reduce("SUM", loss, axis=None)
             right += strategy.reduce("SUM", hits, axis=None)
             done += 1
