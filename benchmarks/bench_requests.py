@@ -61,7 +61,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.release import bento
 folders = [Path(folder) for folder in sys.argv[3:]]
 tag = bento.package(config.load_recipe(sys.argv[1]), folders[0], folders[1] if folders[1:] else None)
-print(json.dumps(bento.serve_command(tag, port=int(sys.argv[2]))))
+print(json.dumps(bento.serve_command(tag, port=int(sys.argv[2]), record=Path("record"))))
 """
 """Packages champion and challenger with the code of the current directory, and prints the command that serves them."""
 SCRIPT = """
@@ -82,10 +82,10 @@ def main() -> int:
         if not shutil.which("wrk"):
             raise BenchError("wrk is not installed; on Debian and Ubuntu, `apt-get install wrk` installs it")
         commit = str(provenance.git_commit(Path("."))[0])
-        with speed.trees() as trees, tempfile.TemporaryDirectory() as scratch:
+        with speed.trees() as trees:
             for recipe in chosen.recipes:
                 settings = argparse.Namespace(recipe=recipe, clients=[CONNECTIONS], seconds=SECONDS * TURNS, soak=0)
-                figures = measure(prepare(settings), recipe, trees, Path(scratch))
+                figures = measure(prepare(settings), recipe, trees)
                 for figure in figures:
                     print(f"{figure.name}: {figure.value:.4g}, earlier {figure.base:.4g} ({figure.bar or 'no goal'})")
                 speed.keep(figures, "make bench-requests", commit)
@@ -95,23 +95,24 @@ def main() -> int:
     return 0
 
 
-def measure(bench: Bench, recipe: str, trees: dict[str, Path], scratch: Path) -> list[Figure]:
+def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
     """Return the recipe's figures."""
     folders = [folder for folder in bento.served_models(config.load_recipe(recipe)).values() if folder]
     commands = {name: serve_command(tree, recipe, folders) for name, tree in trees.items()}
     threads = len(os.sched_getaffinity(0))
     copies = [Artefact(bench.artefact, threads=1) for _ in range(threads)]
     with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         services = {name: stack.enter_context(running(name, *command)) for name, command in commands.items()}
         ports = {name: command[1] for name, command in commands.items()}
         ports["noop"] = stack.enter_context(baseline("noop", bench.keras, bench.metadata["class_names"], scratch))
         load = {name: Load(name, port, bench.pixels[0], scratch) for name, port in ports.items()}
-        for each in load.values():
-            each.turn(2)  # the first answers fill caches
+        for service in load.values():
+            service.turn(2)  # the first answers fill caches
         alone = []
         for _ in tqdm(range(TURNS), f"requests to {recipe}"):
-            for each in load.values():
-                each.add()
+            for service in load.values():
+                service.add()
             with ThreadPoolExecutor(threads) as pool:
                 alone.append(sum(pool.map(lambda copy: rate(copy, bench.pixels[:1], SECONDS), copies)))
         mebibytes = {name: largest(process) for name, (_, process) in services.items()}
@@ -164,8 +165,9 @@ class Load:
         if "Non-2xx" in page or "Socket errors" in page:
             raise BenchError(f"{self.name} has refused requests:\n{page}")
         (rate,) = re.findall(r"Requests/sec: +([\d.]+)", page)
-        spans = (re.search(rf"{share}% +([\d.]+)(us|ms|s)", page) for share in (50, 99))
-        return float(rate), *(float(span[1]) * UNITS[span[2]] for span in spans if span)
+        spans = dict(re.findall(r"(\d\d)% +([\d.]+(?:us|ms|s))", page))
+        p50, p99 = (re.fullmatch(r"([\d.]+)(\D+)", spans[share]) for share in ("50", "99"))
+        return float(rate), *(float(span[1]) * UNITS[span[2]] for span in (p50, p99) if span)
 
     def add(self) -> None:
         """Measure one more turn."""

@@ -27,7 +27,7 @@ WAITING = 32
 READ_SECONDS = 15
 """The longest time in which a body must arrive."""
 ANSWER_SECONDS = 60
-"""The longest time in which a request that has arrived must be answered."""
+"""The longest time from the first byte of a request to the first byte of its answer."""
 UPLOAD = "mobilenet_pipeline.upload"
 """Key of the upload in the ASGI scope: the bytes of an image file; for a batch, a list of them or raw pixels."""
 READS, POSTS = ("GET", "HEAD"), ("POST",)
@@ -74,26 +74,32 @@ class FrontDoor:
                 version = next((value.decode() for name, value in message["headers"] if name == VERSION_HEADER), "")
             await send(message)
 
-        held, working, limit = 0, 0, None
+        async def in_time(message: Message) -> None:
+            if not begun:
+                limit.reschedule(None)  # a slow reader gets the whole answer
+            await counted(message)
+
+        held = working = 0
         try:
-            self._admit(scope)
-            if scope["method"] in POSTS:
-                self._check_room()  # before the body is read and parsed for nothing
-                body, held = await self._body(scope, receive)
-                self._check_room()  # a slow upload holds no place
-                self.working += (working := 1)
-                scope[UPLOAD] = await uploads.parse(scope, body)
-                del body  # the files of a form are copies
-                receive = uploads.replay(b"")
             async with asyncio.timeout(ANSWER_SECONDS) as limit:
-                await self.app(scope, receive, counted)
+                self._admit(scope)
+                if scope["method"] in POSTS:
+                    self._check_room()  # before the body is read and parsed for nothing
+                    body, held = await self._body(scope, receive)
+                    self._check_room()  # a slow upload holds no place
+                    self.working += (working := 1)
+                    scope[UPLOAD] = await uploads.parse(scope, body)
+                    del body  # the files of a form are copies
+                    receive = uploads.replay(b"")
+                await self.app(scope, receive, in_time)
         except Refusal as refusal:
             # The server reads the rest of the body and drops it, so that the client gets to read the answer.
             await refusal.response()(scope, receive, counted)
         except Exception:
             if begun:
                 raise
-            if limit and limit.expired():
+            if limit.expired():
+                LOG.warning("%s %s has no answer after %s s", scope["method"], scope["path"], ANSWER_SECONDS)
                 await refusals.unanswered(ANSWER_SECONDS).response()(scope, receive, counted)
                 return
             LOG.exception("%s %s failed", scope["method"], scope["path"])

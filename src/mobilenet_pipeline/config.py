@@ -194,7 +194,7 @@ class Candidate(Section):
     images."""
     pruned: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the known images, those below the mean loss, that an epoch replaces by other images. The first epoch and
-    the last eighth of the training draw every image once. For one worker only."""
+    epochs that reach into the last eighth of the training have every image once. For one worker only."""
     seed: int
     """Seed of the initial weights, the order of the images and the augmentation."""
     workers: Positive = 1

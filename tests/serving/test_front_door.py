@@ -152,22 +152,44 @@ def test_an_error_is_json_unless_the_answer_has_begun(begun: bool, caplog: pytes
         assert "out of order" in caplog.text
 
 
-def test_a_late_answer_is_a_504_in_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    sent, ended = [], []
+@pytest.mark.parametrize("path", ["/model", "/predict"])
+def test_a_late_answer_is_a_504_in_json(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+    failed: list[tuple[str, int]] = []
 
     async def compute(scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append(True)
+        await asyncio.Event().wait()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"image"}
 
     async def send(message: Any) -> None:
         sent.append(message)
 
     monkeypatch.setattr(front_door, "ANSWER_SECONDS", 0.01)
-    asyncio.run(FrontDoor(compute)({"type": "http", "method": "GET", "path": "/model", "headers": []}, None, send))
-    assert (sent[0]["status"], ended) == (504, [True])
-    assert json.loads(sent[1]["body"])["error"]["code"] == "no_answer"
+    door = FrontDoor(compute, failed=lambda *words: failed.append(words))
+    method = "GET" if path == "/model" else "POST"
+    scope = {"type": "http", "method": method, "path": path, "headers": [(b"content-type", b"image/png")]}
+    asyncio.run(door(scope, receive, send))
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]) == (504, "no_answer")
+    assert (door.working, door.held) == (0, 0)
+    assert failed == ([("/predict", 504)] if method == "POST" else [])
+
+
+def test_an_answer_that_has_begun_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.sleep(0.1)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    monkeypatch.setattr(front_door, "ANSWER_SECONDS", 0.01)
+    asyncio.run(FrontDoor(answer)({"type": "http", "method": "GET", "path": "/docs", "headers": []}, None, send))
+    assert sent[-1]["body"] == b"whole"
 
 
 def test_no_timer_outlives_an_answer() -> None:

@@ -1,8 +1,12 @@
+from typing import Any
+
 import numpy as np
 import pytest
+import tensorflow as tf
+from small_training import SMALL, fixed_plan, trained
 
-from mobilenet_pipeline import config
-from mobilenet_pipeline.training import pruning
+from mobilenet_pipeline.training import pruning, steps, train
+from mobilenet_pipeline.training.batches import Images
 
 LOSSES = np.array([0.1] * 800 + [3.0] * 190 + [np.nan] * 10, np.float32)
 KNOWN = LOSSES < 1
@@ -42,7 +46,26 @@ def test_equal_losses_leave_nothing_out():
     assert weights.tolist() == [1] * 100
 
 
-def test_several_workers_are_refused():
-    candidate = config.load_recipe("digits").candidate("scratch").model_dump()
-    with pytest.raises(ValueError, match="pruned needs workers: 1"):
-        config.Candidate.model_validate(candidate | {"pruned": 0.5, "workers": 2})
+@pytest.mark.parametrize(("epochs", "pruned"), [(2, []), (4, [1, 2]), (8, [1, 2, 3, 4, 5, 6])])
+def test_the_first_epoch_and_the_last_eighth_are_not_pruned(epochs: int, pruned: list[int]) -> None:
+    assert [epoch for epoch in range(epochs) if pruning.is_pruned(10 * epoch, 10, 10 * epochs)] == pruned
+
+
+def test_a_pruned_training_draws_images_twice_in_pruned_epochs_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    epochs: list[np.ndarray | None] = []
+    batches = steps.training_batches
+
+    def note(images: Images, *words: Any) -> tf.data.Dataset:
+        epochs.append(words[-1])
+        return batches(images, *words)
+
+    monkeypatch.setattr(steps, "training_batches", note)
+    monkeypatch.setattr(train, "make_plan", fixed_plan(16, 1.0))
+    trained(SMALL.model_copy(update={"pruned": 0.9, "epochs": 4}))
+    assert [drawn is not None and len(set(drawn.tolist())) < 64 for drawn in epochs] == [False, True, True, False]
+
+
+def test_workers_that_find_each_other_later_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train.distribution, "workers", lambda: 2)
+    with pytest.raises(ValueError, match="several workers cannot prune"):
+        trained(SMALL.model_copy(update={"pruned": 0.5}))

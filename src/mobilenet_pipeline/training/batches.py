@@ -1,4 +1,5 @@
-"""Images to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch.
+"""Images to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch, and
+with `drawn` the images of the epoch.
 
 Few images are held in memory. Many are read from the dataset's memory-mapped file, batch by batch; the batches are the
 same.

@@ -34,11 +34,12 @@ def distort(images: tf.Tensor, draws: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
     up, fine, smooth, blotched = (draws[:, index, None, None, None] < 0.5 for index in range(4, 8))
     tints = (2 * draws[:, None, None, 8:11] - 1) * TINT * tf.sign(bend)
     pixels = curved(images, tf.exp(bend * tf.where(up, -GAMMA, GAMMA) + tints)[:, 0, 0])
-    squares = tf.where(fine, averaged(pixels, SIDES[0], smooth), averaged(pixels, SIDES[1], smooth))
-    pixels += pool * (squares - pixels)
+    squares = tf.where(fine, *(averaged(pixels, side) for side in SIDES))
+    waves = tf.where(fine, *(averaged(pixels, side, "bilinear") for side in SIDES))
+    pixels += pool * (tf.where(smooth, waves, squares) - pixels)
     colours = pixels - tf.reduce_mean(pixels, -1, keepdims=True)
     pixels += tf.sqrt(fade) * (averaged(colours, COLOUR_SIDE) - colours)
-    blotches = BLOTCH * spread(noise[:, ::COLOUR_SIDE, ::COLOUR_SIDE] * 2 - 1, COLOUR_SIDE, pixels)
+    blotches = BLOTCH * spread(noise[:, ::COLOUR_SIDE, ::COLOUR_SIDE] * 2 - 1, COLOUR_SIDE, "nearest", pixels)
     pixels += grain * tf.where(blotched, blotches, SPECKLE * pixels * (noise * 2 - 1))
     return tf.cast(tf.clip_by_value(pixels + 0.5, 0.0, 255.0), tf.uint8)
 
@@ -51,17 +52,12 @@ def curved(images: tf.Tensor, exponents: tf.Tensor) -> tf.Tensor:
     return tf.gather(table, tf.cast(images, tf.int32) + curves)
 
 
-def averaged(pixels: tf.Tensor, side: int, smooth: tf.Tensor | bool = False) -> tf.Tensor:
-    """Return float32 (n, h, w, 3) with the mean of each square of `side` pixels in its place.
-
-    Where `smooth`, bool (n, 1, 1, 1), the means are interpolated bilinearly.
-    """
-    means = tf.nn.avg_pool2d(pixels, side, side, "SAME")
-    blocks = spread(means, side, pixels)
-    return blocks if smooth is False else tf.where(smooth, tf.image.resize(means, pixels.shape[1:3]), blocks)
+def averaged(pixels: tf.Tensor, side: int, method: str = "nearest") -> tf.Tensor:
+    """Return float32 (n, h, w, 3) with the means of squares of `side` pixels, enlarged by `method`."""
+    return spread(tf.nn.avg_pool2d(pixels, side, side, "SAME"), side, method, pixels)
 
 
-def spread(values: tf.Tensor, side: int, pixels: tf.Tensor) -> tf.Tensor:
-    """Return (n, h, w, 3) of the size of `pixels`, with each of the `values` on a square of `side` pixels."""
-    repeated = tf.repeat(tf.repeat(values, side, axis=1), side, axis=2)
-    return repeated[:, : pixels.shape[1], : pixels.shape[2]]
+def spread(values: tf.Tensor, side: int, method: str, pixels: tf.Tensor) -> tf.Tensor:
+    """Return `values` enlarged by `side` with `method`, cut to the size of `pixels`."""
+    size = [side * length for length in values.shape[1:3]]
+    return tf.image.resize(values, size, method)[:, : pixels.shape[1], : pixels.shape[2]]

@@ -131,10 +131,13 @@ class Loop:
         )
 
     def _stream(self) -> Iterator:
-        """Return the batches from this step on."""
-        plan, first = self.plan, self.step - self.step % self.plan.per_epoch
-        pruned = 0 < first < (1 - pruning.LAST_EPOCHS) * plan.length
-        return self.stepper.batches(self.step, self.candidate.epochs or budget.MOST_EPOCHS, pruned)
+        """Return the batches from this step on; those of its epoch if the candidate is pruned."""
+        epochs, per_epoch = self.candidate.epochs or budget.MOST_EPOCHS, self.plan.per_epoch
+        if not self.candidate.pruned:
+            return self.stepper.batches(self.step, epochs)
+        epoch = self.step // per_epoch
+        pruned = pruning.is_pruned(epoch * per_epoch, per_epoch, self.plan.length)
+        return self.stepper.batches(self.step, epoch + 1, pruned)
 
     @property
     def _epoch_length(self) -> int:

@@ -2,8 +2,16 @@
 
 import numpy as np
 
-LAST_EPOCHS = 0.125
-"""The share of a training, at its end, whose epochs draw every image again."""
+LAST_SHARE = 0.125
+"""The share of a training, at its end, that draws every image again."""
+
+
+def is_pruned(first: int, per_epoch: int, length: int) -> bool:
+    """Return whether the epoch of `per_epoch` steps from step `first` on is pruned, in a training of `length` steps.
+
+    The first epoch is not, because no losses are known, nor is one that reaches into the last `LAST_SHARE`.
+    """
+    return first > 0 and first + per_epoch <= (1 - LAST_SHARE) * length
 
 
 def draw(losses: np.ndarray, pruned: float, seed: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

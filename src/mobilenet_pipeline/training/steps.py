@@ -29,9 +29,10 @@ PIECE = 250
 
 
 class Stepper:
-    """Takes the steps of a candidate's training on `strategy`. A step changes only model and optimizer.
+    """Takes the steps of a candidate's training on `strategy`.
 
-    `batch` is the global batch size, `per_epoch` the number of steps in an epoch.
+    A step changes model, optimizer and, if the candidate is pruned, the noted losses of the images. `batch` is the
+    global batch size, `per_epoch` the number of steps in an epoch.
     """
 
     def __init__(
@@ -45,16 +46,18 @@ class Stepper:
             self.optimizer = optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
         weights = balanced(images.labels, model.output_shape[-1]) if candidate.class_weights == "balanced" else None
-        self._known = Known(len(images)) if candidate.pruned else None
-        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights, self._known)
+        self._images = ImageLosses(len(images)) if candidate.pruned else None
+        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights, self._images)
 
     def batches(self, first_step: int, epochs: int, pruned: bool = False) -> Iterator:
         """Return the batches from step `first_step` to the end of epoch `epochs`.
 
         If they are `pruned`, every epoch has the images that are drawn for the epoch of `first_step`.
         """
-        epoch, done = divmod(first_step, self.per_epoch)
-        drawn = self._known.begin(self.candidate, epoch, done, pruned) if self._known else None
+        drawn = None
+        if self._images:
+            share = self.candidate.pruned if pruned else 0.0
+            drawn = self._images.begin(share, self.candidate.seed, *divmod(first_step, self.per_epoch))
         return iter(
             distribution.pieces(
                 self.strategy,
@@ -86,10 +89,10 @@ class Stepper:
         self.schedule.set(rate, self.candidate.warmup, steps)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return weights, optimizer state and what is known of the images, by name."""
+        """Return weights, optimizer state and the images' losses, by name."""
         named = {"weight": self.model.get_weights(), "optimizer": [np.asarray(v) for v in self.optimizer.variables]}
-        if self._known:
-            named["known"] = [np.asarray(v) for v in self._known.variables]
+        if self._images:
+            named["losses"] = [self._images.losses.numpy(), self._images.at_epoch_begin.numpy()]
         return {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
@@ -97,11 +100,12 @@ class Stepper:
         self.model.set_weights([arrays[f"weight_{index}"] for index in range(len(self.model.weights))])
         for index, variable in enumerate(self.optimizer.variables):
             variable.assign(arrays[f"optimizer_{index}"])
-        for index, variable in enumerate(self._known.variables if self._known else []):
-            variable.assign(arrays[f"known_{index}"])
+        if self._images:
+            self._images.losses.assign(arrays["losses_0"])
+            self._images.at_epoch_begin.assign(arrays["losses_1"])
 
 
-class Known:
+class ImageLosses:
     """The last loss of each of `count` training images, and their weights in the current epoch."""
 
     def __init__(self, count: int) -> None:
@@ -109,19 +113,18 @@ class Known:
             self.losses = tf.Variable(np.full(count, np.nan, np.float32), trainable=False)
             self.at_epoch_begin = tf.Variable(self.losses, trainable=False)
             self.weights = tf.Variable(np.ones(count, np.float32), trainable=False)
-        self.variables = [self.losses, self.at_epoch_begin, self.weights]
 
-    def begin(self, candidate: Candidate, epoch: int, done: int, pruned: bool) -> np.ndarray | None:
+    def begin(self, pruned: float, seed: int, epoch: int, done: int) -> np.ndarray | None:
         """Set the weights of an epoch with `done` steps behind it, and return its images in order, int32 (n,).
 
-        Returns None if the epoch is not `pruned`: then it has all images.
+        Returns None if the share `pruned` is 0: then the epoch has all images.
         """
         if not done:  # a resumed epoch draws what it drew at its begin
             self.at_epoch_begin.assign(self.losses)
         if not pruned:
             self.weights.assign(tf.ones_like(self.weights))
             return None
-        drawn, weights = pruning.draw(self.at_epoch_begin.numpy(), candidate.pruned, (candidate.seed, epoch))
+        drawn, weights = pruning.draw(self.at_epoch_begin.numpy(), pruned, (seed, epoch))
         self.weights.assign(weights)
         return drawn
 
@@ -178,9 +181,9 @@ def gradients_of(
     """Return a function that computes the gradients of a batch.
 
     It maps (images uint8 (b, h, w, 3), labels int32 (b,), size, weights float32 (b,)) to (gradients, loss, number of
-    correct answers, losses float32 (b,)). A loss is the image's cross-entropy with label smoothing, multiplied with the
-    weight of its class; `loss` is their sum, each multiplied with the weight of the image, divided by `global_batch`.
-    The gradients are those of `loss` as the optimizer scales it.
+    correct answers, losses float32 (b,)). `losses` are the images' cross-entropies with label smoothing. `loss` is
+    their sum, each multiplied with the weights of image and class, divided by `global_batch`. The gradients are those
+    of `loss` as the optimizer scales it. An image counts as many answers as its weight.
     """
     classes = model.output_shape[-1]
     frozen, rest = network.architecture_of(candidate).split(model, candidate)
@@ -193,13 +196,14 @@ def gradients_of(
         with tf.GradientTape() as tape:
             logits = rest(features, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+            weighted = losses * weights
             if class_weights is not None:
-                losses *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
-            loss = tf.reduce_sum(losses * weights) / global_batch
+                weighted *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
+            loss = tf.reduce_sum(weighted) / global_batch
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, model.trainable_variables)
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
-        return gradients, loss, tf.reduce_sum(right), losses
+        return gradients, loss, tf.reduce_sum(right * weights), losses
 
     return compute
 
@@ -211,12 +215,12 @@ def steps_in_graph(
     candidate: Candidate,
     global_batch: int,
     class_weights: np.ndarray | None = None,
-    known: Known | None = None,
+    image_losses: ImageLosses | None = None,
 ) -> Callable[[tf.data.Iterator, tf.Tensor, int], Sums]:
     """Return a function that takes up to `count` steps.
 
     It maps (batches, count, input size) to (steps done, sum of losses, number of correct answers), and ends at the
-    first loss that is not finite. It notes the images' losses in `known`, and uses the weights from there.
+    first loss that is not finite. It notes the losses in `image_losses`, and uses the weights from there.
     """
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
@@ -226,7 +230,7 @@ def steps_in_graph(
     def step(
         images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, size: int
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        weights = tf.gather(known.weights, numbers) if known else 1.0
+        weights = tf.gather(image_losses.weights, numbers) if image_losses else 1.0
         gradients, loss, right, losses = compute(images, labels, size, weights)
         # Replicas' gradients are summed, so each replica adds its share of the decay.
         share = optimizer.scale_loss(1 / strategy.num_replicas_in_sync)
@@ -247,10 +251,10 @@ def steps_in_graph(
         done, losses, right = 0, 0.0, 0.0
         while done < count and tf.math.is_finite(losses):
             images, labels, numbers = next(stream)
-            loss, hits, each = strategy.run(step, args=(images, labels, numbers, size))
-            if known:
-                for values, places in zip(*map(strategy.experimental_local_results, (each, numbers)), strict=True):
-                    known.losses.scatter_update(tf.IndexedSlices(values, places))
+            loss, hits, single = strategy.run(step, args=(images, labels, numbers, size))
+            if image_losses:
+                for values, places in zip(*map(strategy.experimental_local_results, (single, numbers)), strict=True):
+                    image_losses.losses.scatter_update(tf.IndexedSlices(values, places))
             losses += strategy.reduce("SUM", loss, axis=None)
             right += strategy.reduce("SUM", hits, axis=None)
             done += 1
