@@ -74,13 +74,13 @@ lock: $(READY)  ## resolve requirements.lock and requirements-cluster.lock again
 	$(UV) pip compile pyproject.toml $(LOCKED) --extra cluster --extra kubernetes --constraint requirements.lock --upgrade -o requirements-cluster.lock
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras and an earlier commit
-	@$(BIN)/python benchmarks/bench_train.py --compare
+	@$(BIN)/python benchmarks/bench_train.py --compare && $(BIN)/python benchmarks/page.py
 
 bench-pipeline: $(READY)  ## compare the seconds of a run beside its trainings with those of an earlier commit
-	@$(BIN)/python benchmarks/bench_pipeline.py
+	@$(BIN)/python benchmarks/bench_pipeline.py && $(BIN)/python benchmarks/page.py
 
 bench-requests: $(READY)  ## compare the requests that the services of digits and cifar10 answer with those of an earlier commit; needs wrk
-	@$(BIN)/python benchmarks/bench_requests.py
+	@$(BIN)/python benchmarks/bench_requests.py && $(BIN)/python benchmarks/page.py
 
 bench-streaming: $(READY)  ## compare training from the dataset's file with training from memory, at 32 and 224 pixels
 	@$(BIN)/python benchmarks/bench_streaming.py

@@ -36,7 +36,10 @@ RUNTIMES = {
 
 def main() -> None:
     """Update the pages and the figure."""
-    for page in (*(RESULTS / f"{name}.md" for name in ("training", "serving", "own-images", "cluster")), SCALE):
+    for page in (
+        *(RESULTS / f"{name}.md" for name in ("training", "serving", "own-images", "cluster", "speed")),
+        SCALE,
+    ):
         page.write_text(filled(page.read_text(encoding="utf-8"), RESULTS), encoding="utf-8")
     if curves := sorted((RESULTS / "curves").glob("*.csv")):
         draw(curves, PICTURE)
@@ -60,6 +63,8 @@ def filled(page: str, results: Path) -> str:
     if (results / "rows.json").exists():
         tables |= rows_tables(json.loads((results / "rows.json").read_text(encoding="utf-8")))
 
+    if (results / "speed.json").exists():
+        tables["speed"] = speed_table(json.loads((results / "speed.json").read_text(encoding="utf-8")))
     if (results / "cluster.json").exists():
         tables |= cluster_tables(json.loads((results / "cluster.json").read_text(encoding="utf-8")))
 
@@ -311,6 +316,26 @@ def _scaling_tables(scaling: Mapping[str, Any]) -> dict[str, str]:
         batch = [f"{row['gpus']:,}", row["images_per_gpu"], f"{row['global_batch']:,}"]
         found["gpus"][1].append([*batch, row["exchange_ms"], *speed, "yes" if row["within_the_rule"] else "no"])
     return {name: table(columns, rows) for name, (columns, rows) in found.items()}
+
+
+def speed_table(rows: Sequence[Mapping]) -> str:
+    """Return a row per figure: now, earlier, their ratio, and the bar."""
+    columns = ["figure", "now", "earlier", "ratio", "bar", "met", "command", "date", "machine"]
+    lines = []
+    for row in rows:
+        figures = [f"{row[key]:.4g}" for key in ("value", "base", "ratio")]
+        origin = [f"`{row['command']}`", row["date"], row["machine"]]
+        lines.append([row["name"], *figures, row["bar"] or "–", within(row), *origin])
+    return table(columns, lines)
+
+
+def within(row: Mapping) -> str:
+    """Return whether the figure meets its bar, like "value ≤ 5"; a dash without a bar."""
+    if not row["bar"]:
+        return "–"
+    name, sign, limit = row["bar"].split()
+    met = row[name] <= float(limit) if sign == "≤" else row[name] >= float(limit)
+    return "yes" if met else "no"
 
 
 def rows_tables(figures: Mapping[str, Any]) -> dict[str, str]:

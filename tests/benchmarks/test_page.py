@@ -56,3 +56,20 @@ def test_the_page_has_a_row_for_every_runtime():
     rows = page.runtimes_table({"cifar10/scratch": {"runtimes": figures}}).splitlines()
     assert len(rows) == 2 + len(figures)
     assert rows[3] == "| `cifar10/scratch` | LiteRT, int8 | 0.00 | 1 | 3 | 1000 | – | 2.0e-03 | 3 | 89.50% |"
+
+
+@pytest.mark.parametrize(
+    ("bar", "met"),
+    [("value ≤ 5", "yes"), ("value ≤ 4", "no"), ("ratio ≥ 0.5", "yes"), ("ratio ≥ 0.6", "no"), ("", "–")],
+)
+def test_a_figure_is_compared_with_its_bar(bar: str, met: str):
+    row = {
+        "name": "run, seconds",
+        "value": 5.0,
+        "base": 10.0,
+        "ratio": 0.5,
+        "bar": bar,
+        "command": "make bench-pipeline",
+    }
+    line = page.speed_table([row | {"date": "2026-11-30", "machine": "EPYC"}]).splitlines()[-1]
+    assert line == f"| run, seconds | 5 | 10 | 0.5 | {bar or '–'} | {met} | `make bench-pipeline` | 2026-11-30 | EPYC |"
