@@ -1,7 +1,9 @@
 """Every test starts as the program does, for a user who has set much for other projects."""
 
+import gc
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,15 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ]:
         monkeypatch.delenv(name)
     return tmp_path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def give_memory_back() -> Iterator[None]:
+    """Let go of models and graphs after every file: a command that ran in this process has kept them (`gc.freeze`)."""
+    yield
+    gc.unfreeze()
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session(free_memory=False)
 
 
 LONGEST = (

@@ -64,7 +64,7 @@ def test_a_missing_package_is_a_finding_with_its_remedy(recipe: Recipe) -> None:
 def test_a_check_without_an_end_is_a_finding(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "LIMIT_SECONDS", 0.05)
     stop = threading.Event()
-    assert found(lambda *_: iter(lambda: stop.wait(30), None), recipe) == [("fail", "no result after 0 s")]
+    assert found(lambda *_: iter(lambda: stop.wait(30), True), recipe) == [("fail", "no result after 0 s")]
     stop.set()
 
 
