@@ -154,3 +154,14 @@ def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):
     with pytest.raises(ValueError, match="int8 needs calibration images"):
         export.export(network, tmp_path / "model.tflite", "int8")
     assert (tmp_path / "model.tflite").read_bytes() == b"before"
+
+
+@pytest.mark.parametrize("pixel_range", ["unit", "signed", "standard"])
+def test_a_model_that_was_saved_in_another_process_can_be_exported(tmp_path, pixel_range):
+    candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
+    model = networks.build(candidate.model_copy(update={"pixel_range": pixel_range}), (32, 32, 3), 10)
+    model.save(tmp_path / "model.keras")
+    keras.utils.clear_session()  # names begin anew, as in another process
+    loaded = export.load_model(tmp_path / "model.keras")
+    export.export(loaded, tmp_path / "model.tflite")
+    assert export.check_parity(loaded, tmp_path / "model.tflite", IMAGES)["argmax_differences"] == 0

@@ -68,7 +68,7 @@ def test_muon_turns_a_pointwise_kernel_by_its_rate():
 def test_muon_leaves_all_other_variables_to_nesterov():
     (_, plain), (_, muon) = stepped(PLAIN), stepped(MUON)
     distance = {path: float(np.abs(plain[path] - muon[path]).max()) for path in plain}
-    differ = {path for path, far in distance.items() if far > 1e-7}
+    differ = {path for path, far in distance.items() if far > 1e-5}  # threads may add in another order
     pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
     assert len(pointwise) == 13
     assert differ == pointwise, distance
