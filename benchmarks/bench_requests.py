@@ -166,8 +166,9 @@ class Load:
             raise BenchError(f"{self.name} has refused requests:\n{page}")
         (rate,) = re.findall(r"Requests/sec: +([\d.]+)", page)
         spans = dict(re.findall(r"(\d\d)% +([\d.]+(?:us|ms|s))", page))
-        p50, p99 = (re.fullmatch(r"([\d.]+)(\D+)", spans[share]) for share in ("50", "99"))
-        return float(rate), *(float(span[1]) * UNITS[span[2]] for span in (p50, p99) if span)
+        if not {"50", "99"} <= spans.keys():
+            raise BenchError(f"wrk has no percentiles for {self.name}:\n{page}")
+        return float(rate), *(milliseconds(spans[share]) for share in ("50", "99"))
 
     def add(self) -> None:
         """Measure one more turn."""
@@ -187,6 +188,12 @@ class Load:
     def p99(self) -> float:
         """Median of the turns' 99th percentiles of the latency, in milliseconds."""
         return statistics.median(turn[2] for turn in self.turns)
+
+
+def milliseconds(span: str) -> float:
+    """Return a latency as wrk writes it, like 3.50ms, in milliseconds."""
+    number, unit = re.split(r"(?<=\d)(?=[a-z])", span)
+    return float(number) * UNITS[unit]
 
 
 def largest(process: psutil.Process) -> float:

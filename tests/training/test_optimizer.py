@@ -1,12 +1,11 @@
 from pathlib import Path
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from mobilenet_pipeline import config
-from mobilenet_pipeline.models import network
+from mobilenet_pipeline.models import initial, network
 from mobilenet_pipeline.training import optimizer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,8 +19,9 @@ def stepped(candidate: config.Candidate) -> tuple[dict[str, np.ndarray], dict[st
 
     With these and a rate of a power of two, only the last sum of a step is rounded, however it is computed.
     """
-    keras.utils.set_random_seed(0)
-    variables = network.build_trained(candidate, 10).trainable_variables
+    model = network.build_trained(candidate, 10)
+    initial.draw(model, 0)  # Keras seeds from numbers that other threads use, too
+    variables = model.trainable_variables
     chosen = optimizer.optimizer_of(candidate, RATE)
     chosen.build(variables)
     before = {v.path: np.array(v) for v in variables}
@@ -68,7 +68,7 @@ def test_muon_turns_a_pointwise_kernel_by_its_rate():
 def test_muon_leaves_all_other_variables_to_nesterov():
     (_, plain), (_, muon) = stepped(PLAIN), stepped(MUON)
     distance = {path: float(np.abs(plain[path] - muon[path]).max()) for path in plain}
-    differ = {path for path, far in distance.items() if far > 1e-5}  # threads may add in another order
+    differ = {path for path, far in distance.items() if far > 1e-7}
     pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
     assert len(pointwise) == 13
     assert differ == pointwise, distance

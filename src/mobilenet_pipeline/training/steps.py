@@ -50,10 +50,7 @@ class Stepper:
         self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights, self._images)
 
     def batches(self, first_step: int, epochs: int, pruned: bool = False) -> Iterator:
-        """Return the batches from step `first_step` to the end of epoch `epochs`.
-
-        If they are `pruned`, every epoch has the images that are drawn for the epoch of `first_step`.
-        """
+        """Return the batches from step `first_step` to the end of epoch `epochs`, which is its own if `pruned`."""
         drawn = None
         if self._images:
             share = self.candidate.pruned if pruned else 0.0
