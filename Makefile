@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-pipeline bench-requests bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster bench-rows photographs faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-pipeline bench-requests bench-accuracy bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster bench-rows photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -81,6 +81,9 @@ bench-pipeline: $(READY)  ## compare the seconds of a run beside its trainings w
 
 bench-requests: $(READY)  ## compare the requests that the services of digits and cifar10 answer with those of an earlier commit; needs wrk
 	@$(BIN)/python benchmarks/bench_requests.py && $(BIN)/python benchmarks/page.py
+
+bench-accuracy: $(READY)  ## compare the CPU minutes of the trainings in training.json with those of an earlier commit
+	@$(BIN)/python benchmarks/bench_accuracy.py && $(BIN)/python benchmarks/page.py
 
 bench-streaming: $(READY)  ## compare training from the dataset's file with training from memory, at 32 and 224 pixels
 	@$(BIN)/python benchmarks/bench_streaming.py

@@ -149,6 +149,26 @@ def test_int8_energies_are_not_rounded(network, quantised):
     assert operations[operations.index("FULLY_CONNECTED") :].count("QUANTIZE") == 0
 
 
+def test_the_first_convolutions_of_an_int8_artefact_stay_float32(quantised):
+    opened = interpreter(quantised[0])
+    types = {tensor["index"]: tensor["dtype"] for tensor in opened.get_tensor_details()}
+    kernels = [
+        types[each["inputs"][1]]
+        for each in opened._get_ops_details()
+        if each["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D")
+    ]
+    assert kernels == [np.float32] * export.FIRST + [np.int8] * (27 - export.FIRST)
+
+
+def test_an_int8_artefact_scales_faint_images_like_its_model(tmp_path):
+    candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
+    model = networks.build(candidate.model_copy(update={"pixel_range": "standard"}), (32, 32, 3), 10)
+    networks.load_pretrained(model, candidate)
+    faint = 100 + IMAGES // 32  # eight levels of grey
+    export.export(model, tmp_path / "model.tflite", "int8", IMAGES)
+    assert export.compare(model, tmp_path / "model.tflite", faint)["max_probability_difference"] < 0.02
+
+
 def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):
     (tmp_path / "model.tflite").write_bytes(b"before")
     with pytest.raises(ValueError, match="int8 needs calibration images"):

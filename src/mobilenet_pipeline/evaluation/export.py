@@ -18,6 +18,14 @@ from mobilenet_pipeline.inference.artefact import INPUT, OUTPUTS, Artefact
 HEAD = ["FULLY_CONNECTED", "SOFTMAX", "REDUCE_MAX", "LOG", "SUB"]
 """Operations that stay float32 in an int8 artefact: those of probabilities and energy."""
 
+FIRST = 7
+"""So many convolutions, and all operations before them, stay float32 in an int8 artefact.
+
+In MobileNet v1 they are those of the stem and three blocks. They have few weights, and their rounding errors reach all
+that follows: at 128 pixels with α 0.75, the mean KL divergence from the model's probabilities is 0.002 with them in
+float32 and 0.016 without, and an image takes 1.4 ms, 0.9 ms without, and 2.6 ms with all of them in float32.
+"""
+
 TOLERANCE = 1e-4
 """The largest accepted difference between a probability of the model and of the artefact; of energies, relative."""
 
@@ -118,14 +126,34 @@ def _quantised(model: keras.Model, calibration: np.ndarray, folder: Path) -> byt
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = images
+    first = _first(tf.lite.TFLiteConverter.from_saved_model(str(folder)).convert())
     # Only the debugger can exclude operations from quantisation.
-    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=HEAD)
+    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=HEAD, denylisted_nodes=first)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=images, debug_options=options
         )
     return debugger.get_nondebug_quantized_model()
+
+
+def _first(artefact: bytes) -> list[str]:
+    """Return the names of the operations of a float32 artefact up to the convolution `FIRST`.
+
+    An operation is called like its first result.
+    """
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    content = flatbuffer_utils.convert_bytearray_to_object(bytearray(artefact))
+    (graph,) = content.subgraphs
+    names, convolutions = [], 0
+    for operation in graph.operators:
+        kind = flatbuffer_utils.opcode_to_name(content, operation.opcodeIndex)
+        names.append(graph.tensors[operation.outputs[0]].name.decode())
+        convolutions += kind in ("CONV_2D", "DEPTHWISE_CONV_2D")
+        if convolutions == FIRST:
+            break
+    return names
 
 
 def check_parity(model: keras.Model, path: Path, images: np.ndarray, rows: np.ndarray | None = None) -> dict:
