@@ -2,7 +2,8 @@
 
 Both commits build a Bento of the versions that are live here, and get requests in turns; so does `noop`, which only
 decodes the image. In the same turns, this process computes single images with the artefact on as many threads as the
-service has. The results are written to docs/results/speed.json.
+service has. If the champion is an int8 twin, both commits serve its candidate in float32, and a third service the twin.
+The results are written to docs/results/speed.json.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.release import bento
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.workspace import provenance
+from mobilenet_pipeline.workspace import files, provenance
 
 CONNECTIONS = 8
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -61,7 +62,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.release import bento
 folders = [Path(folder) for folder in sys.argv[3:]]
 tag = bento.package(config.load_recipe(sys.argv[1]), folders[0], folders[1] if folders[1:] else None)
-print(json.dumps(bento.serve_command(tag, port=int(sys.argv[2]), record=Path("record"))))
+print(json.dumps(bento.serve_command(tag, port=int(sys.argv[2]), record=Path("record-" + sys.argv[2]))))
 """
 """Packages champion and challenger with the code of the current directory, and prints the command that serves them."""
 SCRIPT = """
@@ -97,10 +98,13 @@ def main() -> int:
 
 def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
     """Return the recipe's figures."""
-    folders = [folder for folder in bento.served_models(config.load_recipe(recipe)).values() if folder]
+    served = [folder for folder in bento.served_models(config.load_recipe(recipe)).values() if folder]
+    folders = sorted(served, key=lambda folder: is_int8(recipe, folder))
     commands = {name: serve_command(tree, recipe, folders) for name, tree in trees.items()}
+    if twin := is_int8(recipe, served[0]):
+        commands["twin"] = serve_command(trees["now"], recipe, served)
     threads = len(os.sched_getaffinity(0))
-    copies = [Artefact(bench.artefact, threads=1) for _ in range(threads)]
+    copies = [Artefact(folders[0] / bento.MODEL, threads=1) for _ in range(threads)]
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         services = {name: stack.enter_context(running(name, *command)) for name, command in commands.items()}
@@ -132,11 +136,20 @@ def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
         "memory of the worker, MiB": mebibytes.__getitem__,
         "seconds from start to first answer": lambda name: statistics.median(starts[name]),
     }
-    bars = BARS.get(recipe, {})
-    return [
-        Figure(f"{recipe}, {CONNECTIONS} clients: {words}", value("now"), value("base"), bars.get(words, ""))
-        for words, value in values.items()
+    bars, name = BARS.get(recipe, {}), f"{recipe}, {CONNECTIONS} clients"
+    figures = [
+        Figure(f"{name}: {words}", value("now"), value("base"), bars.get(words, "")) for words, value in values.items()
     ]
+    if twin:
+        rates = load["twin"].rate, load["base"].rate
+        figures.append(Figure(f"{name}: requests/s with the int8 twin", *rates, "ratio ≥ 1.5"))
+    return figures
+
+
+def is_int8(recipe: str, folder: Path) -> bool:
+    """Return whether the folder of a version has an int8 artefact."""
+    candidate = files.read_json(folder / bento.METADATA)["candidate"]
+    return config.load_recipe(recipe).artefacts[candidate].precision == "int8"
 
 
 def serve_command(tree: Path, recipe: str, folders: list[Path]) -> tuple[list[str], int, dict[str, str]]:
