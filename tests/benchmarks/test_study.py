@@ -24,7 +24,7 @@ def test_measured_rows_have_the_settings_of_their_study(row: dict):
 
 def test_a_setting_that_differs_is_named():
     candidate = config.load_recipe("cifar10", ROOT / "params.yaml").candidate("scratch")
-    row = {"candidate": {**candidate.model_dump(), "precision": "float32", "shift": 2, "average": 0.5}}
+    row = {"candidate": {**candidate.model_dump(), "precision": "float32", "shift": 3, "average": 0.5}}
     assert study.differing(row, candidate) == ["shift"]
 
 
