@@ -143,10 +143,11 @@ def prepare(chosen: argparse.Namespace) -> Bench:
     if folder is None:
         raise BenchError(f"{bento} serves no champion")
     metadata = files.read_json(folder / packaging.METADATA)
-    trained = paths.model_folder(recipe, metadata["candidate"])
+    exported = paths.model_folder(recipe, metadata["candidate"])
+    trained = paths.model_folder(recipe, recipe.artefacts[metadata["candidate"]].candidate)  # another one for a twin
     if not (trained / "model.keras").is_file():
         raise BenchError(f"{trained / 'model.keras'} does not exist; `make run RECIPE={recipe.name}` makes it")
-    if files.read_json(trained / "export.json")["sha256"] != metadata["sha256"]:
+    if files.read_json(exported / "export.json")["sha256"] != metadata["sha256"]:
         say(f"{trained} was trained after the champion: other weights, but the same speed")
     made_up = not paths.data_folder(recipe).is_dir()
     if made_up:
