@@ -1,16 +1,18 @@
 """Compare the CPU minutes of the trainings in docs/results/training.json with those of an earlier commit.
 
-The earlier commit's minutes are those that its epochs need on this machine: its code plans each training for its budget
-here, and its row says how many epochs it had. Rows that have not been trained again since are left out. The results are
-written to docs/results/speed.json.
+The earlier commit's row says how many epochs its training had. Its code plans the same training here, and so tells how
+many minutes of its budget those epochs take on this machine. Rows that have not been trained again since are left out.
+The results are written to docs/results/speed.json.
 """
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import speed
 from speed import Figure
@@ -19,6 +21,9 @@ from mobilenet_pipeline.system import machine
 
 RESULTS = Path("docs/results/training.json")
 LARGEST_RATIO = 0.6
+"""The goal for the CPU minutes, beside the earlier commit's."""
+PLANS = 3
+"""Plans of the earlier commit for each training; the median counts."""
 PLAN = """
 import sys
 from mobilenet_pipeline import config
@@ -46,45 +51,59 @@ except Interrupted:
 """Prints the epochs that the code in the current directory plans for a candidate."""
 
 
-def main() -> None:
-    """Measure, print the figures, and write them."""
-    now = by_candidate(json.loads(RESULTS.read_text(encoding="utf-8")))
-    command = ["git", "show", f"{speed.BASE}:{RESULTS}"]
-    base = by_candidate(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-    cpu = machine.describe_machine()["cpu"]
-    figures = []
-    with speed.trees() as trees:
-        for (recipe, candidate), row in base.items():
-            if (new := now[recipe, candidate])["commit"] == row["commit"]:
-                continue
-            if others := {run["machine"]["cpu"] for run in new["runs"]} - {cpu}:
-                sys.exit(f"{recipe} {candidate} was trained on {', '.join(others)}, and this is {cpu}")
-            epochs = statistics.mean(run["epochs"] for run in row["runs"])
-            minutes = row["cpu_minutes"] * epochs / planned(trees["base"], recipe, candidate)
-            figures += compared(f"{recipe}, {candidate}", new, row, minutes)
-    for figure in figures:
-        print(f"{figure.name}: {figure.value:.4g}, earlier {figure.base:.4g} ({figure.bar})")
-    commits = {figure.name: now[tuple(figure.name.partition(":")[0].split(", "))]["commit"] for figure in figures}
-    for figure in figures:
-        speed.keep([figure], "make bench-accuracy", commits[figure.name])
+Row = Mapping[str, Any]
 
 
-def by_candidate(rows: list[Mapping]) -> dict[tuple[str, ...], Mapping]:
-    """Return the rows by recipe and candidate."""
-    return {(row["recipe"], row["candidate"]): row for row in rows}
+def main() -> int:
+    """Measure, print the figures, write them, and return the exit status."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    try:
+        with speed.trees() as trees:
+            earlier = trees["base"]
+            now, then = (json.loads((tree / RESULTS).read_text(encoding="utf-8")) for tree in (Path("."), earlier))
+            pairs = retrained(now, then, machine.describe_machine()["cpu"])
+            for new, old in pairs:
+                plans = [planned(earlier, old) for _ in range(PLANS)]
+                figures = compared(new, old, statistics.median(plans))
+                for figure in figures:
+                    print(f"{figure.name}: {figure.value:.4g}, earlier {figure.base:.4g} ({figure.bar})", flush=True)
+                speed.keep(figures, "make bench-accuracy", new["commit"])
+    except (ValueError, subprocess.CalledProcessError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
-def planned(tree: Path, recipe: str, candidate: str) -> float:
-    """Return the epochs that the tree's code plans for the candidate's budget on this machine."""
-    command = [sys.executable, "-P", "-c", PLAN, recipe, candidate]
+def retrained(rows: Sequence[Row], earlier: Sequence[Row], cpu: str) -> list[tuple[Row, Row]]:
+    """Return the rows that were trained again, each with the earlier one of the same recipe and candidate.
+
+    Raises ValueError if there are none, or if one of them was trained on another processor than `cpu`.
+    """
+    known = {(row["recipe"], row["candidate"]): row for row in earlier}
+    pairs = [(row, known[row["recipe"], row["candidate"]]) for row in rows if row not in earlier]
+    if not pairs:
+        raise ValueError(f"{RESULTS} has the rows of {speed.BASE[:7]}; `make accuracy` trains a candidate again")
+    for row, _ in pairs:
+        if others := sorted({run["machine"]["cpu"] for run in row["runs"]} - {cpu}):
+            raise ValueError(
+                f"{RESULTS}: {row['recipe']} {row['candidate']} was trained on {', '.join(others)}, and this is {cpu}; "
+                "compare on the machine that trained"
+            )
+    return pairs
+
+
+def planned(tree: Path, row: Row) -> float:
+    """Return the epochs that the tree's code plans for the row's candidate, in its budget and on this machine."""
+    command = [sys.executable, "-P", "-c", PLAN, row["recipe"], row["candidate"]]
     variables = speed.environment(tree, {"TF_NUM_INTRAOP_THREADS": "1"})
     child = subprocess.run(command, cwd=tree, env=variables, stdout=subprocess.PIPE, text=True, check=True)
     return float(child.stdout.splitlines()[-1])
 
 
-def compared(name: str, new: Mapping, old: Mapping, minutes: float) -> list[Figure]:
-    """Return the figures of a candidate, whose earlier training takes `minutes` of CPU time here."""
-    accuracy = old["test_accuracy"]
+def compared(new: Row, old: Row, epochs: float) -> list[Figure]:
+    """Return the figures of a candidate. `epochs` are those that take the old row's CPU minutes here."""
+    name, accuracy = f"{new['recipe']}, {new['candidate']}", old["test_accuracy"]
+    minutes = old["cpu_minutes"] * statistics.mean(run["epochs"] for run in old["runs"]) / epochs
     return [
         Figure(f"{name}: CPU minutes", new["cpu_minutes"], minutes, f"ratio ≤ {LARGEST_RATIO}"),
         Figure(f"{name}: test accuracy", new["test_accuracy"], accuracy, f"value ≥ {accuracy:.4g}"),
@@ -92,4 +111,4 @@ def compared(name: str, new: Mapping, old: Mapping, minutes: float) -> list[Figu
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

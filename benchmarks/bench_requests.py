@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import speed
-from bench_serve import FAULTS, Bench, prepare, rate
+from bench_serve import FAULTS, Bench, artefact_of, prepare, rate
 from load import FORM, form, png, post
 from services import BenchError, baseline, free_port, running, say
 from speed import Figure
@@ -35,7 +35,7 @@ from mobilenet_pipeline import config
 from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.release import bento
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.workspace import files, provenance
+from mobilenet_pipeline.workspace import provenance
 
 CONNECTIONS = 8
 UNITS = {"us": 0.001, "ms": 1.0, "s": 1000.0}
@@ -99,9 +99,11 @@ def main() -> int:
 def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
     """Return the recipe's figures."""
     served = [folder for folder in bento.served_models(config.load_recipe(recipe)).values() if folder]
-    folders = sorted(served, key=lambda folder: is_int8(recipe, folder))
+    folders = served
+    if twin := is_twin(recipe, served):
+        folders = served[::-1]
     commands = {name: serve_command(tree, recipe, folders) for name, tree in trees.items()}
-    if twin := is_int8(recipe, served[0]):
+    if twin:
         commands["twin"] = serve_command(trees["now"], recipe, served)
     threads = len(os.sched_getaffinity(0))
     copies = [Artefact(folders[0] / bento.MODEL, threads=1) for _ in range(threads)]
@@ -120,9 +122,10 @@ def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
             with ThreadPoolExecutor(threads) as pool:
                 alone.append(sum(pool.map(lambda copy: rate(copy, bench.pixels[:1], SECONDS), copies)))
         mebibytes = {name: largest(process) for name, (_, process) in services.items()}
-    starts: dict[str, list[float]] = {name: [] for name in commands}
+    starts: dict[str, list[float]] = {name: [] for name in trees}
     for _ in range(STARTS):
-        for name, command in commands.items():
+        for name in trees:
+            command = commands[name]
             with running(name, *command) as (seconds, _):
                 starts[name].append(seconds + first_answer(command[1], bench.pixels[0]))
 
@@ -146,10 +149,20 @@ def measure(bench: Bench, recipe: str, trees: dict[str, Path]) -> list[Figure]:
     return figures
 
 
-def is_int8(recipe: str, folder: Path) -> bool:
-    """Return whether the folder of a version has an int8 artefact."""
-    candidate = files.read_json(folder / bento.METADATA)["candidate"]
-    return config.load_recipe(recipe).artefacts[candidate].precision == "int8"
+def is_twin(recipe: str, served: list[Path]) -> bool:
+    """Return whether the champion, the first of the served versions, is the int8 twin of the challenger, the second.
+
+    Raises BenchError for an int8 champion with another challenger, or with none.
+    """
+    champion, *rest = (artefact_of(config.load_recipe(recipe), folder) for folder in served)
+    if champion.precision == "float32":
+        return False
+    if rest != [config.Artefact(champion.candidate, "float32")]:
+        raise BenchError(
+            f"the champion of {recipe} is in int8 and the challenger is not its candidate in float32; add float32 to "
+            f"serving.precision, then `make run RECIPE={recipe}`"
+        )
+    return True
 
 
 def serve_command(tree: Path, recipe: str, folders: list[Path]) -> tuple[list[str], int, dict[str, str]]:

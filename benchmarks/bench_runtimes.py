@@ -37,6 +37,7 @@ from mobilenet_pipeline.data import dataset
 from mobilenet_pipeline.data.split import split_rows
 from mobilenet_pipeline.evaluation import export
 from mobilenet_pipeline.inference.artefact import Artefact
+from mobilenet_pipeline.models import network
 from mobilenet_pipeline.stages.export import CALIBRATION
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.workspace import files, paths
@@ -242,6 +243,10 @@ def keep(chosen: argparse.Namespace, figures: Mapping[str, Any]) -> None:
     keeping.keep(chosen.results, f"{chosen.recipe}/{chosen.candidate}", figures, command, PACKAGES)
 
 
+STANDARD = ["Moments", "Add", "Rsqrt", "Subtract", "Multiply", "Multiply"]
+"""The operations of `pixel_range: standard` after the cast of the pixels."""
+
+
 class Graph:
     """An ONNX graph in which each new node takes the output of the last node. Images are channels-first inside."""
 
@@ -272,6 +277,10 @@ def onnx_graph(model: keras.Model) -> onnx.ModelProto:
     graph, before = Graph(first.name), first
     graph.add("Transpose", perm=(0, 3, 1, 2))
     calls = {layer["name"]: layer["inbound_nodes"] for layer in model.get_config()["layers"]}
+    if [type(operation).__name__ for operation in rest[1:7]] == STANDARD:
+        cast(graph, rest[0], [])
+        standardise(graph, first.output.shape[1:])
+        before, rest = rest[6], rest[7:]
     for layer in rest:
         kind = type(layer).__name__
         if kind not in WRITERS:
@@ -321,6 +330,12 @@ def arithmetic(graph: Graph, layer: Any, arguments: list) -> None:
     if len(numbers) != 1:
         raise UnsupportedError(f"{layer.name} has no constant operand; the ONNX graph supports only numbers")
     graph.add({"Multiply": "Mul", "Add": "Add"}[type(layer).__name__], np.array(numbers, np.float32))
+
+
+def standardise(graph: Graph, shape: tuple[int, int, int]) -> None:
+    """Give each image (h, w, 3) of this shape the mean 0 and one deviation, as `pixel_range: standard` does."""
+    scale = np.full((shape[2], *shape[:2]), network.DEVIATION, np.float32)
+    graph.add("LayerNormalization", scale, axis=1, epsilon=network.LEAST_DEVIATION**2)
 
 
 def resize(graph: Graph, layer: Any, _: list) -> None:

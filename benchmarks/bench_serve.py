@@ -144,7 +144,7 @@ def prepare(chosen: argparse.Namespace) -> Bench:
         raise BenchError(f"{bento} serves no champion")
     metadata = files.read_json(folder / packaging.METADATA)
     exported = paths.model_folder(recipe, metadata["candidate"])
-    trained = paths.model_folder(recipe, recipe.artefacts[metadata["candidate"]].candidate)  # another one for a twin
+    trained = paths.model_folder(recipe, artefact_of(recipe, folder).candidate)  # a twin has no model.keras of its own
     if not (trained / "model.keras").is_file():
         raise BenchError(f"{trained / 'model.keras'} does not exist; `make run RECIPE={recipe.name}` makes it")
     if files.read_json(exported / "export.json")["sha256"] != metadata["sha256"]:
@@ -161,6 +161,17 @@ def prepare(chosen: argparse.Namespace) -> Bench:
     return Bench(
         bento.tag, folder, metadata, trained / "model.keras", pixels, made_up, chosen.seconds, clients, chosen.soak
     )
+
+
+def artefact_of(recipe: config.Recipe, folder: Path) -> config.Artefact:
+    """Return what the version in `folder` is. Raises BenchError if the recipe does not have it any more."""
+    name = files.read_json(folder / packaging.METADATA)["candidate"]
+    if name not in recipe.artefacts:
+        raise BenchError(
+            f"params.yaml: recipe {recipe.name} has no {name}, which is live; `make run RECIPE={recipe.name}` makes "
+            "one of its candidates live"
+        )
+    return recipe.artefacts[name]
 
 
 def measure(bench: Bench) -> dict[str, Any]:

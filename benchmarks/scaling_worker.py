@@ -34,6 +34,7 @@ def main() -> None:
     distribution.use_cores(1)
     strategy = distribution.choose()
     changes = {"batch_size": chosen["batch"], "sync_norm": chosen["sync_norm"], "precision": "float32", "seed": 0}
+    changes |= {"distorted": 0.0, "pixel_range": "signed"}
     candidate = load_recipe("cifar10", Path("params.yaml")).candidate(chosen["candidate"])
     candidate = candidate.model_copy(update=changes | {"weights": "none", "input_sizes": [chosen["size"]]})
     rng = np.random.default_rng(0)

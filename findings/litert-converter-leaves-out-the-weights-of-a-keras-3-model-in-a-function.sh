@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # tensorflow 2.21.0, keras 3.15.1, Python 3.11: a tf.function calls a Keras 3 model, and
 # tf.lite.TFLiteConverter.from_concrete_functions gets it and the model, as the object that holds the variables. The
-# conversion succeeds without a word about it, but the file has no weights: they are variables that nothing sets.
+# conversion succeeds without a warning, but the file has no weights. It has uninitialised variables instead.
 # from_keras_model writes them, and so does from_concrete_functions after convert_variables_to_constants_v2.
 #
 # Output, the bytes of each file and whether the kernel is in it (the kernel has 4000 bytes):
@@ -27,7 +27,7 @@ model = keras.Model(values, keras.layers.Dense(100)(values))
 kernel = np.arange(1000, dtype=np.float32).reshape(10, 100)
 model.set_weights([kernel, np.zeros(100, np.float32)])
 specification = tf.TensorSpec((1, 10), tf.float32, name="values")
-function = tf.function(lambda given: model(given), [specification]).get_concrete_function()
+function = tf.function(lambda batch: model(batch), [specification]).get_concrete_function()
 converter = tf.lite.TFLiteConverter
 files = {
     "function and model": converter.from_concrete_functions([function], model).convert(),
@@ -36,9 +36,9 @@ files = {
 }
 for name, content in files.items():
     # LiteRT has the kernel of a dense layer by outputs.
-    found = any(each.tobytes() in content for each in (kernel, kernel.T.copy()))
+    has_kernel = any(layout.tobytes() in content for layout in (kernel, kernel.T.copy()))
     size = "more" if len(content) > kernel.nbytes else "fewer"
-    print(f"{name}: {size} than {kernel.nbytes} bytes, {'with' if found else 'without'} the kernel", flush=True)
+    print(f"{name}: {size} than {kernel.nbytes} bytes, {'with' if has_kernel else 'without'} the kernel", flush=True)
 PY
 TF_CPP_MIN_LOG_LEVEL=3 env/bin/python weights.py 2> errors | grep kernel | tee output
 diff output - <<'TEXT'

@@ -36,12 +36,12 @@ FIGURES = {
 }
 
 
-def small(strides: str, size: int) -> keras.Model:
+def small(strides: str, size: int, pixel_range: str = "signed") -> keras.Model:
     """Return an untrained model with effective batch normalisation, whose answers depend on the image."""
     candidate = (
         config.load_recipe("cifar10", ROOT / "params.yaml")
         .candidate("scratch")
-        .model_copy(update={"alpha": 0.25, "strides": strides, "input_sizes": [size]})
+        .model_copy(update={"alpha": 0.25, "strides": strides, "input_sizes": [size], "pixel_range": pixel_range})
     )
     keras.utils.set_random_seed(0)
     model = network.build(candidate, (32, 32, 3), 10)
@@ -64,9 +64,11 @@ def chain(*layers: keras.Layer) -> keras.Model:
     return keras.Model(image, x)
 
 
-@pytest.mark.parametrize(("strides", "size"), [("stock", 48), ("stem-1", 32)])
-def test_the_onnx_graph_answers_like_the_keras_model(strides, size):
-    model = small(strides, size)
+@pytest.mark.parametrize(
+    ("strides", "size", "pixel_range"), [("stock", 48, "signed"), ("stem-1", 32, "signed"), ("stem-1", 32, "standard")]
+)
+def test_the_onnx_graph_answers_like_the_keras_model(strides, size, pixel_range):
+    model = small(strides, size, pixel_range)
     expected = np.asarray(model(IMAGES, training=False))
     session = bench_runtimes.onnx_session(bench_runtimes.onnx_graph(model).SerializeToString())
     assert np.ptp(expected, axis=0).max() > 0.01  # else any graph would do

