@@ -1,7 +1,6 @@
 import random
 from pathlib import Path
 
-import keras
 import numpy as np
 
 from mobilenet_pipeline import config
@@ -11,9 +10,11 @@ ROOT = Path(__file__).resolve().parents[2]
 DIGITS = config.load_recipe("digits", ROOT / "params.yaml").candidate("scratch")
 
 
-def test_weights_are_those_of_keras_for_the_seed_whatever_else_draws_random_numbers():
-    keras.utils.set_random_seed(7)
-    theirs = network.build_trained(DIGITS, 10).get_weights()
+def test_weights_are_those_of_keras_for_the_seed_whatever_else_draws_random_numbers(monkeypatch):
+    with monkeypatch.context() as alone:
+        # As `set_random_seed(7)` in a process with one thread: other tests' threads draw from Python's numbers, too.
+        alone.setattr("keras.src.random.seed_generator.python_random", random.Random(7))
+        theirs = network.build_trained(DIGITS, 10).get_weights()
     random.random()
     model = network.build_trained(DIGITS, 10)
     initial.draw(model, 7)
