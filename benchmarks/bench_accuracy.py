@@ -77,10 +77,12 @@ def main() -> int:
 def retrained(rows: Sequence[Row], earlier: Sequence[Row], cpu: str) -> list[tuple[Row, Row]]:
     """Return the rows that were trained again, each with the earlier one of the same recipe and candidate.
 
+    Candidates that had no row are left out.
+
     Raises ValueError if there are none, or if one of them was trained on another processor than `cpu`.
     """
     known = {(row["recipe"], row["candidate"]): row for row in earlier}
-    pairs = [(row, known[row["recipe"], row["candidate"]]) for row in rows if row not in earlier]
+    pairs = [(row, old) for row in rows if (old := known.get((row["recipe"], row["candidate"]))) not in (None, row)]
     if not pairs:
         raise ValueError(f"{RESULTS} has the rows of {speed.BASE[:7]}; `make accuracy` trains a candidate again")
     for row, _ in pairs:

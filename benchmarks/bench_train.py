@@ -52,8 +52,8 @@ def main() -> None:
         return
     recipe = config.load_recipe("cifar10", Path("params.yaml"))
     changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
-    changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0, "pixel_range": "signed"}
-    changes |= {"distorted": 0.0} if "distorted" in config.Candidate.model_fields else {}  # the earlier commit has none
+    changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
+    changes |= {"pixel_range": "signed", "distorted": 0.0}
     candidate = config.Candidate.model_validate(recipe.candidate("pretrained").model_dump() | changes)
     candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
     rng = np.random.default_rng(0)

@@ -26,8 +26,8 @@ def test_the_earlier_minutes_are_those_of_its_epochs_on_this_machine():
 
 
 def test_only_rows_that_were_trained_again_are_compared():
-    other = OLD | {"candidate": "pretrained"}
-    assert bench_accuracy.retrained([NEW, other], [OLD, other], "this") == [(NEW, OLD)]
+    other, added = OLD | {"candidate": "pretrained"}, NEW | {"recipe": "cifar10_2h"}
+    assert bench_accuracy.retrained([NEW, other, added], [OLD, other], "this") == [(NEW, OLD)]
 
 
 def test_without_such_rows_the_command_that_trains_is_named():

@@ -79,17 +79,6 @@ def export(
     return {"sha256": digest, "bytes": path.stat().st_size, "precision": precision}
 
 
-class Energy(keras.layers.Layer):
-    """The logsumexp (n,) of logits (n, classes), from them and their probabilities.
-
-    One layer with a name: Keras would name the operations like those that a loaded model already has.
-    """
-
-    def call(self, logits: keras.KerasTensor, probabilities: keras.KerasTensor) -> keras.KerasTensor:
-        """Return the energy. p = exp(logit − logsumexp) for every class, and the largest p is never near 0."""
-        return keras.ops.max(logits, axis=-1) - keras.ops.log(keras.ops.max(probabilities, axis=-1))
-
-
 def with_energy(model: keras.Model) -> keras.Model:
     """Return the model with the outputs `probabilities` (n, classes) and `energy` (n,), the logsumexp of the logits.
 
@@ -101,7 +90,8 @@ def with_energy(model: keras.Model) -> keras.Model:
             f"the model ends with {last.name}, a {type(last).__name__} layer; end it with a Softmax layer, whose input "
             "are the logits"
         )
-    energy = Energy(name="energy")(last.input, model.output)
+    # Equal to the logsumexp, as p = exp(logit − logsumexp) for every class, and safe: the largest p is never near 0.
+    energy = keras.ops.max(last.input, axis=-1) - keras.ops.log(keras.ops.max(model.output, axis=-1))
     return keras.Model(model.input, {"probabilities": model.output, "energy": energy}, name=model.name)
 
 
