@@ -18,7 +18,7 @@ SMALL = (
     .candidate("scratch")
     .model_copy(update={"strides": "stock", "epochs": 2, "batch_size": 16, "warmup": 0.25, "learning_rate": 0.05})
 )
-AUGMENTED = SMALL.model_copy(update={"flip": "random", "shift": 2, "cutout": 6, "distorted": 0.5, "pruned": 0.5})
+AUGMENTED = SMALL.model_copy(update={"flip": "random", "shift": 2, "cutout": 6, "distorted": 0.5})
 
 
 def coloured(count: int) -> Images:

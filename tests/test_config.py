@@ -284,9 +284,3 @@ def test_a_rule_about_several_keys_does_not_print_the_section(tmp_path):
     assert str(raised.value).endswith(
         ": recipes.digits: candidates.scratch.shift is 40; it must be less than data.image_size, 32"
     )
-
-
-def test_a_candidate_of_several_workers_cannot_prune() -> None:
-    candidate = config.load_recipe("digits").candidate("scratch").model_dump()
-    with pytest.raises(ValueError, match="pruned needs workers: 1"):
-        config.Candidate.model_validate(candidate | {"pruned": 0.5, "workers": 2})

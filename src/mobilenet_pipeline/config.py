@@ -192,9 +192,6 @@ class Candidate(Section):
     distorted: Share = 0.0
     """Share of each batch that gets random tone curves, fewer pixels or colours, and noise, for accuracy on distorted
     images."""
-    pruned: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the known images, those below the mean loss, that an epoch replaces by other images. The first epoch and
-    epochs that reach into the last eighth of the training have every image once. For one worker only."""
     seed: int
     """Seed of the initial weights, the order of the images and the augmentation."""
     workers: Positive = 1
@@ -241,11 +238,9 @@ class Candidate(Section):
         return self.model_copy(update=changes) if planned != replicas else self
 
     @model_validator(mode="after")
-    def _valid_together(self) -> Self:
+    def _one_length(self) -> Self:
         if (self.epochs is None) == (self.cpu_minutes is None):
             raise ValueError("give either epochs or cpu_minutes, and null for the other")
-        if self.pruned and self.workers > 1:
-            raise ValueError("pruned needs workers: 1, because each worker would know other losses")
         return self
 
     @model_validator(mode="after")

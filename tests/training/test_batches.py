@@ -44,20 +44,20 @@ def test_images_are_the_rows_of_their_dataset(stored):
 def test_an_epoch_holds_every_image_at_most_once():
     plain = SMALL.model_copy(update={"epochs": 1, "shift": 0})
     made = list(training_batches(NUMBERED, plain, 16, 1))
-    seen = np.concatenate([labels for _, labels, _ in made])
+    seen = np.concatenate([labels for _, labels in made])
     assert len(made) == 3
     assert len(set(seen.tolist())) == 48
 
 
 def test_images_stay_with_their_labels():
-    for pixels, labels, _ in training_batches(NUMBERED, SMALL, 16, 2):
+    for pixels, labels in training_batches(NUMBERED, SMALL, 16, 2):
         assert np.array_equal(pixels[:, 0, 0, 0], labels)
 
 
 def test_a_stream_resumed_at_a_step_is_the_same_stream():
     images = coloured(40)
-    whole = [x.numpy() for x, *_ in training_batches(images, AUGMENTED, 16, 2)]
-    later = [x.numpy() for x, *_ in training_batches(images, AUGMENTED, 16, 2, first_step=3)]
+    whole = [x.numpy() for x, _ in training_batches(images, AUGMENTED, 16, 2)]
+    later = [x.numpy() for x, _ in training_batches(images, AUGMENTED, 16, 2, first_step=3)]
     assert len(whole) == 4
     assert len(later) == 1
     assert np.array_equal(whole[3], later[0])
@@ -68,7 +68,7 @@ def test_the_pieces_of_a_batch_are_the_batch():
 
     def stream(*shares: Share) -> list[np.ndarray]:
         streams = [training_batches(images, AUGMENTED, 16, 1, share) for share in shares]
-        return [x.numpy() for stream in streams for x, *_ in stream]
+        return [x.numpy() for stream in streams for x, _ in stream]
 
     (whole, _) = stream(Share())
     both = stream(Share(0, 2, 2))
@@ -87,7 +87,7 @@ def test_alternating_flips_show_both_ways_in_two_epochs():
     images = Images(coloured(32).pixels, np.arange(32))
     candidate = SMALL.model_copy(update={"flip": "alternating", "shift": 0})
     seen: dict[int, list[bool]] = {}
-    for pixels, labels, _ in training_batches(images, candidate, 16, 2):
+    for pixels, labels in training_batches(images, candidate, 16, 2):
         for image, label in zip(pixels.numpy(), labels.numpy(), strict=True):
             seen.setdefault(int(label), []).append(not np.array_equal(image, images.pixels[label]))
     assert all(sorted(ways) == [False, True] for ways in seen.values())
@@ -114,5 +114,5 @@ def test_a_cutout_is_grey_and_ends_at_the_border():
 
 def test_augmentation_keeps_the_size_of_the_images():
     images = Images(np.zeros((16, 20, 28, 3), np.uint8), np.zeros(16, np.uint8))
-    pixels, *_ = next(iter(training_batches(images, AUGMENTED, 16, 1)))
+    pixels, _ = next(iter(training_batches(images, AUGMENTED, 16, 1)))
     assert pixels.shape == (16, 20, 28, 3)

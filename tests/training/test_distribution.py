@@ -18,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from mobilenet_pipeline.system import processor
-from mobilenet_pipeline.training import distribution, pruning
+from mobilenet_pipeline.training import distribution
 
 PROGRAM = Path(__file__).with_name("distributed.py")
 # Synchronised moments are exchanged in every layer, which a busy machine takes long for.
@@ -92,15 +92,6 @@ def test_several_devices_have_the_loss_of_one_at_the_same_batch(devices):
     # 20 steps; the ten images that fill no batch are in neither.
     assert devices[1]["train"][1] < 0.97 * devices[1]["train"][0]
     assert devices[2]["train"] == pytest.approx(devices[1]["train"], rel=1e-4)
-
-
-def test_several_devices_prune_as_one_does(tmp_path):
-    assert pruning.is_pruned(10, 10, 30)  # the second epoch of three
-    losses = []
-    for count in (1, 2):
-        log = tmp_path / f"{count}.log"
-        losses.append(finish(start(log, count, {"pruned": 0.5, "epochs": 3}), log)["train"])
-    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_two_workers_end_with_the_same_weights(workers):

@@ -100,19 +100,14 @@ def test_balanced_weights_give_every_class_the_same_total_weight():
     assert weights[labels].mean() == pytest.approx(1)
 
 
-def head_of_zeros() -> keras.Model:
-    """Return a model for which both classes are as likely."""
-    model = network.build_trained(SMALL, 2)
-    model.get_layer("logits").set_weights([np.zeros((256, 2)), np.zeros(2)])
-    return model
-
-
 def test_a_rare_class_moves_the_head_as_much_as_a_frequent_one_if_balanced():
     images = coloured(16)
     labels = np.array([0] * 14 + [1] * 2, np.int32)
 
     def slopes(weights: np.ndarray | None) -> np.ndarray:
-        compute = steps.gradients_of(head_of_zeros(), keras.optimizers.SGD(), SMALL, 16, weights)
+        model = network.build_trained(SMALL, 2)
+        model.get_layer("logits").set_weights([np.zeros((256, 2)), np.zeros(2)])
+        compute = steps.gradients_of(model, keras.optimizers.SGD(), SMALL, 16, weights)
         return np.asarray(compute(tf.constant(images.pixels), tf.constant(labels), 32)[0][-1])
 
     # With equal logits, the bias moves towards the class that weighs more.
@@ -122,42 +117,13 @@ def test_a_rare_class_moves_the_head_as_much_as_a_frequent_one_if_balanced():
 
 def test_balanced_candidates_train_with_the_weights_of_their_labels(monkeypatch):
     given: list[np.ndarray | None] = []
-    monkeypatch.setattr(steps, "steps_in_graph", lambda *words: given.append(words[-2]))
+    monkeypatch.setattr(steps, "steps_in_graph", lambda *words: given.append(words[-1]))
     rare = Images(coloured(20).pixels, np.array([0] * 16 + [1] * 4))
     for kind in ("none", "balanced"):
         candidate = SMALL.model_copy(update={"class_weights": kind})
         steps.Stepper(candidate, network.build_trained(SMALL, 2), tf.distribute.get_strategy(), rare)
     assert given[0] is None
     assert given[1].tolist() == [0.625, 2.5]
-
-
-def test_the_gradient_is_that_of_the_weighted_images():
-    images = coloured(2)
-    compute = steps.gradients_of(head_of_zeros(), keras.optimizers.SGD(), SMALL, 2)
-    labels = tf.constant(images.labels.astype(np.int32))  # 0 and 1
-    gradients, loss, right, losses = compute(tf.constant(images.pixels), labels, 32, tf.constant([0.0, 2.0]))
-    assert np.asarray(gradients[-1]) == pytest.approx([0.5, -0.5])  # of the second image alone
-    assert float(loss) == pytest.approx(np.log(2))
-    assert float(right) == 0  # the first class wins a tie; it is the label of the image with weight 0
-    assert np.asarray(losses) == pytest.approx([np.log(2)] * 2)
-
-
-def test_a_rare_class_is_not_known_later_for_its_weight():
-    images = coloured(2)
-    weights = np.array([1, 9], np.float32)
-    compute = steps.gradients_of(head_of_zeros(), keras.optimizers.SGD(), SMALL, 2, weights)
-    losses = compute(tf.constant(images.pixels), tf.constant(images.labels.astype(np.int32)), 32)[3]
-    assert np.asarray(losses) == pytest.approx([np.log(2)] * 2)
-
-
-def test_a_pruned_training_notes_the_loss_of_every_image_it_takes():
-    candidate = SMALL.model_copy(update={"pruned": 0.5, "learning_rate": 1e-9})
-    stepper = steps.Stepper(candidate, head_of_zeros(), tf.distribute.get_strategy(), coloured(40))
-    stepper.set_length(2)
-    stepper.take(stepper.batches(0, 1), 2, 32)
-    losses = stepper.arrays()["losses_0"]
-    assert np.isnan(losses).sum() == 8  # they fill no batch of sixteen
-    assert losses[~np.isnan(losses)] == pytest.approx(np.log(2), rel=1e-4)
 
 
 def test_a_stop_request_ends_a_validation():

@@ -1,5 +1,4 @@
-"""Images to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch, and
-with `drawn` the images of the epoch.
+"""Images to training batches, shuffled and augmented in the graph. Seed, epoch and step determine each batch.
 
 Few images are held in memory. Many are read from the dataset's memory-mapped file, batch by batch; the batches are the
 same.
@@ -159,13 +158,12 @@ def training_batches(
     epochs: int,
     share: Share = Share(),
     first_step: int = 0,
-    drawn: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Return the pieces of all batches from step `first_step` on.
 
-    A piece is (images uint8 (b, h, w, 3), labels int32 (b,), numbers of the images int32 (b,)). Each epoch is a new
-    permutation, or the images `drawn`. Images that do not fill the last batch are left out of the epoch, because
-    replicas need equal pieces. Raises ValueError if there are fewer images than one batch.
+    A piece is (images uint8 (b, h, w, 3), labels int32 (b,)). Each epoch is a new permutation. Images that do not fill
+    the last batch are left out of the epoch, because replicas need equal pieces. Raises ValueError if there are fewer
+    images than one batch.
     """
     count = len(images)
     steps = count // global_batch
@@ -175,15 +173,14 @@ def training_batches(
     size = global_batch // share.pieces
     transform = augment(candidate, global_batch)
 
-    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         part = slice(piece * size, (piece + 1) * size)
         rows = rows[part]
-        return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows), rows
+        return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows)
 
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])
-        order = tf.argsort(noise) if drawn is None else tf.constant(drawn)
-        rows = tf.reshape(order[: steps * global_batch], [steps, global_batch])
+        rows = tf.reshape(tf.argsort(noise)[: steps * global_batch], [steps, global_batch])
         numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((numbers, rows))
 

@@ -2,10 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-from mobilenet_pipeline.training import budget, checkpoint, distribution, pruning
+from mobilenet_pipeline.training import budget, checkpoint, distribution
 from mobilenet_pipeline.training.plan import Plan
 from mobilenet_pipeline.training.steps import Stepper
 
@@ -52,7 +51,7 @@ class Loop:
         self._resumed_at = state.step if state else -1
         self._epoch_began_at = self.cpu_seconds
         self._clock = time.perf_counter() - (state.seconds if state else 0.0)
-        self._batches: Iterator | None = None
+        self._batches = stepper.batches(self.step, self.candidate.epochs or budget.MOST_EPOCHS)
         stepper.set_length(plan.length)
 
     @property
@@ -93,8 +92,6 @@ class Loop:
         if distribution.workers() == 1:
             count = steps_at_once(plan.costs.epochs[plan.phase(self.step)] / plan.per_epoch)
         count = min(count, self._epoch_length - self.step % plan.per_epoch, plan.next_phase(self.step) - self.step)
-        if self._batches is None or (self.candidate.pruned and self.step % plan.per_epoch == 0):
-            self._batches = self._stream()
         taken, losses, correct = self.stepper.take(self._batches, count, plan.size(self.step))
         self.step += taken
         check_finite("loss", losses, self.step)
@@ -129,15 +126,6 @@ class Loop:
             [asdict(row) for row in self.history],
             self.cpu_seconds,
         )
-
-    def _stream(self) -> Iterator:
-        """Return the batches from this step on; those of its epoch if the candidate is pruned."""
-        epochs, per_epoch = self.candidate.epochs or budget.MOST_EPOCHS, self.plan.per_epoch
-        if not self.candidate.pruned:
-            return self.stepper.batches(self.step, epochs)
-        epoch = self.step // per_epoch
-        pruned = pruning.is_pruned(epoch * per_epoch, per_epoch, self.plan.length)
-        return self.stepper.batches(self.step, epoch + 1, pruned)
 
     @property
     def _epoch_length(self) -> int:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from mobilenet_pipeline.config import Candidate
 from mobilenet_pipeline.models import network
 from mobilenet_pipeline.system.memory import at_once
-from mobilenet_pipeline.training import distribution, pruning
+from mobilenet_pipeline.training import distribution
 from mobilenet_pipeline.training.batches import Images, training_batches
 from mobilenet_pipeline.training.optimizer import decayed, optimizer_of
 from mobilenet_pipeline.training.schedule import OneCycle
@@ -29,10 +29,9 @@ PIECE = 250
 
 
 class Stepper:
-    """Takes the steps of a candidate's training on `strategy`.
+    """Takes the steps of a candidate's training on `strategy`. A step changes only model and optimizer.
 
-    A step changes model, optimizer and, if the candidate is pruned, the noted losses of the images. `batch` is the
-    global batch size, `per_epoch` the number of steps in an epoch.
+    `batch` is the global batch size, `per_epoch` the number of steps in an epoch.
     """
 
     def __init__(
@@ -46,21 +45,14 @@ class Stepper:
             self.optimizer = optimizer_of(candidate, self.schedule)
             self.optimizer.build(model.trainable_variables)
         weights = balanced(images.labels, model.output_shape[-1]) if candidate.class_weights == "balanced" else None
-        self._images = ImageLosses(len(images)) if candidate.pruned else None
-        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights, self._images)
+        self._run = steps_in_graph(strategy, model, self.optimizer, candidate, self.batch, weights)
 
-    def batches(self, first_step: int, epochs: int, pruned: bool = False) -> Iterator:
-        """Return the batches from step `first_step` to the end of epoch `epochs`, which is its own if `pruned`."""
-        drawn = None
-        if self._images:
-            share = self.candidate.pruned if pruned else 0.0
-            drawn = self._images.begin(share, self.candidate.seed, *divmod(first_step, self.per_epoch))
+    def batches(self, first_step: int, epochs: int) -> Iterator:
+        """Return the batches from step `first_step` to the end of epoch `epochs`."""
         return iter(
             distribution.pieces(
                 self.strategy,
-                lambda share: training_batches(
-                    self.images, self.candidate, self.batch, epochs, share, first_step, drawn
-                ),
+                lambda share: training_batches(self.images, self.candidate, self.batch, epochs, share, first_step),
             )
         )
 
@@ -86,44 +78,15 @@ class Stepper:
         self.schedule.set(rate, self.candidate.warmup, steps)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return weights, optimizer state and the images' losses, by name."""
+        """Return weights and optimizer state by name."""
         named = {"weight": self.model.get_weights(), "optimizer": [np.asarray(v) for v in self.optimizer.variables]}
-        if self._images:
-            named["losses"] = [self._images.losses.numpy(), self._images.at_epoch_begin.numpy()]
         return {f"{kind}_{index}": value for kind, values in named.items() for index, value in enumerate(values)}
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Set what `arrays` returned."""
+        """Set weights and optimizer state to what `arrays` returned."""
         self.model.set_weights([arrays[f"weight_{index}"] for index in range(len(self.model.weights))])
         for index, variable in enumerate(self.optimizer.variables):
             variable.assign(arrays[f"optimizer_{index}"])
-        if self._images:
-            self._images.losses.assign(arrays["losses_0"])
-            self._images.at_epoch_begin.assign(arrays["losses_1"])
-
-
-class ImageLosses:
-    """The last loss of each of `count` training images, and their weights in the current epoch."""
-
-    def __init__(self, count: int) -> None:
-        with tf.device("CPU:0"):
-            self.losses = tf.Variable(np.full(count, np.nan, np.float32), trainable=False)
-            self.at_epoch_begin = tf.Variable(self.losses, trainable=False)
-            self.weights = tf.Variable(np.ones(count, np.float32), trainable=False)
-
-    def begin(self, pruned: float, seed: int, epoch: int, done: int) -> np.ndarray | None:
-        """Set the weights of an epoch with `done` steps behind it, and return its images in order, int32 (n,).
-
-        Returns None if the share `pruned` is 0: then the epoch has all images.
-        """
-        if not done:  # a resumed epoch draws what it drew at its begin
-            self.at_epoch_begin.assign(self.losses)
-        if not pruned:
-            self.weights.assign(tf.ones_like(self.weights))
-            return None
-        drawn, weights = pruning.draw(self.at_epoch_begin.numpy(), pruned, (seed, epoch))
-        self.weights.assign(weights)
-        return drawn
 
 
 class Validator:
@@ -177,30 +140,26 @@ def gradients_of(
 ) -> Callable:
     """Return a function that computes the gradients of a batch.
 
-    It maps (images uint8 (b, h, w, 3), labels int32 (b,), size, weights float32 (b,)) to (gradients, loss, number of
-    correct answers, losses float32 (b,)). `losses` are the images' cross-entropies with label smoothing. `loss` is
-    their sum, each multiplied with the weights of image and class, divided by `global_batch`. The gradients are those
-    of `loss` as the optimizer scales it. An image counts as many answers as its weight.
+    It maps (images uint8 (b, h, w, 3), labels int32 (b,), size) to (gradients, loss, number of correct answers). The
+    loss is the images' summed cross-entropy with label smoothing, each multiplied with the weight of its class, divided
+    by `global_batch`. The gradients are those of the loss as the optimizer scales it.
     """
     classes = model.output_shape[-1]
     frozen, rest = network.architecture_of(candidate).split(model, candidate)
 
-    def compute(
-        images: tf.Tensor, labels: tf.Tensor, size: int, weights: tf.Tensor | float = 1.0
-    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor]:
+    def compute(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor]:
         targets = tf.one_hot(labels, classes) * (1 - candidate.label_smoothing) + candidate.label_smoothing / classes
         features = frozen(network.resize(images, candidate, size))
         with tf.GradientTape() as tape:
             logits = rest(features, training=True)
             losses = tf.nn.softmax_cross_entropy_with_logits(targets, logits)
-            weighted = losses * weights
             if class_weights is not None:
-                weighted *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
-            loss = tf.reduce_sum(weighted) / global_batch
+                losses *= tf.cast(tf.gather(class_weights, labels), losses.dtype)
+            loss = tf.reduce_sum(losses) / global_batch
             scaled = optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, model.trainable_variables)
         right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, tf.float32)
-        return gradients, loss, tf.reduce_sum(right * weights), losses
+        return gradients, loss, tf.reduce_sum(right)
 
     return compute
 
@@ -212,23 +171,19 @@ def steps_in_graph(
     candidate: Candidate,
     global_batch: int,
     class_weights: np.ndarray | None = None,
-    image_losses: ImageLosses | None = None,
 ) -> Callable[[tf.data.Iterator, tf.Tensor, int], Sums]:
     """Return a function that takes up to `count` steps.
 
     It maps (batches, count, input size) to (steps done, sum of losses, number of correct answers), and ends at the
-    first loss that is not finite. It notes the losses in `image_losses`, and uses the weights from there.
+    first loss that is not finite.
     """
     variables = model.trainable_variables
     decay = [candidate.weight_decay * flag for flag in decayed(variables, candidate)]
     compute = gradients_of(model, optimizer, candidate, global_batch, class_weights)
     unsynchronised = [] if candidate.sync_norm or strategy.num_replicas_in_sync == 1 else moments(model)
 
-    def step(
-        images: tf.Tensor, labels: tf.Tensor, numbers: tf.Tensor, size: int
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        weights = tf.gather(image_losses.weights, numbers) if image_losses else 1.0
-        gradients, loss, right, losses = compute(images, labels, size, weights)
+    def step(images: tf.Tensor, labels: tf.Tensor, size: int) -> tuple[tf.Tensor, tf.Tensor]:
+        gradients, loss, right = compute(images, labels, size)
         # Replicas' gradients are summed, so each replica adds its share of the decay.
         share = optimizer.scale_loss(1 / strategy.num_replicas_in_sync)
         gradients = [g + d * share * v if d else g for g, v, d in zip(gradients, variables, decay, strict=True)]
@@ -241,17 +196,14 @@ def steps_in_graph(
             means = tf.distribute.get_replica_context().all_reduce("MEAN", own)
             for moment, mean in zip(unsynchronised, means, strict=True):
                 moment.assign(mean)
-        return loss, right, losses
+        return loss, right
 
     @tf.function
     def run(stream: tf.data.Iterator, count: tf.Tensor, size: int) -> Sums:
         done, losses, right = 0, 0.0, 0.0
         while done < count and tf.math.is_finite(losses):
-            images, labels, numbers = next(stream)
-            loss, hits, single = strategy.run(step, args=(images, labels, numbers, size))
-            if image_losses:
-                for values, places in zip(*map(strategy.experimental_local_results, (single, numbers)), strict=True):
-                    image_losses.losses.scatter_update(tf.IndexedSlices(values, places))
+            images, labels = next(stream)
+            loss, hits = strategy.run(step, args=(images, labels, size))
             losses += strategy.reduce("SUM", loss, axis=None)
             right += strategy.reduce("SUM", hits, axis=None)
             done += 1

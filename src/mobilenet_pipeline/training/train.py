@@ -194,8 +194,6 @@ def _resume(
     """Return the state to continue from, if there is one. Raises ValueError if workers differ."""
     if candidate.epochs is None and distribution.workers() > 1:
         raise ValueError("several workers cannot share cpu_minutes: each would count different epochs; set epochs")
-    if candidate.pruned and distribution.workers() > 1:
-        raise ValueError("several workers cannot prune: each would know other losses; set pruned: 0")
     state = checkpoint.load(path, identity) if path else None
     # Before anything is built: workers that differ would wait for each other's weights, or take them over.
     if not distribution.all_agree(strategy, [identity, state.digest if state else ""]):
