@@ -21,7 +21,16 @@ from mobilenet_pipeline.system import machine
 
 RESULTS = Path("docs/results/training.json")
 LARGEST_RATIO = 0.6
-"""The goal for the CPU minutes, beside the earlier commit's."""
+"""The goal for the CPU minutes, beside the earlier commit's, at its accuracy."""
+GOALS = {
+    ("cifar10_10m", "scratch"): 0.885,
+    ("cifar10_30m", "scratch"): 0.92,
+    ("cifar10_90m", "scratch"): 0.94,
+    ("cifar10_10m", "pretrained"): 0.95,
+    ("cifar10_30m", "pretrained"): 0.96,
+    ("cifar10_90m", "pretrained"): 0.967,
+}
+"""The other goal, by recipe and candidate: the test accuracy in the earlier commit's CPU minutes."""
 PLANS = 3
 """Plans of the earlier commit for each training; the median counts."""
 PLAN = """
@@ -103,12 +112,17 @@ def planned(tree: Path, row: Row) -> float:
 
 
 def compared(new: Row, old: Row, epochs: float) -> list[Figure]:
-    """Return the figures of a candidate. `epochs` are those that take the old row's CPU minutes here."""
+    """Return the figures of a candidate. `epochs` are those that take the old row's CPU minutes here.
+
+    The bars are those of the goal that its accuracy reaches; of two, the higher accuracy in the same minutes.
+    """
     name, accuracy = f"{new['recipe']}, {new['candidate']}", old["test_accuracy"]
     minutes = old["cpu_minutes"] * statistics.mean(run["epochs"] for run in old["runs"]) / epochs
+    higher = GOALS.get((new["recipe"], new["candidate"]), 1.0)
+    goal, ratio = (higher, 1) if new["test_accuracy"] >= higher else (accuracy, LARGEST_RATIO)
     return [
-        Figure(f"{name}: CPU minutes", new["cpu_minutes"], minutes, f"ratio ≤ {LARGEST_RATIO}"),
-        Figure(f"{name}: test accuracy", new["test_accuracy"], accuracy, f"value ≥ {accuracy:.4g}"),
+        Figure(f"{name}: CPU minutes", new["cpu_minutes"], minutes, f"ratio ≤ {ratio}"),
+        Figure(f"{name}: test accuracy", new["test_accuracy"], accuracy, f"value ≥ {goal:.4g}"),
     ]
 
 
