@@ -9,6 +9,7 @@ import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import asdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
@@ -48,25 +49,54 @@ def files(stage: dict[str, Any], *sections: str) -> set[str]:
     return {name for entry in entries for name in (entry if isinstance(entry, dict) else [entry])}
 
 
-@pytest.mark.parametrize(("name", "file"), [("digits", "dvc.yaml"), ("cifar10", "recipes/dvc.yaml")])
+def needs(recipe: Recipe, file: str) -> dict[str, set[str]]:
+    """Return for each of the recipe's stages in a dvc.yaml those whose files it reads."""
+    stages = expanded(recipe, file)
+    writers = {path: stage for stage, entry in stages.items() for path in files(entry, "outs", "metrics", "plots")}
+    return {
+        stage: {writers[path] for path in files(entry, "deps", "params") & {*writers}}
+        for stage, entry in stages.items()
+    }
+
+
+PIPELINES = pytest.mark.parametrize(("name", "file"), [("digits", "dvc.yaml"), ("cifar10", "recipes/dvc.yaml")])
+
+
+@PIPELINES
 def test_the_order_of_stages_is_that_of_their_files(name: str, file: str) -> None:
     recipe = load_recipe(name, ROOT / "params.yaml")
-    order, stages = runner.predecessors(recipe, evaluate_alone=False), expanded(recipe, file)
-    writers = {path: stage for stage, entry in stages.items() for path in files(entry, "outs", "metrics", "plots")}
+    order, needed = runner.predecessors(recipe, evaluate_alone=False), needs(recipe, file)
     implied: dict[str, set[str]] = {}
     for stage, before in order.items():
         implied[stage] = set(before).union(*(implied[earlier] for earlier in before))
-        needs = {writers[path] for path in files(stages[stage], "deps", "params") & {*writers}}
-        assert set(before) <= needs <= implied[stage]
-    assert {*order} == {*stages}
+        assert set(before) <= needed[stage] <= implied[stage]
+    assert {*order} == {*needed}
 
 
-def test_evaluations_run_after_everything_else_and_one_by_one() -> None:
+@PIPELINES
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_run_that_begins_at_any_stage_keeps_the_order(name: str, file: str, alone: bool) -> None:
+    recipe = load_recipe(name, ROOT / "params.yaml")
+    order, needed = runner.predecessors(recipe, evaluate_alone=alone), needs(recipe, file)
+    stages = runner.stage_names(recipe)
+    for begin in range(len(stages)):
+        left = {*stages[begin:]}
+        ended: set[str] = set()
+        for stage in TopologicalSorter({name: {*order[name]} & left for name in left}).static_order():
+            # What ends before the stage whatever runs beside it: its predecessors and theirs.
+            before = {*order[stage]} & left
+            while more := {each for one in before for each in order[one] if each in left} - before:
+                before |= more
+            assert needed[stage] & left <= before <= ended
+            ended.add(stage)
+
+
+def test_evaluations_run_after_all_exports_and_one_by_one() -> None:
     order = runner.predecessors(load_recipe("cifar10", ROOT / "params.yaml"))
     artefacts = ["scratch", "scratch_int8", "pretrained", "pretrained_int8"]
-    first, *others = [f"evaluate@cifar10-{name}" for name in artefacts]
-    assert order[first] == [f"export@cifar10-{name}" for name in artefacts]
-    assert [order[name] for name in others] == [[first], *([name] for name in others[:-1])]
+    exports, evaluations = ([f"{stage}@cifar10-{name}" for name in artefacts] for stage in ("export", "evaluate"))
+    earlier = [[], *([name] for name in evaluations[:-1])]
+    assert [order[name] for name in evaluations] == [[*exports, *one] for one in earlier]
 
 
 @pytest.mark.parametrize("name", ["digits", "cifar10"])

@@ -129,11 +129,12 @@ def predecessors(recipe: Recipe, evaluate_alone: bool = True) -> dict[str, list[
     before = {name: data[:index][-1:] for index, name in enumerate(data)}
     before |= {name: [last] for name in train_stages(recipe)}
     exports = {name: f"export@{recipe.name}-{name}" for name in recipe.artefacts}
-    earlier = list(exports.values())
+    earlier: list[str] = []
     for name, artefact in recipe.artefacts.items():
         before[exports[name]] = [f"train@{recipe.name}-{artefact.candidate}"]
         evaluation = f"evaluate@{recipe.name}-{name}"
-        before[evaluation] = earlier if evaluate_alone else [exports[name]]
+        # All exports: a run that begins between two evaluations has no earlier one to wait for.
+        before[evaluation] = [*exports.values(), *earlier] if evaluate_alone else [exports[name]]
         earlier = [evaluation]
     return before
 
