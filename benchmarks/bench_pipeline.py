@@ -30,7 +30,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     environment.prepare()
     commit = provenance.git_commit(Path("."))[0]
-    with speed.trees() as trees:
+    with speed.told(), speed.trees() as trees:
         whole = {name: run(tree) for name, tree in trees.items()}
         overhead = {name: whole[name] - training_seconds(tree) for name, tree in trees.items()}
         alone = unchanged(trees)

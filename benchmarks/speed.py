@@ -55,6 +55,15 @@ def trees() -> Iterator[dict[str, Path]]:
         yield clones
 
 
+@contextmanager
+def told() -> Iterator[None]:
+    """End the program with a sentence if a value is wrong or a command fails in the `with` body."""
+    try:
+        yield
+    except (ValueError, subprocess.CalledProcessError) as error:
+        sys.exit(f"error: {error}")
+
+
 def environment(tree: Path, more: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the variables of a process that uses the code of `tree` and this environment's packages."""
     return {

@@ -27,7 +27,7 @@ WAITING = 32
 READ_SECONDS = 15
 """The longest time in which a body must arrive."""
 ANSWER_SECONDS = 60
-"""The longest time from the first byte of a request to the first byte of its answer."""
+"""The longest time from the end of a request's headers to the first byte of its answer."""
 UPLOAD = "mobilenet_pipeline.upload"
 """Key of the upload in the ASGI scope: the bytes of an image file; for a batch, a list of them or raw pixels."""
 READS, POSTS = ("GET", "HEAD"), ("POST",)

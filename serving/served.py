@@ -46,7 +46,8 @@ class Served:
                 "it with the code and the Pillow version of the training, or train again"
             )
         # Every thread has its own copy: two threads that share a network wait for each other in every layer. Batches
-        # have their own copies, so that a single image does not wait for them.
+        # have their own copies, so that a single image does not wait for them. A quick network has one more, for the
+        # thread that speaks HTTP.
         self.singles, self.batches = queue.SimpleQueue[Artefact](), queue.SimpleQueue[Artefact]()
         self.threads = settings.threads()
         self.helpers = ThreadPoolExecutor(self.threads, thread_name_prefix="helper")
@@ -57,14 +58,14 @@ class Served:
         self.says = self.names | {"coverage": self.thresholds.coverage}
         """What an answer says of the version."""
         for _ in range(self.threads):
-            single = Artefact(path, threads=1)
-            one = np.zeros((1, *single.image_shape), np.uint8)
-            single.predict(one)  # the first prediction takes longer; "ready" comes after it
-            self.singles.put(single)
+            self.singles.put(single := _warm(path))
             self.batches.put(Artefact(path, threads=1))
         self.image_shape = single.image_shape
+        one = np.zeros((1, *self.image_shape), np.uint8)
         seconds = min(_seconds(single, one) for _ in range(5))
         self.is_quick = seconds <= QUICK_SECONDS
+        if self.is_quick:
+            self.singles.put(_warm(path))
         fitting = int(PIECE_SECONDS / seconds)
         self.piece = min(max(fitting, PIECES[0]), PIECES[1])
 
@@ -132,6 +133,13 @@ class Served:
             **{key: self.metadata.get(key) for key in keys},
             "verdict": self.metadata.get("verdict"),
         }
+
+
+def _warm(path: Path) -> Artefact:
+    """Return a copy that has predicted once, which takes longer than later predictions; "ready" comes after it."""
+    copy = Artefact(path, threads=1)
+    copy.predict(np.zeros((1, *copy.image_shape), np.uint8))
+    return copy
 
 
 def _seconds(model: Artefact, pixels: np.ndarray) -> float:

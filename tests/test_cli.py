@@ -17,9 +17,10 @@ import pytest
 
 from mobilenet_pipeline import cli, config
 from mobilenet_pipeline.registry.versions import Version
-from mobilenet_pipeline.release import bento, promotion, trace
-from mobilenet_pipeline.reports import gauges
-from mobilenet_pipeline.workspace import history
+from mobilenet_pipeline.release import bento, promotion, trace, unchanged
+from mobilenet_pipeline.reports import gauges, results
+from mobilenet_pipeline.stages import runner
+from mobilenet_pipeline.workspace import history, locks
 from mobilenet_pipeline.workspace.history import Event
 
 REVIEWING = ["review", "approve", "reject", "rollback", "history", "trace"]
@@ -162,6 +163,54 @@ def test_options_of_a_training_reach_it_as_variables(
     assert cli.main(["run", *words]) == 0
     assert {name: Path(value).name for name, value in values.items()} == expected
     assert ("add --force to train again" in capsys.readouterr().out) == bool(words)
+
+
+SETTLED = "Nothing changed: all stages are up to date. Version 2 of digits-mobilenet (pretrained) is champion."
+
+
+def quick_answer(monkeypatch: pytest.MonkeyPatch, stale: object, found: object) -> str | None:
+    """Return what a run finds before it starts the flow. `stale` and `found` are answers, or errors that are raised."""
+
+    def give(answer: object) -> object:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(results, "reported", lambda _: True)
+    monkeypatch.setattr(runner, "stale", lambda _: give(stale))
+    monkeypatch.setattr(unchanged, "find", lambda _: give(found))
+    return cli._nothing_to_do(config.load_recipe("digits"))
+
+
+def test_a_run_whose_stages_are_fresh_and_verdict_settled_needs_no_flow(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = config.load_recipe("digits")
+    assert quick_answer(monkeypatch, {}, SETTLED) == SETTLED
+    outcome, _ = gauges.last_run(recipe) or ("", "")
+    assert outcome == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("stale", "found"),
+    [
+        ({"ingest@digits": "missing"}, SETTLED),
+        ({}, None),
+        (runner.StageFailed("dvc", 1, ["error: broken"]), SETTLED),
+        ({}, ConnectionError("no registry")),
+        ({}, ValueError("a record is damaged")),
+    ],
+)
+def test_a_run_with_anything_to_do_or_to_say_needs_the_flow(
+    stale: object, found: object, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert quick_answer(monkeypatch, stale, found) is None
+    assert gauges.last_run(config.load_recipe("digits")) is None
+
+
+def test_a_run_beside_another_needs_the_flow_which_says_so(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locks.only_run(config.load_recipe("digits")):
+        assert quick_answer(monkeypatch, {}, SETTLED) is None
 
 
 def test_status_before_the_first_run_says_what_to_do(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

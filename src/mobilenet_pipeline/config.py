@@ -160,7 +160,7 @@ class Candidate(Section):
     """Images per step and replica. The global batch is `batch_size` × replicas."""
     precision: Literal["auto", "float32", "pointwise_bfloat16", "mixed_bfloat16", "mixed_float16"]
     """Number format of the layers during training; weights stay float32. `pointwise_bfloat16` is for CPUs with bfloat16
-    instructions: all blocks compute in bfloat16, except normalisations that would be slower. `mixed_*` is for GPUs,
+    instructions: the blocks compute in bfloat16, except normalisations that would be slower. `mixed_*` is for GPUs,
     `auto` is `pointwise_bfloat16` on such CPUs for `architecture: mobilenet`, and `float32` elsewhere."""
     sync_norm: bool
     """Whether batch normalisation uses the moments of all replicas. Otherwise each replica uses its own moments, and

@@ -3,21 +3,24 @@
 import asyncio
 import json
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bentoml
 import httpx
 import pytest
 from bento_fixtures import Service
+from starlette.responses import Response
 from waiting import LIMIT
 
 from serving import front_door
 from serving.front_door import WAITING, FrontDoor
-from serving.service import Classifier
+from serving.service import SMALL_BYTES, Classifier
 
 Encode = Callable[..., bytes]
 
@@ -223,3 +226,44 @@ def test_a_slow_upload_gets_408(service: Service) -> None:
         answer = connection.recv(4096)
     assert b" 408 " in answer.splitlines()[0]
     assert time.monotonic() - started > 10
+
+
+@pytest.mark.parametrize(
+    ("quick", "small", "side", "there"),
+    [
+        (True, True, 128, "HTTP"),
+        (True, True, 129, "answer"),  # more than SMALL_PIXELS
+        (True, False, 128, "answer"),
+        (False, True, 128, "answer"),
+    ],
+)
+def test_only_small_images_of_quick_networks_are_answered_by_the_http_thread(
+    encode: Callable[..., bytes], quick: bool, small: bool, side: int, there: str
+) -> None:
+    with ThreadPoolExecutor(1, thread_name_prefix="answer") as threads:
+        service = SimpleNamespace(
+            live=SimpleNamespace(roles={"champion": SimpleNamespace(is_quick=quick)}), threads=threads, working=0
+        )
+        names = []
+        here = threading.current_thread().name
+
+        def respond(image: object, complete: float) -> Response:
+            name = threading.current_thread().name
+            names.append("HTTP" if name == here else name.partition("_")[0])
+            return Response()
+
+        asyncio.run(Classifier.inner.answer(service, respond, encode(size=(side, side)), small))
+    assert names == [there]
+    assert service.working == 0
+
+
+@pytest.mark.parametrize(("more", "small"), [(0, True), (1, False)])
+def test_an_image_file_of_few_bytes_is_small(more: int, small: bool) -> None:
+    asked: list[bool] = []
+
+    async def answer(respond: object, image: bytes, small: bool) -> None:
+        asked.append(small)
+
+    predict = next(api.func for api in Classifier.apis.values() if api.route == "/predict")
+    asyncio.run(predict(SimpleNamespace(answer=answer, _predict=None), bytes(SMALL_BYTES + more)))
+    assert asked == [small]

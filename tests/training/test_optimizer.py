@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -72,3 +73,18 @@ def test_muon_leaves_all_other_variables_to_nesterov():
     pointwise = {path for path in plain if "conv_pw" in path and path.endswith("kernel")}
     assert len(pointwise) == 13
     assert differ == pointwise, distance
+
+
+def test_nesterov_moves_as_that_of_keras():
+    gradients = np.random.default_rng(1).normal(size=(3, 4)).astype(np.float32)
+    moved = []
+    for chosen in (
+        optimizer.optimizer_of(PLAIN, RATE),
+        keras.optimizers.SGD(RATE, momentum=optimizer.MOMENTUM, nesterov=True),
+    ):
+        variable = keras.Variable(np.ones(4, np.float32))
+        chosen.build([variable])
+        for gradient in gradients:  # the momentum of a step is in the next ones
+            chosen.apply([tf.constant(gradient)])
+        moved.append(np.array(variable))
+    assert moved[0] == pytest.approx(moved[1], rel=1e-6)

@@ -11,9 +11,11 @@ from mobilenet_pipeline.models.architecture import Architecture
 PIXEL_RANGES = {"unit": (1 / 255, 0.0), "signed": (1 / 127.5, -1.0)}
 """(scale, offset) that map a pixel byte to 0 … 1, or to −1 … 1 as the ImageNet weights expect."""
 
-DEVIATION, LEAST_DEVIATION = 0.5, 4.0
-"""Of `pixel_range: standard`: the standard deviation of an image's pixels, near that of photographs in −1 … 1, and what
-is added to it before, in pixel values, so that an image of one colour has no noise."""
+DEVIATION = 0.5
+"""The standard deviation of an image's pixels with `pixel_range: standard`, near that of photographs in −1 … 1."""
+
+LEAST_DEVIATION = 4.0
+"""Its square is added to the variance of an image's pixels, 0 to 255, so that an image of one colour has no noise."""
 
 
 def architecture_of(candidate: Candidate) -> Architecture:

@@ -40,8 +40,8 @@ def measured(pid: int, interval: float = SECONDS) -> Iterator[Usage]:
 
 
 def _measure(pid: int, interval: float, usage: Usage, ended: threading.Event) -> None:
-    found = gpus()
-    usage.gpu_seconds = 0.0 if found else None
+    devices = gpus()
+    usage.gpu_seconds = 0.0 if devices else None
     before = time.monotonic()
     while True:
         # Not the kernel's `ru_maxrss`: it counts the memory of the parent before `exec`, too.
@@ -49,7 +49,7 @@ def _measure(pid: int, interval: float, usage: Usage, ended: threading.Event) ->
         last = ended.wait(interval)
         now = time.monotonic()
         if usage.gpu_seconds is not None:
-            usage.gpu_seconds += sum(map(_utilisation, found)) * (now - before)
+            usage.gpu_seconds += sum(map(_utilisation, devices)) * (now - before)
         before = now
         if last:
             return

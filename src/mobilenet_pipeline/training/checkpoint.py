@@ -20,9 +20,9 @@ from mobilenet_pipeline.workspace.files import whole
 class State:
     """The state of a training of `length` steps, after `step` of them.
 
-    `arrays` are weights, optimizer state and images' losses. `totals` are the sums of loss and correct answers in the
-    current epoch, and `seconds` is its wall time so far. `history` has the rows of the finished epochs. `cpu_seconds`
-    is the CPU time of the whole training so far.
+    `arrays` are weights and optimizer state. `totals` are the sums of loss and correct answers in the current epoch,
+    and `seconds` is its wall time so far. `history` has the rows of the finished epochs. `cpu_seconds` is the CPU time
+    of the whole training so far.
     """
 
     step: int

@@ -53,11 +53,11 @@ def curved(images: tf.Tensor, exponents: tf.Tensor) -> tf.Tensor:
 
 
 def averaged(pixels: tf.Tensor, side: int, method: str = "nearest") -> tf.Tensor:
-    """Return float32 (n, h, w, 3) with the means of squares of `side` pixels, enlarged by `method`."""
+    """Return float32 (n, h, w, 3) with the means of squares of `side` pixels, resized back by `method`."""
     return spread(tf.nn.avg_pool2d(pixels, side, side, "SAME"), side, method, pixels)
 
 
 def spread(values: tf.Tensor, side: int, method: str, pixels: tf.Tensor) -> tf.Tensor:
-    """Return `values` enlarged by `side` with `method`, cut to the size of `pixels`."""
+    """Return `values` resized by the factor `side` with `method`, cut to the size of `pixels`."""
     size = [side * length for length in values.shape[1:3]]
     return tf.image.resize(values, size, method)[:, : pixels.shape[1], : pixels.shape[2]]
