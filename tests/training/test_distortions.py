@@ -70,7 +70,7 @@ def test_a_blotch_is_a_square_of_one_deviation() -> None:
 def test_the_share_of_a_batch_is_distorted() -> None:
     images = Images(coloured(64).pixels, np.arange(64))
     candidate = SMALL.model_copy(update={"flip": "none", "shift": 0, "distorted": 0.25})
-    pixels, labels, _ = next(iter(training_batches(images, candidate, 64, 1)))
+    pixels, labels = next(iter(training_batches(images, candidate, 64, 1)))
     changed = [not np.array_equal(image, images.pixels[label]) for image, label in zip(pixels, labels, strict=True)]
     # A sixteenth of the chosen images gets none of the four operations.
     assert 12 <= sum(changed) <= 16
