@@ -6,6 +6,7 @@ The text between `<!-- NAME -->` and `<!-- /NAME -->` is replaced by a table; al
 import json
 import re
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -369,7 +370,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def draw(curves: Sequence[Path], picture: Path) -> None:
-    """Draw the validation accuracy over the epochs of each training.
+    """Draw the validation accuracy over the epochs of each training. The seeds of a candidate have one colour.
 
     All epochs but the last are validated on a part of the images.
     """
@@ -377,9 +378,11 @@ def draw(curves: Sequence[Path], picture: Path) -> None:
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
-    for file in curves:
-        history = pd.read_csv(file)
-        axes.plot(history["epoch"], history["validation_accuracy"], label=file.stem)
+    candidates = {name: list(files) for name, files in groupby(curves, lambda file: file.stem.rpartition("-")[0])}
+    for number, (name, files) in enumerate(candidates.items()):
+        for seed, file in enumerate(files):
+            history, label = pd.read_csv(file), "" if seed else name.replace("-", ", ")
+            axes.plot(history["epoch"], history["validation_accuracy"], color=f"C{number}", label=label)
     axes.set(xlabel="epoch", ylabel="validation accuracy")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
