@@ -1,7 +1,7 @@
 """Compare the seconds of `.ci/run` in a fresh clone, its installation included, with those of an earlier commit.
 
-Both commits run one after the other, for up to an hour in all. The output goes to .bench/ci-COMMIT.log. The results are
-written to docs/results/speed.json.
+Both commits run one after the other, for up to an hour in all. The output goes to .bench/ci-base.log and
+.bench/ci-now.log, the results to docs/results/speed.json.
 """
 
 import os

@@ -94,6 +94,13 @@ def study_table(rows: Sequence[Mapping]) -> str:
     return "\n".join(lines)
 
 
+def bar_of(row: Mapping) -> tuple[str, int, float, float] | None:
+    """Return the bar of the smallest budget that holds the row's CPU minutes; None without one."""
+    if not row["recipe"].startswith("cifar10"):
+        return None
+    return next((bar for bar in BARS if bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]), None)
+
+
 def accuracy_table(rows: Sequence[Mapping]) -> str:
     """Return a row per candidate and budget: its accuracy and the required accuracy."""
     lines = [
@@ -101,12 +108,8 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in rows:
-        bars = [
-            bar
-            for bar in BARS
-            if row["recipe"].startswith("cifar10") and bar[0] == row["candidate"] and row["cpu_minutes"] <= bar[1]
-        ]
-        limit = f"{bars[0][2]:.1%} in {bars[0][1]} | {bars[0][3]:.1%}" if bars else "– | –"
+        bar = bar_of(row)
+        limit = f"{bar[2]:.1%} in {bar[1]} | {bar[3]:.1%}" if bar else "– | –"
         spread = f" ± {row['sd'] * 100:.2f}" if row["sd"] is not None else ""
         commits = ", ".join(dict.fromkeys(run["git_commit"][:7] for run in row["runs"]))
         lines.append(

@@ -40,6 +40,15 @@ def computing(model: Served, monkeypatch: pytest.MonkeyPatch) -> list[Artefact]:
     return copies
 
 
+@pytest.mark.parametrize(("longest", "copies"), [(0, 2), (LIMIT, 3)], ids=["slow", "quick"])
+def test_a_quick_network_has_one_copy_more_than_threads(
+    served_versions: list[Path], monkeypatch: pytest.MonkeyPatch, longest: float, copies: int
+) -> None:
+    monkeypatch.setattr(settings, "threads", lambda: 2)
+    monkeypatch.setattr(served, "QUICK_SECONDS", longest)
+    assert Served(served_versions[0]).singles.qsize() == copies
+
+
 @pytest.mark.parametrize("images", [IMAGE, BATCH[:8]], ids=["one", "batch"])
 def test_two_requests_are_computed_side_by_side(model: Served, computing: list[Artefact], images: np.ndarray) -> None:
     with ThreadPoolExecutor(2) as pool:
