@@ -14,7 +14,7 @@ unexport PIP_TARGET UV_CONSTRAINT UV_EXCLUDE_NEWER UV_NO_BINARY UV_NO_BUILD UV_N
 unexport UV_PROJECT UV_REQUIRE_HASHES UV_RESOLUTION UV_SYSTEM_PYTHON UV_WORKING_DIR
 export PIP_USER := 0
 
-.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train bench-pipeline bench-ci bench-requests bench-accuracy bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster bench-rows photographs faults study accuracy weights stages pull-request audit licences sbom help
+.PHONY: install demo run recipe results serve ui test integration lint format docs reference gpu cluster lock clean bench-train profile-train bench-pipeline bench-ci bench-requests bench-accuracy bench-streaming bench-gate bench-serve bench-runtimes bench-monitoring bench-operations bench-own-images bench-cluster bench-rows photographs faults study accuracy weights stages pull-request audit licences sbom help
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -75,6 +75,9 @@ lock: $(READY)  ## resolve requirements.lock and requirements-cluster.lock again
 
 bench-train: $(READY)  ## compare the CPU time of a training step with stock Keras and an earlier commit
 	@$(BIN)/python benchmarks/bench_train.py --compare && $(BIN)/python benchmarks/page.py
+
+profile-train: $(READY)  ## show what the CPU time of a training step goes to
+	@$(BIN)/python benchmarks/profile_train.py && $(BIN)/python benchmarks/page.py
 
 bench-pipeline: $(READY)  ## compare the seconds of a run beside its trainings with those of an earlier commit
 	@$(BIN)/python benchmarks/bench_pipeline.py && $(BIN)/python benchmarks/page.py

@@ -57,16 +57,9 @@ def main() -> None:
     if chosen.compare:
         compare()
         return
-    recipe = config.load_recipe("cifar10", Path("params.yaml"))
-    changes = {"weights": "none", "strides": "stock", "input_sizes": [chosen.size], "flip": "random", "shift": 4}
-    changes |= {"precision": chosen.precision, "cutout": 0, "frozen": 0}
-    changes |= {"pixel_range": "signed", "distorted": 0.0}
-    candidate = config.Candidate.model_validate(recipe.candidate("pretrained").model_dump() | changes)
-    candidate = candidate.with_precision(bfloat16=distribution.bfloat16_helps())
-    rng = np.random.default_rng(0)
-    count = candidate.batch_size * chosen.batches
-    images = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
-    labels = rng.integers(0, CLASSES, count)
+    candidate = candidate_of(chosen.size, chosen.precision)
+    images, labels = random_images(candidate, chosen.batches)
+    count = len(images)
     sides = {"ours": ours(candidate, images, labels), "keras": stock(candidate, images, labels)}
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(chosen.turns + 1):
@@ -109,6 +102,22 @@ def compare() -> None:
             figures.append(speed.Figure(name, ratios["now"], ratios["base"], f"value ≤ {GOALS[precision]}"))
             print(f"{name}: {ratios['now']}, earlier {ratios['base']}", flush=True)
     speed.keep(figures, "make bench-train", str(provenance.git_commit(Path("."))[0]))
+
+
+def candidate_of(size: int, precision: str) -> config.Candidate:
+    """Return the candidate whose training is timed, at one input size in pixels."""
+    recipe = config.load_recipe("cifar10", Path("params.yaml"))
+    changes = {"weights": "none", "strides": "stock", "input_sizes": [size], "flip": "random", "shift": 4}
+    changes |= {"precision": precision, "cutout": 0, "frozen": 0, "pixel_range": "signed", "distorted": 0.0}
+    candidate = config.Candidate.model_validate(recipe.candidate("pretrained").model_dump() | changes)
+    return candidate.with_precision(bfloat16=distribution.bfloat16_helps())
+
+
+def random_images(candidate: config.Candidate, batches: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return images, uint8 (n, 32, 32, 3), and labels for so many batches."""
+    rng = np.random.default_rng(0)
+    count = candidate.batch_size * batches
+    return rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), rng.integers(0, CLASSES, count)
 
 
 def ours(candidate: config.Candidate, images: np.ndarray, labels: np.ndarray) -> Callable[[], object]:

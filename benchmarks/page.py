@@ -66,6 +66,8 @@ def filled(page: str, results: Path) -> str:
 
     if (results / "speed.json").exists():
         tables["speed"] = speed_table(json.loads((results / "speed.json").read_text(encoding="utf-8")))
+    if (results / "profile.json").exists():
+        tables["profile"] = profile_table(json.loads((results / "profile.json").read_text(encoding="utf-8")))
     if (results / "cluster.json").exists():
         tables |= cluster_tables(json.loads((results / "cluster.json").read_text(encoding="utf-8")))
 
@@ -340,6 +342,17 @@ def within(row: Mapping) -> str:
     name, sign, limit = row["bar"].split()
     met = row[name] <= float(limit) if sign == "≤" else row[name] >= float(limit)
     return "yes" if met else "no"
+
+
+def profile_table(figures: Mapping[str, Any]) -> str:
+    """Return a row per kind of operation and a column per setting: the shares of a step, and the products' speed."""
+    settings = figures["rows"]
+    names = [f"{row['size']} px, {'bfloat16' if row['precision'] == 'auto' else row['precision']}" for row in settings]
+    lines = [[kind, *(f"{row['shares'].get(kind, 0):.1%}" for row in settings)] for kind in settings[0]["shares"]]
+    lines.append(["CPU s per 1,000 images", *(f"{row['seconds_per_1000_images']:.2f}" for row in settings)])
+    for kind, words in (("step", "pointwise convolutions and stem"), ("plain", "plain matrix products")):
+        lines.append([f"{words}, GFLOP/s", *(f"{row['gigaflops'][kind]:.0f}" for row in settings)])
+    return table(["", *names], lines)
 
 
 def rows_tables(figures: Mapping[str, Any]) -> dict[str, str]:
