@@ -284,11 +284,12 @@ def test_a_run_of_a_manual_recipe_ends_with_the_commands(after_run: Toy, prefect
     assert "waits for approval" in training.train_and_promote("digits", return_state=True).message
 
 
-def test_the_process_of_the_flow_never_loads_tensorflow() -> None:
-    modules = ["flows.training", "flows.display"]
+def test_importing_the_flows_loads_neither_tensorflow_nor_matplotlib() -> None:
+    # `prefect worker` imports them before their settings of Keras and Matplotlib are in place.
+    modules = ["flows.training", "flows.monitoring", "flows.display"]
     modules += [f"mobilenet_pipeline.{name}" for name in ("reports.results", "reports.page", "registry.versions")]
     modules += [f"mobilenet_pipeline.release.{name}" for name in ("bento", "judging", "promotion", "review", "trace")]
-    loaded = "' '.join({'tensorflow', 'keras', 'bentoml'} & {*sys.modules}) or 0"
+    loaded = "' '.join({'tensorflow', 'keras', 'bentoml', 'matplotlib'} & {*sys.modules}) or 0"
     command = [sys.executable, "-c", f"import sys, {', '.join(modules)}; sys.exit({loaded})"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

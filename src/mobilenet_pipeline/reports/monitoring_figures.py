@@ -3,14 +3,16 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.dates import ConciseDateFormatter, date2num
-from matplotlib.figure import Figure
 
 from mobilenet_pipeline.metrics import scores
 from mobilenet_pipeline.reports.figures import BAD, DPI, FAINT, GOOD, INK, plain, png, style
+
+# Matplotlib reads settings when it is imported, and `prefect worker` imports the flows before ours are in place.
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BINS, FEW_BINS, FEW = 30, 15, 300
 """Bars of a histogram; with fewer answers than FEW, wider ones, which are less of noise."""
@@ -49,6 +51,8 @@ def draw(shown: Shown) -> bytes:
 
     Grey is the reference, blue are the answers; orange are answers that have drifted.
     """
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(15, 10.5), dpi=DPI * 0.7, layout="constrained", facecolor="white")
     grid = figure.add_gridspec(3, 4, height_ratios=(1, 1, 0.95))
     quantities = {name.replace("_", " "): samples for name, samples in shown.statistics.items()}
@@ -70,12 +74,12 @@ def _colour(drifted: bool) -> str:
     return BAD if drifted else GOOD
 
 
-def _head(axes: Axes, title: str, drifted: bool) -> None:
+def _head(axes: "Axes", title: str, drifted: bool) -> None:
     text = f"{title} – drifted" if drifted else title
     axes.set_title(plain(text), loc="left", fontweight="bold", fontsize=12, color=BAD if drifted else INK)
 
 
-def _draw_distribution(axes: Axes, name: str, samples: Samples, drifted: bool) -> None:
+def _draw_distribution(axes: "Axes", name: str, samples: Samples, drifted: bool) -> None:
     expected, found = (values[~np.isnan(values)] for values in samples)
     both = np.concatenate([expected, found]) if found.size else expected
     low, high = np.percentile(both, [0.5, 99.5])
@@ -98,7 +102,7 @@ def _draw_distribution(axes: Axes, name: str, samples: Samples, drifted: bool) -
         axes.text(0.5, 0.5, "not recorded", transform=axes.transAxes, ha="center", color=INK)
 
 
-def _draw_classes(axes: Axes, shown: Shown) -> None:
+def _draw_classes(axes: "Axes", shown: Shown) -> None:
     count = len(shown.class_names)
     expected, found = (np.bincount(values[values >= 0], minlength=count) for values in shown.predicted)
     before, now = expected / max(1, expected.sum()), found / max(1, found.sum())
@@ -119,7 +123,9 @@ def _draw_classes(axes: Axes, shown: Shown) -> None:
     _head(axes, title, any(drifted))
 
 
-def _draw_windows(axes: Axes, shown: Shown) -> None:
+def _draw_windows(axes: "Axes", shown: Shown) -> None:
+    from matplotlib.dates import ConciseDateFormatter, date2num
+
     scales = sorted({scale for scale, *_ in shown.windows}, reverse=True)  # short above long
     height = 0.8 / max(1, len(scales))
     for scale, start, end, causes in shown.windows:
@@ -142,7 +148,7 @@ def _draw_windows(axes: Axes, shown: Shown) -> None:
     _head(axes, f"windows{halves}: orange has drifted", False)
 
 
-def _draw_days(axes: Axes, shown: Shown) -> None:
+def _draw_days(axes: "Axes", shown: Shown) -> None:
     days = shown.days[-DAYS:]
     places = np.arange(len(days))
     values, low, high = (np.array(column, float) for column in list(zip(*days, strict=True))[1:])
