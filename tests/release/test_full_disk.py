@@ -11,11 +11,12 @@ from registry_fixtures import Make, Packaging, Runs
 
 from mobilenet_pipeline import cli
 from mobilenet_pipeline.config import Recipe
-from mobilenet_pipeline.registry import aliases
+from mobilenet_pipeline.registry import aliases, versions
 from mobilenet_pipeline.registry.versions import number_of
 from mobilenet_pipeline.release import bento, judging, promotion
 from mobilenet_pipeline.stages import runner
 from mobilenet_pipeline.system import failures
+from mobilenet_pipeline.workspace import paths
 
 PACKAGE = bento.package
 
@@ -72,6 +73,20 @@ def test_a_rollback_names_the_full_disk_of_the_bentos(
     assert cli.main(["rollback", "--reason", "cats look odd"]) == 1
     assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {disk}")
     assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("4", "4")
+
+
+def test_a_decision_for_which_the_history_has_no_room_is_not_applied(
+    champions: None, recipe: Recipe, disk: Path, packaging: Packaging, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = paths.history_path(recipe).parent
+    shutil.move(records, disk)
+    records.symlink_to(disk / records.name)
+    fill(disk)
+    for words in (["rollback"], ["reject", "3"]):
+        assert cli.main([*words, "--reason", "cats look odd"]) == 1
+        assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {paths.history_path(recipe)}")
+    assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("4", "4")
+    assert [versions.find(recipe.registered_model, number).withdrawn for number in ("3", "4")] == [None, None]
 
 
 def test_a_promotion_leaves_the_champion_on_a_full_disk(

@@ -310,6 +310,17 @@ def test_an_unknown_version_is_refused_with_the_known_ones(recipe: Recipe, champ
         review.rollback(recipe, "9", "slow", "ann")
 
 
+def test_a_second_rejection_after_a_person_wanted_the_version_back_is_recorded(
+    make: Make, recipe: Recipe, champions: None
+) -> None:
+    review.reject(recipe, "3", "odd", "ann")
+    review.rollback(recipe, "3", "not odd at all", "bob")
+    make("pretrained", right=199)
+    promotion.promote(recipe, judging.judge(recipe))
+    review.reject(recipe, "3", "odd after all", "ann")
+    assert versions.find(recipe.registered_model, "3").sha256 in history.withdrawn(recipe)
+
+
 @pytest.mark.parametrize("decide", [review.rollback, review.reject])
 def test_a_decision_that_cannot_be_recorded_is_not_applied(
     recipe: Recipe, champions: None, packaging: Packaging, decide: Callable[..., str]

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_without_a_file_the_fullest_place_is_named(workspace: Path, monkeypatch:
     (workspace / "mlruns").mkdir()
     monkeypatch.setattr(failures, "_free", lambda place: 0 if place.name == "mlruns" else 10)
     assert f"the disk of {workspace}/mlruns " in str(explain(FULL, ()))
+
+
+def test_a_mount_that_nobody_can_write_to_is_not_the_full_disk(workspace: Path) -> None:
+    (workspace / "pictures").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,ro", "tmpfs", "pictures"]
+    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("a disk can be mounted by root only")
+    try:
+        assert explain(RuntimeError("a fault"), (ValueError,)) is None
+    finally:
+        subprocess.run(["umount", "--lazy", "pictures"], check=True)
 
 
 def test_an_unknown_error_on_a_full_disk_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,13 @@ def test_a_full_disk_leaves_the_appended_file_unchanged(tmp_path: Path) -> None:
     assert path.read_text() == "first\n"
 
 
+def test_a_line_follows_one_whose_end_an_editor_has_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    path.write_text("first")
+    files.append_line(path, "second")
+    assert path.read_text() == "first\nsecond\n"
+
+
 def test_a_line_waits_until_that_of_another_process_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     with ThreadPoolExecutor(1) as pool, path.open("a") as other:

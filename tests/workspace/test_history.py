@@ -8,6 +8,7 @@ import pytest
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.workspace import history, paths
 from mobilenet_pipeline.workspace.history import Event, HistoryError
+from mobilenet_pipeline.workspace.records import RecordError
 
 FIRST = Event("promoted", "2", "the gate", "It is the first.", None, "2", "r", 0.9)
 SECOND = Event("rejected", "3", "ann", "odd", "2", "2", "s", 0.8)
@@ -31,6 +32,20 @@ def test_an_opinion_does_not_change_the_champion(recipe: Recipe, record: Path, t
 
 def test_a_recipe_without_a_history_has_no_events(recipe: Recipe, tmp_path: Path) -> None:
     assert history.read(recipe, tmp_path) == []
+
+
+def test_an_empty_file_is_a_history_without_events(recipe: Recipe, tmp_path: Path) -> None:
+    record = paths.history_path(recipe, tmp_path)
+    record.parent.mkdir(parents=True)
+    record.touch()  # a full disk has left it
+    history.append(recipe, FIRST, tmp_path)
+    assert history.read(recipe, tmp_path) == [FIRST]
+
+
+def test_a_file_that_is_not_utf_8_is_named(recipe: Recipe, record: Path, tmp_path: Path) -> None:
+    record.write_bytes(record.read_bytes().replace(b"odd", b"\xf6dd"))
+    with pytest.raises(RecordError, match=r"history\.jsonl is not text in UTF-8"):
+        history.read(recipe, tmp_path)
 
 
 def test_a_changed_line_is_found(recipe: Recipe, record: Path, tmp_path: Path) -> None:

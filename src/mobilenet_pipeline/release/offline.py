@@ -13,7 +13,7 @@ from mobilenet_pipeline.registry.versions import RegistryError, number_of
 from mobilenet_pipeline.release import bento, promotion, review
 from mobilenet_pipeline.release.bento import Bento
 from mobilenet_pipeline.release.review import ReviewError
-from mobilenet_pipeline.workspace import files, history, paths
+from mobilenet_pipeline.workspace import files, history, paths, records
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
 from mobilenet_pipeline.workspace.records import RecordError
@@ -71,10 +71,10 @@ def reject(recipe: Recipe, number: str, why: str, who: str, workspace: Path = HE
 def pending(recipe: Recipe, workspace: Path = HERE) -> list[Decision]:
     """Return the decisions that the registry lacks, the oldest first. Raises RecordError for a damaged line."""
     path, decisions = paths.journal_path(recipe, workspace), []
-    lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
-    for number, line in enumerate(filter(None, lines), start=1):
+    for number, line in enumerate(records.own_lines(path), start=1):
         try:
-            decisions.append(Decision(**json.loads(line)))
+            if line:
+                decisions.append(Decision(**json.loads(line)))
         except (ValueError, TypeError):
             raise RecordError(
                 f"{path}, line {number} is damaged: {line[:80]!r}; take the line out, and decide again"

@@ -20,7 +20,7 @@ from mobilenet_pipeline.release.bento import Bento
 from mobilenet_pipeline.release.evidence import check_champion
 from mobilenet_pipeline.release.judging import Judgement, read_verdict, recall
 from mobilenet_pipeline.stages import runner, team
-from mobilenet_pipeline.workspace import history, ledger, paths
+from mobilenet_pipeline.workspace import history, ledger, paths, records
 from mobilenet_pipeline.workspace.history import Event
 from mobilenet_pipeline.workspace.paths import HERE
 
@@ -178,8 +178,9 @@ def reconcile(recipe: Recipe, workspace: Path = HERE) -> list[str]:
 
 
 def check_history(recipe: Recipe, workspace: Path = HERE) -> None:
-    """Raise HistoryError if the history is damaged: what cannot be recorded is not done."""
+    """Raise HistoryError if the history is damaged, OSError if it cannot grow: what cannot be recorded is not done."""
     history.read(recipe, workspace)
+    records.check_room(paths.history_path(recipe, workspace))
 
 
 def settle(
@@ -211,9 +212,13 @@ def settle(
 def record_opinion(
     recipe: Recipe, state: State, what: history.What, version: Version, why: str, who: str, workspace: Path = HERE
 ) -> None:
-    """Record, once, what a person decided about the version; the champion stays."""
+    """Record, once, what a person decided about the version; the champion stays.
+
+    A rejection is recorded again if a later decision has lifted it.
+    """
     recorded = [(event.what, event.version, event.run) for event in history.read(recipe, workspace)]
-    if (what, version.version, version.run_id) not in recorded:
+    lifted = what == "rejected" and version.sha256 not in history.withdrawn(recipe, workspace)
+    if lifted or (what, version.version, version.run_id) not in recorded:
         champion = number_of(state.champion)
         withdraws = version if what == "rejected" else None
         history.append(recipe, _event(what, version, who, why, champion, champion, withdraws=withdraws), workspace)

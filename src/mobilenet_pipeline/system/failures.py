@@ -72,7 +72,8 @@ def _named(error: BaseException) -> Path | None:
 
 def _fullest() -> Path:
     """Return the place with the least free space among those where the pipeline writes."""
-    return min(_places(), key=_free)
+    places = [place for place in _places() if not os.statvfs(_folder(place)).f_flag & os.ST_RDONLY]
+    return min(places, key=_free, default=Path.cwd())
 
 
 def _places() -> Iterator[Path]:

@@ -45,11 +45,13 @@ def append_line(path: Path, line: str) -> None:
     Raises OSError if the line cannot be written; the file is then unchanged.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:
+    with path.open("a+b", buffering=0) as file:
         # Until the line is whole, no other process appends: its line would be cut off with the rest of this one.
         fcntl.flock(file, fcntl.LOCK_EX)
         before = file.seek(0, os.SEEK_END)
         data = f"{line}\n".encode()
+        if before and os.pread(file.fileno(), 1, before - 1) != b"\n":
+            data = b"\n" + data  # an editor has left out the end of the last line
         try:
             # On a full disk, write accepts the beginning of a line and fails at the next call.
             while data:

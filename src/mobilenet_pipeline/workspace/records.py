@@ -9,6 +9,7 @@ import fcntl
 import json
 import logging
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ SETTING = "MOBILENET_PIPELINE_RECORDS"
 TABLE = "mobilenet_pipeline_records"
 MERGED = ("test_reads", "comparisons")
 """Kinds of which the lines of a workspace that was on its own are added to the shared record."""
+_ROOM = 2**16
+"""Bytes that must be free for a decision; a line has a few hundred."""
 Check = Callable[[Path, list[str]], object]
 """Raises RecordError if lines, which are those of a file at a path, are damaged."""
 _ANSWER_SECONDS = 5
@@ -105,9 +108,13 @@ def lines(path: Path, copy: bool = False, check: Check = are_json) -> list[str]:
 
 
 def own_lines(path: Path) -> list[str]:
-    """Return the lines of the file alone."""
+    """Return the lines of the file alone. Raises RecordError if it is not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path} is not text in UTF-8 ({error}); restore the file") from None
     # Not splitlines(): a person's text may have characters that Unicode calls line ends.
-    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.exists() else []
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def agrees(path: Path) -> bool:
@@ -130,6 +137,20 @@ def append(path: Path, next_line: Callable[[list[str]], str], check: Check = are
         if _insert(path, [line], len(before)):
             _write_copy(path, [*before, line])
             return
+
+
+def check_room(path: Path) -> None:
+    """Raise OSError if no line can be added to the file at `path`, as on a full disk; shared records are not tried."""
+    if shared():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as trial:
+            trial.write(bytes(_ROOM))
+            trial.flush()
+            os.fsync(trial.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _write_copy(path: Path, everything: list[str]) -> None:
