@@ -50,7 +50,7 @@ def check(cron: str, timezone: str) -> Schedule:
     """Return the schedule. Raises ValueError for a bad cron expression or time zone, or if no date matches."""
     try:
         ZoneInfo(timezone)
-    except (ZoneInfoNotFoundError, ValueError):
+    except (ZoneInfoNotFoundError, ValueError, OSError):  # a part of a name is a folder of the database
         raise ValueError(f"unknown time zone {timezone!r}; use an IANA name such as Europe/Berlin or UTC") from None
     try:
         CronSchedule(cron=cron)

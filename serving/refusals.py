@@ -1,6 +1,6 @@
 """Every refusal of the service: an HTTP status, a code for programs and a sentence for people.
 
-The OpenAPI document shows each of them as an example.
+The OpenAPI document shows those of the endpoints as examples.
 """
 
 import math

@@ -44,7 +44,7 @@ def own_signals() -> Iterator[None]:
 def test_every_command_has_a_help_page(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         cli.main([command, "--help"])
-    assert "--recipe" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith(f"usage: mobilenet-pipeline {command} ")
 
 
 def test_the_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -84,7 +84,7 @@ def test_bash_reads_the_completion_script(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_recipe_is_digits_by_default() -> None:
-    assert {cli.parser().parse_args([command]).recipe for command in ("run", "status", "serve", "ui")} == {"digits"}
+    assert {cli.parser().parse_args([command]).recipe for command in ("run", "status", "serve", "doctor")} == {"digits"}
 
 
 @pytest.mark.parametrize("command", [["run"], ["status"], ["serve"], ["predict", "photo.png"], ["anatomy"]])
@@ -120,6 +120,13 @@ def test_without_the_flows_folder_a_command_says_what_to_do(
     error = capsys.readouterr().err
     assert error.startswith("error: this command needs the repository's folder flows/")
     assert "clone the repository" in error
+
+
+@pytest.mark.parametrize("command", ["backup a.tar.gz", "restore a.tar.gz", "alerts", "ui", "init mine"])
+def test_a_command_for_all_recipes_takes_no_recipe(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([*command.split(), "--recipe", "digits"])
+    assert "unrecognized arguments: --recipe digits" in capsys.readouterr().err
 
 
 class Without:

@@ -127,6 +127,12 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path):
         config.load_recipe("digits", tmp_path / "params.yaml")
 
 
+def test_a_file_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / "params.yaml").write_bytes("recipes: {bäume: {}}".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"params\.yaml is not text in UTF-8"):
+        config.load_recipe("digits", tmp_path / "params.yaml")
+
+
 def test_a_missing_file_says_where_to_run_from(tmp_path):
     with pytest.raises(ValueError, match="run this from the project's root"):
         config.load_recipe("digits", tmp_path / "params.yaml")

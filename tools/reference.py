@@ -68,7 +68,7 @@ def recipe_page() -> str:
         "A recipe is a section of `recipes` in [params.yaml](../../params.yaml). Every key is required, except those\n"
         "that say what holds without them. A recipe with `base: RECIPE` has the values of that recipe for the keys\n"
         "that it does not give. An unknown, missing or mistyped key is an error that names the key and its value.\n"
-        "`NAME` is `scratch` or `pretrained`.",
+        "`NAME` is the name of a candidate, such as `scratch`.",
     ]
     for heading, model in SECTIONS.items():
         rows = [(f"`{key}`", *_type_of(schema), _meaning(schema)) for key, schema in _keys(model)]
@@ -111,8 +111,8 @@ def commands_page() -> str:
     parts = [
         _head("Commands", "src/mobilenet_pipeline/cli.py"),
         "Run the commands in the project's folder, after `. .venv/bin/activate`. Every command has `--help`. The exit\n"
-        "code is 0 for success, 1 for an error that the last line explains, 2 for a wrong command line, and 130 after\n"
-        "Ctrl-C.",
+        "code is 0 for success, 1 for an error that the last line explains, 2 for a wrong command line, 3 for something\n"
+        "that needs a person (`status`, `monitor`), and 130 after Ctrl-C.",
         *_describe_command(root, 2),
     ]
     return "\n\n".join(parts) + "\n"

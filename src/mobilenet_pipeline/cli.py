@@ -120,9 +120,10 @@ def parser() -> argparse.ArgumentParser:
     shtab.add_argument_to(root, "--print-completion", help="print a completion script for this shell")
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: object, text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: object, text: str, of_recipe: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--recipe", default=DEFAULT_RECIPE, help="a section of params.yaml (default: %(default)s)")
+        if of_recipe:
+            sub.add_argument("--recipe", default=DEFAULT_RECIPE, help="a section of params.yaml (default: %(default)s)")
         sub.set_defaults(command=command)
         return sub
 
@@ -141,8 +142,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--new-registry", action="store_true", help="go on with MLflow's present store, not the former one"
     )
-    sub = commands.add_parser("init", help=(text := "Look at your images and add a recipe for them."), description=text)
-    sub.set_defaults(command=init)
+    sub = add("init", init, "Look at your images and add a recipe for them.", of_recipe=False)
     sub.add_argument("name", metavar="NAME", help="the new recipe's name; with --update, that of a recipe")
     images = sub.add_argument("--images", type=Path, metavar="PATH", help="a folder, table or archive")
     images.complete = shtab.FILE  # type: ignore[attr-defined]
@@ -189,7 +189,8 @@ def parser() -> argparse.ArgumentParser:
     labels.complete = shtab.FILE  # type: ignore[attr-defined]
     sub.add_argument("--every", type=int, metavar="MINUTES", help="look again and again, until Ctrl-C")
     add_json(sub)
-    sub = add("alerts", alerts, "Let Prefect notify people of failed, crashed and late runs, approvals and drift.")
+    text = "Let Prefect notify people of failed, crashed and late runs, approvals and drift, of all recipes."
+    sub = add("alerts", alerts, text, of_recipe=False)
     sub.add_argument("--webhook", metavar="URL", help="post subject and text as JSON to this address")
     sub.add_argument("--slack", metavar="URL", help="an incoming webhook of Slack")
     sub.add_argument("--email", metavar="ADDRESS", help="by SendGrid, from and to this address; needs SENDGRID_API_KEY")
@@ -210,9 +211,10 @@ def parser() -> argparse.ArgumentParser:
         "--repair", action="store_true", help="first restore lost artefacts and the Bento from other copies"
     )
     add_json(sub)
-    sub = add("backup", backup, "Save registry, artefacts, records, Bentos and live pointer in one file, and check it.")
+    text = "Save registry, artefacts, records, Bentos and live pointers of all recipes in one file, and check it."
+    sub = add("backup", backup, text, of_recipe=False)
     sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="a new file, outside of what is saved")
-    sub = add("restore", restore, "Bring back what a backup holds, after a check of every hash.")
+    sub = add("restore", restore, "Bring back all that a backup holds, after a check of every hash.", of_recipe=False)
     archive = sub.add_argument("file", type=Path, metavar="FILE.tar.gz", help="what `backup` wrote")
     archive.complete = shtab.FILE  # type: ignore[attr-defined]
     sub.add_argument("--force", action="store_true", help="replace what is here, and keep it under another name")
@@ -221,7 +223,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--yes", action="store_true", help="remove what is listed; without it, nothing is removed")
     sub = add("anatomy", anatomy, "List parameters and multiply-adds per layer, beside standard convolutions.")
     sub.add_argument("--candidate", metavar="NAME", help="only this one (default: all)")
-    sub = add("ui", ui, "Show the pages of MLflow and Prefect, until Ctrl-C.")
+    sub = add("ui", ui, "Show the pages of MLflow and Prefect, until Ctrl-C.", of_recipe=False)
     sub.add_argument("--mlflow-port", type=int, default=5000, help="default: %(default)s")
     sub.add_argument("--prefect-port", type=int, default=4200, help="default: %(default)s")
     return root

@@ -490,6 +490,8 @@ def _recipes(path: Path) -> dict[str, Any]:
         document = YAML(typ="safe").load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path.resolve()} does not exist; run this from the project's root") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
     except YAMLError as error:
         # The exception's own text has advice for programmers.
         mark = getattr(error, "problem_mark", None)

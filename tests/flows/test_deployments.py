@@ -150,6 +150,7 @@ def test_every_recipe_has_a_deployment_of_training_and_monitoring(flow: str) -> 
     [
         ("nonsense", "UTC", "invalid cron expression 'nonsense'"),
         ("0 3 * * *", "nonsense", "unknown time zone 'nonsense'"),
+        ("0 3 * * *", "Europe", "unknown time zone 'Europe'"),
         ("0 3 31 2 *", "UTC", "'0 3 31 2 \\*' never comes"),
     ],
 )

@@ -102,6 +102,31 @@ def test_another_keras_home_fails(recipe: Recipe, monkeypatch: pytest.MonkeyPatc
     assert states(doctor.check_keras, recipe) == ["fail"]
 
 
+@pytest.mark.parametrize(("visible", "expected"), [("", 0), ("-1", 0), ("1,-1,0", 1), ("0, 1", 2)])
+def test_gpus_that_cuda_hides_are_not_expected(
+    visible: str, expected: int, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho GPU 0: H200\necho GPU 1: H200\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(doctor, "_installed", lambda _: "9.0")
+    monkeypatch.setattr(doctor, "_output", Output(f"0\n{expected}"))
+    state, sentence = found(doctor.check_gpus, recipe, "GPUs")[0]
+    hidden = f"CUDA_VISIBLE_DEVICES is {visible!r}, so trainings use the CPU"
+    assert (state, sentence) == ("ok", f"TensorFlow sees all {expected}" if expected else hidden)
+
+
+class Output:
+    """Runs nvidia-smi, and answers for TensorFlow."""
+
+    def __init__(self, tensorflow: str) -> None:
+        self.tensorflow, self.run = tensorflow, doctor._output
+
+    def __call__(self, command: list[str], seconds: float) -> str | None:
+        return self.run(command, seconds) if command[-1] == "-L" else self.tensorflow
+
+
 @pytest.mark.parametrize(("free", "state"), [(2**40, "ok"), (2**32, "warn"), (2**20, "fail")])
 def test_a_full_disk_is_found(
     workspace: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, free: int, state: str

@@ -84,7 +84,9 @@ def test_a_decision_for_which_the_history_has_no_room_is_not_applied(
     fill(disk)
     for words in (["rollback"], ["reject", "3"]):
         assert cli.main([*words, "--reason", "cats look odd"]) == 1
-        assert capsys.readouterr().err.startswith(f"error: no space is left on the disk of {paths.history_path(recipe)}")
+        assert capsys.readouterr().err.startswith(
+            f"error: no space is left on the disk of {paths.history_path(recipe)}"
+        )
     assert (champion(recipe), packaging.must_be_live(recipe).versions["champion"]) == ("4", "4")
     assert [versions.find(recipe.registered_model, number).withdrawn for number in ("3", "4")] == [None, None]
 

@@ -87,6 +87,11 @@ def test_a_changed_verdict_is_found(recipe: Recipe, champions: None, client: mlf
     assert link.sentence.startswith("verdict.json was changed: its SHA-256 is ")
 
 
+def test_a_verdict_that_is_no_json_is_found(recipe: Recipe, champions: None, client: mlflow.MlflowClient) -> None:
+    (artefacts_of(client, recipe, "4") / "verdict.json").write_text("{")
+    assert links_of(recipe, "4")["verdict"].holds is False
+
+
 def test_a_verdict_that_was_recalled_before_its_promotion_holds(make: Make, recipe: Recipe, run: Run) -> None:
     make("scratch", right=181)
     make("pretrained", right=195)

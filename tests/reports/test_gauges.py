@@ -49,6 +49,13 @@ def test_the_champion_is_that_of_the_last_decision(recipe: Recipe, workspace: Pa
     assert read[("champion_test_accuracy_ratio",)] == 0.93
 
 
+def test_a_champion_that_another_workspace_promoted_has_no_time(recipe: Recipe, workspace: Path) -> None:
+    history.append(recipe, event("rejected", "3", "2026-11-01T00:00:00+00:00", after="2"))
+    assert {name: value for name, value in values(gauges.write(recipe)).items() if name[0].startswith("champion")} == {
+        ("champion_info", "2"): 1
+    }
+
+
 @pytest.mark.parametrize(
     ("decided", "waits"), [({}, 1), ({"artefact": WINNER}, 0), ({"withdraws": WINNER}, 0), ({"artefact": "b" * 64}, 1)]
 )

@@ -36,7 +36,8 @@ def test_unknown_times_are_none() -> None:
     assert merged == {"name": "a", "outcome": "restored", **dict.fromkeys(costs.MEASURES)}
 
 
-def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
+def evaluated(workspace: Path) -> None:
+    """Write what two evaluations and trainings leave."""
     scores = {"rows": 10, "loss": 0.25, "accuracy": 0.9}
     facts = {"cpu_minutes": 2.0, "wall_minutes": 1.0, "parameters": 5, "multiply_adds": 7, "weights": "none"}
     for name in ("scratch", "pretrained"):
@@ -44,6 +45,10 @@ def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
         metrics |= {"corruptions": {"noise 1": 0.5, "blur 1": 0.75}}
         write_json(workspace / f"metrics/digits/{name}.json", metrics)
         write_json(workspace / f"models/digits/{name}/training.json", facts | {"git_commit": "c" * 40})
+
+
+def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
+    evaluated(workspace)
     recipe, stages = load_recipe("digits"), [row("a", "ran", 1.0), row("b", "unchanged", 0.0)]
     costs.note(recipe, row("b", "ran", 4.0), None)  # in a run that failed later
     document = json.loads(results.write_results(recipe, VERDICT, stages).read_text())
@@ -58,3 +63,15 @@ def test_results_have_figures_costs_and_verdict(workspace: Path) -> None:
 def test_a_missing_file_is_named(workspace: Path) -> None:
     with pytest.raises(WorkspaceError, match=r"metrics/digits/scratch\.json"):
         results.write_results(load_recipe("digits"), VERDICT, [])
+
+
+def test_damaged_results_are_replaced(workspace: Path) -> None:
+    evaluated(workspace)
+    recipe = load_recipe("digits")
+    path = results.results_path(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("")  # a power loss
+    path.with_name("index.html").touch()
+    assert not results.reported(recipe)
+    results.write_results(recipe, VERDICT, [])
+    assert results.reported(recipe)

@@ -14,8 +14,9 @@ def test_the_answers_have_a_row_a_class_and_a_last_row():
         "champion": Answer(probabilities, 0.95, ["cat", "[odd]"], unfamiliar=True),
         "challenger": Answer({**probabilities, "dog": 0.9}),
     }
-    print_answers(answers, "photo.jpg", console)
+    print_answers(answers, "photo [copy].jpg", console)
     lines = [line.split() for line in console.export_text().replace("│", " ").splitlines()]
+    assert ["photo", "[copy].jpg"] in lines
     assert ["cat", "75.00%", "75.00%"] in lines
     assert ["dog", "20.00%", "90.00%"] in lines
     assert ["[odd]", "5.00%", "5.00%"] in lines

@@ -132,5 +132,11 @@ def test_the_team_s_settings_come_after_the_environment(tmp_path: Path) -> None:
     assert environment.team_settings(file) == {"MLFLOW_TRACKING_URI": "http://mlflow:5000"}
 
 
+def test_team_settings_that_are_not_utf_8_are_named(tmp_path: Path) -> None:
+    (tmp_path / "servers.env").write_bytes(b"# f\xfcr alle\n")
+    with pytest.raises(ValueError, match=r"servers\.env is not text in UTF-8"):
+        environment.team_settings(tmp_path / "servers.env")
+
+
 def test_the_committed_settings_leave_everything_in_the_workspace() -> None:
     assert environment.team_settings(Path(__file__).resolve().parents[2] / "servers.env") == {}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -234,7 +235,12 @@ def check_gpus(recipe: Recipe, workspace: Path) -> Iterator[Finding]:
     count = 'import tensorflow; print(len(tensorflow.config.list_physical_devices("GPU")))'
     seen = _output([sys.executable, "-c", count], LIMIT_SECONDS * 0.8)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    expected = len(gpus) if visible is None else len(list(filter(None, visible.split(","))))
+    # CUDA ignores everything from the first entry that is no device, such as -1.
+    named = takewhile(lambda name: name and name[0] != "-", map(str.strip, (visible or "").split(",")))
+    expected = len(gpus) if visible is None else len(list(named))
+    if not expected:
+        yield Finding("GPUs", "ok", f"CUDA_VISIBLE_DEVICES is {visible!r}, so trainings use the CPU")
+        return
     if seen is None or int(seen.split()[-1]) < expected:
         found = seen.split()[-1] if seen else "no"
         sentence = f"TensorFlow sees {found} of {expected} GPUs"

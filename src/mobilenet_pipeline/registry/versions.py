@@ -19,7 +19,7 @@ from mobilenet_pipeline.inference.trust import answer_alike
 from mobilenet_pipeline.registry.away import answering, is_away
 from mobilenet_pipeline.registry.store import use_store
 from mobilenet_pipeline.workspace.candidate import CandidateFiles
-from mobilenet_pipeline.workspace.files import read_json
+from mobilenet_pipeline.workspace.files import WorkspaceError, read_json
 
 SERVED = "served"
 ARTEFACT, METADATA, PREDICTIONS = "model.tflite", "metadata.json", "predictions.npz"
@@ -106,7 +106,13 @@ def fetch(version: Version, folder: Path) -> Path:
                 f"the artefacts of {version.name} version {version.version} are lost: {cause}; if the project's "
                 "directory was moved, move it back, else delete that version in the MLflow UI"
             ) from None
-        metadata = read_json(source / METADATA)
+        try:
+            metadata = read_json(source / METADATA)
+        except WorkspaceError:
+            raise ArtefactsLost(
+                f"the artefacts of {version.name} version {version.version} are lost: their {METADATA} is missing or "
+                "damaged; delete that version in the MLflow UI, unless another copy is found"
+            ) from None
         for name, expected in ((ARTEFACT, version.sha256), (PREDICTIONS, metadata["predictions_sha256"])):
             check_sha256(source / name, expected, f"{name} of {version.name} version {version.version}")
         # Somebody may have renamed the registered model since; the hashes above say that the files are this version's.
@@ -121,9 +127,12 @@ def fetch(version: Version, folder: Path) -> Path:
 
 
 def _reason(version: Version, tags: Mapping[str, str]) -> str:
-    """Return the reason of the version's verdict; older versions have it as a tag."""
+    """Return the reason of the version's verdict; older versions have it as a tag. A damaged verdict has none."""
     document = read_artefact(version, "verdict.json")
-    return tags.get("verdict_reason") or (str(json.loads(document)["reason"]) if document else "")
+    try:
+        return tags.get("verdict_reason") or (str(json.loads(document)["reason"]) if document else "")
+    except (ValueError, LookupError, TypeError):
+        return ""
 
 
 def is_stored(version: Version) -> bool:

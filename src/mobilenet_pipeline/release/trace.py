@@ -189,7 +189,10 @@ def _partial(recipe: Recipe, events: list[Event], version: Version, workspace: P
     except (RecordsAway, ValueError) as error:
         return str(error)
     document = registry.read_artefact(version, "verdict.json")
-    judged_after = json.loads(document).get("test_reads", 0) if document else 0
+    try:
+        judged_after = Verdict.from_json(document, "verdict.json").test_reads if document else 0
+    except GateError:  # the link of the verdict says so
+        judged_after = 0
     remedy = f"other workspaces have more; share the records ({records.SETTING})"
     if _was_promoted(recipe, version) and not any(event.makes_champion for event in events):
         return f"the registry has a promotion that is not recorded here: {remedy}"

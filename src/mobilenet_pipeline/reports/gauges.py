@@ -60,10 +60,11 @@ def write(recipe: Recipe, workspace: Path = HERE) -> Path:
         gauge("verdict_passed", "Whether the gate let the last winner pass.").set(verdict["promote"])
         gauge("waiting_for_approval", "Whether a version waits for a person.").set(waits)
     if events and (champion := events[-1].after):
-        since = next(event for event in reversed(events) if event.makes_champion)
         gauge("champion_info", "The champion's version.", version=champion).set(1)
-        gauge("champion_since_timestamp_seconds", "When it became champion.").set(_seconds(since.at))
-        gauge("champion_test_accuracy_ratio", "Its accuracy on the test images.").set(since.accuracy)
+        # Another workspace may have promoted it.
+        if since := next((event for event in reversed(events) if event.makes_champion), None):
+            gauge("champion_since_timestamp_seconds", "When it became champion.").set(_seconds(since.at))
+            gauge("champion_test_accuracy_ratio", "Its accuracy on the test images.").set(since.accuracy)
     watched = _read(reports / "monitoring.json")
     if watched:
         gauge("monitoring_timestamp_seconds", "When answers were compared last.").set(_seconds(watched["at"]))

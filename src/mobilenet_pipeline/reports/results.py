@@ -11,7 +11,7 @@ from mobilenet_pipeline.gate.verdict import Verdict
 from mobilenet_pipeline.reports import costs
 from mobilenet_pipeline.system import machine
 from mobilenet_pipeline.workspace import paths, provenance
-from mobilenet_pipeline.workspace.files import read_json, write_json
+from mobilenet_pipeline.workspace.files import WorkspaceError, read_json, write_json
 from mobilenet_pipeline.workspace.paths import HERE
 
 
@@ -26,11 +26,14 @@ def write_results(
     """Write the results of the evaluations in `workspace`, and return the path.
 
     `verdict.leaves` are the current aliases, `stages` this run's rows (see `merge_stages`). Raises WorkspaceError,
-    naming the file, if a file is missing or damaged.
+    naming the file, if a file is missing or damaged. Damaged results are replaced.
     """
     path = results_path(recipe, workspace)
     noted = costs.known(recipe, workspace)
-    earlier = {row["name"]: row for row in read_json(path).get("stages", [])} if path.exists() else {}
+    try:
+        earlier = {row["name"]: row for row in read_json(path).get("stages", [])}
+    except WorkspaceError:
+        earlier = {}
     files = {
         name: (
             read_json(paths.metrics_path(recipe, name, workspace)),
@@ -66,9 +69,12 @@ def put_champion(recipe: Recipe, champion: str | None, workspace: Path = HERE) -
 
 
 def reported(recipe: Recipe, workspace: Path = HERE) -> bool:
-    """Return whether results and report of the last verdict exist."""
-    report = paths.report_folder(recipe, workspace) / "index.html"
-    return results_path(recipe, workspace).exists() and report.exists()
+    """Return whether results and report of the last verdict exist, and the results are whole."""
+    try:
+        read_json(results_path(recipe, workspace))
+    except WorkspaceError:
+        return False
+    return (paths.report_folder(recipe, workspace) / "index.html").exists()
 
 
 def summarise(metrics: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, float | int | str | None]:

@@ -78,7 +78,7 @@ def answers_table(answers: Mapping[str, Answer], title: str | None = None) -> Ta
     The class with the model's highest probability is bold. The last rows have the answer, its prediction set and
     whether the image is unlike the training images.
     """
-    table = Table(title=title)
+    table = Table(title=title and escape(title))
     table.add_column("class")
     for role in answers:
         table.add_column(role, justify="right")

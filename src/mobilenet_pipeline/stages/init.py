@@ -1,5 +1,6 @@
 """Look at a folder of images, and write a recipe for it to params.yaml, or bring a recipe up to date."""
 
+import math
 import os
 import re
 import tempfile
@@ -137,8 +138,10 @@ def imagenet_widths() -> list[float]:
 
 def check_name(name: str, params: Path = PARAMS) -> str:
     """Return a new recipe's registered model. Raises ValueError if the recipe cannot have this name."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name) or name.isdigit():
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name):
         raise ValueError(f"{name!r} is no name of a recipe; use letters, digits, '_' and '-', and begin with a letter")
+    if not isinstance(value := YAML(typ="safe").load(name), str):
+        raise ValueError(f"{name!r} is no name of a recipe, because YAML reads it as {value}; choose another name")
     if name in recipe_names(params):
         raise ValueError(f"{params} has a recipe {name} already; choose another name, or remove that section")
     model = f"{re.sub('[^a-z0-9]+', '-', name.lower())[:40].strip('-')}-mobilenet"
@@ -317,7 +320,7 @@ def main(
     """
     from mobilenet_pipeline.reports.tables import print_found
 
-    if cpu_minutes <= 0:
+    if not 0 < cpu_minutes < math.inf:
         raise ValueError(f"--cpu-minutes is {cpu_minutes:g}; give a number above 0")
     if size is not None and not 28 <= size <= 224:
         raise ValueError(f"--size is {size}; give a number of pixels from 28 to 224")

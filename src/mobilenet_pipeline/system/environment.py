@@ -91,12 +91,15 @@ def prepare() -> None:
 def team_settings(path: Path = Path(SERVERS)) -> dict[str, str]:
     """Return the variables of a file in dotenv form; none if there is no file.
 
-    Raises ValueError, naming the line, for a line that is no setting.
+    Raises ValueError, naming the file, if it is not UTF-8, and naming the line for a line that is no setting.
     """
     if not path.is_file():
         return {}
-    with path.open(encoding="utf-8") as file:
-        bindings = list(parse_stream(file))
+    try:
+        with path.open(encoding="utf-8") as file:
+            bindings = list(parse_stream(file))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8 ({error}); save it as UTF-8") from None
     for binding in bindings:
         if binding.error or (binding.key and not binding.value):
             line = binding.original.string.strip()
