@@ -1,5 +1,6 @@
 """Every form of images is recognised, and gives the same classes, splits and pixels."""
 
+import gzip
 import io
 import json
 import os
@@ -168,6 +169,35 @@ def test_an_archive_that_is_cut_off_is_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:9000])
     with pytest.raises(IngestError, match=r"a\.tar is no complete archive .*download or pack it again"):
         labels(path)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("cut", [0, 1, 100, 511])
+@pytest.mark.parametrize("member", [1, 5, 9])
+def test_an_archive_that_ends_without_its_end_mark_is_refused(tmp_path, member, cut, compressed):
+    path, headers = tar_of_nine(tmp_path)
+    content = path.read_bytes()[: headers[member] + cut]
+    path.write_bytes(gzip.compress(content) if compressed else content)
+    with pytest.raises(IngestError, match=r"a\.tar is no complete archive .*download or pack it again"):
+        labels(path)
+
+
+@pytest.mark.parametrize("member", [1, 8])
+def test_an_archive_with_a_damaged_header_is_refused(tmp_path, member):
+    path, headers = tar_of_nine(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[headers[member]] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(IngestError, match=r"a\.tar is no complete archive \(bad checksum\)"):
+        labels(path)
+
+
+def tar_of_nine(folder: Path) -> tuple[Path, list[int]]:
+    """Return an archive of nine pictures, and the places of its headers and of its end mark."""
+    path = write_tar(folder / "a.tar", {f"cat/{number}.png": encoded(number) for number in range(9)}, "")
+    with tarfile.open(path) as archive:
+        places = [member.offset for member in archive]
+        return path, [*places, archive.offset]
 
 
 def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):

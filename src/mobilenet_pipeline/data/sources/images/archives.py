@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from lzma import LZMAError
 from pathlib import Path
+from typing import Self
 
 from mobilenet_pipeline.data.sources.base import IngestError
 
@@ -54,9 +55,23 @@ def unpacked(path: Path) -> Iterator[Path]:
         yield _without_wrapper(folder)
 
 
+class _Header(tarfile.TarInfo):
+    """A header of a tar archive. `tarfile` takes any damaged header but the first one for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Return the header in a block of bytes. Raises ReadError if the block is neither a header nor the end."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if buf == bytes(tarfile.BLOCKSIZE):  # a complete archive ends with zeros
+                raise
+            raise tarfile.ReadError(str(error)) from None
+
+
 def _unpack_tar(path: Path, folder: Path) -> None:
     size = 0
-    with tarfile.open(path) as archive:
+    with tarfile.open(path, tarinfo=_Header) as archive:
         for member in archive:  # in the order of the file, so that a compressed archive is read once
             size += member.size
             _check_size(path, member.size, folder)
