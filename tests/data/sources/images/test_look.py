@@ -116,6 +116,16 @@ def test_a_hugging_face_label_of_no_class_is_named(tmp_path):
         assert list(found.contents()) == [encoded(0), encoded(2)]
 
 
+@pytest.mark.parametrize("content", [b"", b"no Parquet", None])
+def test_a_damaged_hugging_face_file_is_refused_by_name(tmp_path, content):
+    for name in ("train-00000-of-00002.parquet", "train-00001-of-00002.parquet"):
+        hugging_face(tmp_path / name, [1, 0], ["dog", "cat"])
+    damaged = tmp_path / "train-00001-of-00002.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-50] if content is None else content)
+    with pytest.raises(IngestError, match=r"train-00001-of-00002\.parquet is no complete Parquet file .*download it"):
+        labels(tmp_path)
+
+
 @pytest.mark.parametrize("wrapper", ["", "pictures/"])
 def test_a_zip_archive_is_unpacked_with_or_without_its_folder(tmp_path, wrapper):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:

@@ -20,12 +20,30 @@ BATCH = 64
 """Images that are in memory at a time."""
 
 
-def image_column(path: Path) -> str | None:
-    """Return the column with images of a Parquet file; None if it has none, or is no Parquet."""
-    try:
-        schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError):
-        return None
+def with_images(paths: list[Path]) -> list[Path]:
+    """Return those of the files that are Parquet files with a column of images.
+
+    Raises IngestError if some have one, and another Parquet file cannot be read: its images would be missing.
+    """
+    images: list[Path] = []
+    damaged: list[IngestError] = []
+    for path in paths:
+        try:
+            if _image_column(pq.read_schema(path)):
+                images.append(path)
+        except (pa.ArrowInvalid, OSError) as error:
+            damaged.append(_damaged(path, error))
+    if images and damaged:
+        raise damaged[0]
+    return images
+
+
+def _damaged(path: Path, error: Exception) -> IngestError:
+    cause = " ".join(str(error).split())
+    return IngestError(f"{path} is no complete Parquet file ({cause}); download it again, or remove it")
+
+
+def _image_column(schema: pa.Schema) -> str | None:
     return next((field.name for field in schema if _holds_images(field.type)), None)
 
 
@@ -37,17 +55,18 @@ def _holds_images(kind: pa.DataType) -> bool:
 
 
 def read(paths: list[Path], root: Path) -> Found:
-    """Return the images of the Parquet files; the split is in a file's name, such as `test-00000-of-00001.parquet`.
+    """Return the images of Parquet files that `with_images` returned.
 
-    Raises IngestError if a file lacks a column of labels.
+    The split is in a file's name, such as `test-00000-of-00001.parquet`. Raises IngestError if a file lacks a
+    column of labels.
     """
     records: list[Record] = []
     problems: list[Problem] = []
     names: list[str] = []
     places: list[tuple[Path, str, list[bool]]] = []
     for path in sorted(paths):
-        image = image_column(path) or ""
         schema = pq.read_schema(path)
+        image = _image_column(schema) or ""
         label, names_here = _label_column(schema, image, path)
         names = names or names_here
         taken: list[bool] = []

@@ -50,7 +50,7 @@ def _in_folder(root: Path, inside: bool = False) -> Found:
     if batches := cifar.folder_of(root):
         return cifar.read(batches)
     parquets = [path for path in sorted(root.rglob("*.parquet")) if not path.name.startswith(".")]
-    if images := [path for path in parquets if hugging_face.image_column(path)]:
+    if images := hugging_face.with_images(parquets):
         return hugging_face.read(images, root)
     inner = [path for path in sorted(root.iterdir()) if not path.name.startswith(".")]
     tables = [path for path in inner if path.suffix.lower() in TABLES and path.is_file()]
@@ -62,4 +62,4 @@ def _in_folder(root: Path, inside: bool = False) -> Found:
 def _in_file(path: Path) -> Found:
     if path.suffix.lower() not in TABLES:
         raise IngestError(f"{path} is {path.stat().st_size:,} bytes of another form; give {FORMS}")
-    return hugging_face.read([path], path.parent) if hugging_face.image_column(path) else table.read(path)
+    return hugging_face.read([path], path.parent) if hugging_face.with_images([path]) else table.read(path)
