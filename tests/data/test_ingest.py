@@ -1,5 +1,6 @@
 """Ingestion: the same images give the same bytes, other images are refused, failures leave the previous dataset."""
 
+import errno
 import hashlib
 import json
 import os
@@ -97,6 +98,29 @@ def test_folders_of_pictures_give_the_same_bytes_as_the_archive(tmp_path, recipe
     files = pd.read_parquet(tmp_path / "lists" / "files.parquet")
     assert files["hash"].tolist() == pd.read_parquet(tmp_path / "one" / "manifest.parquet")["hash"].tolist()
     assert files["name"].str.startswith(("train/", "test/")).all()
+
+
+@pytest.mark.usefixtures("configured_archive")
+def test_dataset_and_lists_may_be_on_different_disks(recipe, folder, tmp_path, monkeypatch):
+    def replace(source: Path, target: Path) -> None:
+        if not target.is_relative_to(source.parents[1]):
+            raise OSError(errno.EXDEV, "Invalid cross-device link", str(source))
+        source.rename(target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    ingest.ingest(recipe, folder, tmp_path / "reports" / "ingestion")
+    assert os.listdir(folder.parent) == ["cifar10"]
+    assert os.listdir(tmp_path / "reports") == ["ingestion"]
+
+
+@pytest.mark.usefixtures("configured_archive")
+def test_lists_that_cannot_be_written_leave_the_previous_dataset(recipe, folder, tmp_path):
+    ingest.ingest(recipe, folder)
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    (tmp_path / "lists").write_text("a file where the folder should be")
+    with pytest.raises(IngestError, match="the files that were there are unchanged"):
+        ingest.ingest(recipe, folder, tmp_path / "lists")
+    assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
 
 
 def test_a_picture_that_is_left_out_is_listed(tmp_path, recipe, images):

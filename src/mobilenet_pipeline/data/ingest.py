@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,8 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
     """
     data = recipe.data
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
-            fresh = Path(name)
+        with ExitStack() as stack:
+            fresh = stack.enter_context(_beside(folder))
             if data.source == "images":
                 origin, settled = str(data.path), _decoded(recipe, home, fresh / "pixels")
                 manifest = manifest_of(settled, data.class_names, data.image_size)
@@ -67,16 +67,17 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
             }
             _check(recipe, origin, dataset["digest"], counts)
             _write(fresh, images, manifest, dataset)
-            (fresh / "lists").mkdir()
-            files.to_parquet(fresh / "lists" / "files.parquet", index=False)
-            text = json.dumps(problems, indent=2, ensure_ascii=False) + "\n"
-            (fresh / "lists" / "problems.json").write_text(text, encoding="utf-8")
-            for target, names in ((folder, FILES), (lists, ("files.parquet", "problems.json"))):
-                if target:
-                    target.mkdir(parents=True, exist_ok=True)
-                    for file in names:
-                        place = fresh / file if target == folder else fresh / "lists" / file
-                        place.replace(target / file)
+            places = [(fresh / name, folder / name) for name in FILES]
+            if lists:
+                staged = stack.enter_context(_beside(lists))
+                files.to_parquet(staged / "files.parquet", index=False)
+                text = json.dumps(problems, indent=2, ensure_ascii=False) + "\n"
+                (staged / "problems.json").write_text(text, encoding="utf-8")
+                places += [(staged / name, lists / name) for name in ("files.parquet", "problems.json")]
+            for target in {target.parent for _, target in places}:
+                target.mkdir(parents=True, exist_ok=True)
+            for place, target in places:
+                place.replace(target)
     except OSError as error:
         if isinstance(error, ConnectionError):
             raise
@@ -85,6 +86,14 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
             "disk space or correct the permissions, then run again"
         ) from error
     return dataset
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder on the disk of the folder `target`, which is deleted at the end of the `with` body."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
+        yield Path(name)
 
 
 def _decoded(recipe: config.Recipe, home: Path, pixels: Path) -> Settled:
