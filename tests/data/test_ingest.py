@@ -123,6 +123,15 @@ def test_lists_that_cannot_be_written_leave_the_previous_dataset(recipe, folder,
     assert {path.name: path.stat().st_ino for path in folder.iterdir()} == before
 
 
+@pytest.mark.usefixtures("configured_archive")
+def test_what_a_killed_ingestion_left_is_removed(recipe, folder):
+    for name in (".cifar10-ab12_xyz", ".cifar10-2-ab12_xyz", ".cifar100-ab12_xyz"):
+        (folder.parent / name).mkdir(parents=True)
+        (folder.parent / name / "pixels").write_bytes(bytes(9))
+    ingest.ingest(recipe, folder)
+    assert sorted(os.listdir(folder.parent)) == [".cifar10-2-ab12_xyz", ".cifar100-ab12_xyz", "cifar10"]
+
+
 def test_a_picture_that_is_left_out_is_listed(tmp_path, recipe, images):
     pictures = write_pictures(tmp_path / "pictures", images, recipe.data.class_names)
     (pictures / "train" / "cat" / "bad.png").write_bytes(b"no image")

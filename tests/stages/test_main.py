@@ -1,6 +1,10 @@
 """What happens around every stage's own work."""
 
+import os
+import signal
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,15 +16,17 @@ from mobilenet_pipeline.stages import __main__, recipe
 
 @pytest.fixture
 def stage(workspace: Path, monkeypatch: pytest.MonkeyPatch):
-    """Call it with the words of a command line; the stage itself does nothing."""
-    monkeypatch.setattr(__main__, "import_module", lambda name: SimpleNamespace(main=lambda *names: None))
+    """Call it with the words of a command line; the stage itself only does `work`."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(workspace.parent))
 
-    def run(*words: str) -> None:
+    def run(*words: str, work: Callable[[], object] = lambda: None) -> None:
+        monkeypatch.setattr(__main__, "import_module", lambda name: SimpleNamespace(main=lambda *names: work()))
         monkeypatch.setattr(sys, "argv", ["stages", *words])
         __main__.main()
 
-    return run
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
 
 
 def edit(workspace: Path, old: str, new: str) -> None:
@@ -32,6 +38,23 @@ def edit(workspace: Path, old: str, new: str) -> None:
 def test_a_training_without_a_commit_says_so_first(stage, capsys: pytest.CaptureFixture[str]) -> None:
     stage("train", "digits", "scratch")
     assert "warning: no commit will be recorded for this model: " in capsys.readouterr().out
+
+
+def test_a_stage_that_gets_sigterm_removes_its_temporary_files(stage, workspace: Path) -> None:
+    def work() -> None:
+        with tempfile.TemporaryDirectory(prefix="left-", dir=workspace):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as ended:
+        stage("ingest", "digits", work=work)
+    assert ended.value.code == 143
+    assert not list(workspace.glob("left-*"))
+
+
+def test_a_training_keeps_the_handler_of_sigterm(stage) -> None:
+    handlers = [signal.getsignal(signal.SIGTERM)]
+    stage("train", "digits", "scratch", work=lambda: handlers.append(signal.getsignal(signal.SIGTERM)))
+    assert handlers[0] == handlers[1]
 
 
 def test_a_stage_refuses_settings_that_dvc_does_not_see(stage, workspace: Path, capsys) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import tempfile
 import time
 from collections import Counter
@@ -90,8 +92,14 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder on the disk of the folder `target`, which is deleted at the end of the `with` body."""
+    """Yield a temporary folder on the disk of the folder `target`, which is deleted at the end of the `with` body.
+
+    One that a killed process left there is deleted, too.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for place in target.parent.iterdir():
+        if re.fullmatch(rf"\.{re.escape(target.name)}-[a-z0-9_]{{8}}", place.name):  # as `tempfile` names them
+            shutil.rmtree(place, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as name:
         yield Path(name)
 

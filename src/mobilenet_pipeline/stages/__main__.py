@@ -3,10 +3,11 @@
 `choose RECIPE` lets DVC's own commands see a recipe of recipes/dvc.yaml.
 
 Exit codes: 0 success; 65 wrong data, a retry would fail, too; 75 a network failure, a retry may succeed; 1 anything
-else.
+else. SIGTERM ends a stage with 143, after it has removed its temporary files; `train` saves its state first.
 """
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import NoReturn
@@ -38,6 +39,8 @@ def main() -> None:
     if len(names) != len(ARGUMENTS.get(name, [])) or name not in ARGUMENTS:
         usages = [" ".join([stage, *words]) for stage, words in ARGUMENTS.items()]
         sys.exit(f"usage: python -m mobilenet_pipeline.stages {' | '.join(usages)}")
+    if name != "train":  # a training has handlers of its own, which see a second signal
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
         environment.prepare()
         recipe = load_recipe(names[0])
