@@ -132,6 +132,15 @@ def test_what_a_killed_ingestion_left_is_removed(recipe, folder):
     assert sorted(os.listdir(folder.parent)) == [".cifar10-2-ab12_xyz", ".cifar100-ab12_xyz", "cifar10"]
 
 
+def test_a_network_error_of_a_source_stays_one(recipe, folder, monkeypatch):
+    def load() -> LabelledImages:
+        raise TimeoutError("no answer")
+
+    monkeypatch.setitem(ingest.LOADERS, "cifar10", load)
+    with pytest.raises(TimeoutError, match="no answer"):
+        ingest.ingest(recipe, folder)
+
+
 def test_a_picture_that_is_left_out_is_listed(tmp_path, recipe, images):
     pictures = write_pictures(tmp_path / "pictures", images, recipe.data.class_names)
     (pictures / "train" / "cat" / "bad.png").write_bytes(b"no image")

@@ -42,10 +42,11 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
     IngestError if the images are not the recipe's; the files that were there stay unchanged.
     """
     data = recipe.data
+    source = None if data.source == "images" else LOADERS[data.source]()
     try:
         with ExitStack() as stack:
             fresh = stack.enter_context(_beside(folder))
-            if data.source == "images":
+            if source is None:
                 origin, settled = str(data.path), _decoded(recipe, home, fresh / "pixels")
                 manifest = manifest_of(settled, data.class_names, data.image_size)
                 images = _read_in_order(fresh / "pixels", manifest["record"].to_numpy(), data.image_size)
@@ -53,7 +54,6 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
                 manifest = manifest.drop(columns=["record", "name"])
                 problems, shape = summary(settled), [data.image_size, data.image_size, 3]
             else:
-                source = LOADERS[data.source]()
                 origin = source.origin
                 order, manifest = arrange(source, data.class_names)
                 shape = list(source.images.shape[1:])
@@ -80,9 +80,7 @@ def ingest(recipe: config.Recipe, folder: Path, lists: Path | None = None, home:
                 target.mkdir(parents=True, exist_ok=True)
             for place, target in places:
                 place.replace(target)
-    except OSError as error:
-        if isinstance(error, ConnectionError):
-            raise
+    except OSError as error:  # of writing: those of a source are IngestErrors
         raise IngestError(
             f"the dataset could not be written to {folder} ({error}); the files that were there are unchanged; free "
             "disk space or correct the permissions, then run again"

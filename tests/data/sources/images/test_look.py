@@ -1,5 +1,6 @@
 """Every form of images is recognised, and gives the same classes, splits and pixels."""
 
+import errno
 import gzip
 import io
 import json
@@ -9,6 +10,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -126,6 +128,15 @@ def test_a_damaged_hugging_face_file_is_refused_by_name(tmp_path, content):
         labels(tmp_path)
 
 
+def test_a_hugging_face_file_with_a_damaged_page_is_refused_by_name(tmp_path):
+    hugging_face(tmp_path / "all.parquet", [1, 0], ["dog", "cat"])
+    content = bytearray((tmp_path / "all.parquet").read_bytes())
+    content[4:3000] = b"\xff" * 2996
+    (tmp_path / "all.parquet").write_bytes(content)
+    with pytest.raises(IngestError, match=r"all\.parquet is no complete Parquet file"):
+        labels(tmp_path)
+
+
 @pytest.mark.parametrize("wrapper", ["", "pictures/"])
 def test_a_zip_archive_is_unpacked_with_or_without_its_folder(tmp_path, wrapper):
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -200,6 +211,36 @@ def test_an_archive_with_a_damaged_header_is_refused(tmp_path, member):
     path.write_bytes(content)
     with pytest.raises(IngestError, match=r"a\.tar is no complete archive \(bad checksum\)"):
         labels(path)
+
+
+@pytest.mark.parametrize("kind", ["gz", "bz2", "xz"])
+def test_a_compressed_archive_with_a_damaged_byte_is_refused(tmp_path, kind):
+    random = np.random.default_rng(0).bytes(2_000_000)
+    path = write_tar(tmp_path / "a.tar", {"cat/1.png": encoded(1), "cat/2.png": random}, kind)
+    content = bytearray(path.read_bytes())
+    content[-1000:-900] = bytes(100)
+    path.write_bytes(content)
+    with pytest.raises(IngestError, match=r"a\.tar is no complete archive .*download or pack it again"):
+        labels(path)
+
+
+def test_a_disk_that_is_full_while_an_archive_is_unpacked_is_named(tmp_path, monkeypatch):
+    def extract(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = write_tar(tmp_path / "a.tar", {"cat/1.png": encoded(1)}, "")
+    monkeypatch.setattr(tarfile.TarFile, "extract", extract)
+    with pytest.raises(IngestError, match=r"a\.tar could not be unpacked into .*No space left .*set TMPDIR"):
+        labels(path)
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def listed(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", listed)
+    with pytest.raises(IngestError, match=rf"{tmp_path} cannot be read \(Input/output error\); check its disk"):
+        labels(tmp_path)
 
 
 def tar_of_nine(folder: Path) -> tuple[Path, list[int]]:

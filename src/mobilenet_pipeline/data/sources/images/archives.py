@@ -15,6 +15,9 @@ from mobilenet_pipeline.data.sources.base import IngestError
 
 SPARE = 2**28
 """Bytes of the disk that stay free."""
+DISK = "free disk space, or set TMPDIR to another disk"
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError, OSError, RuntimeError, ValueError)
+"""What Python's modules raise for damaged archives."""
 
 
 def is_archive(path: Path) -> bool:
@@ -26,7 +29,8 @@ def is_archive(path: Path) -> bool:
 def unpacked(path: Path) -> Iterator[Path]:
     """Yield a temporary folder with the archive's files, which is deleted at the end of the `with` body.
 
-    Raises IngestError if the archive is damaged, names a file outside, or is too large for the disk.
+    Raises IngestError if the archive is damaged, names a file outside, or is too large for the disk; PermissionError if
+    it may not be read.
     """
     with tempfile.TemporaryDirectory(prefix="mobilenet-pipeline-") as name:
         folder = Path(name)
@@ -39,18 +43,12 @@ def unpacked(path: Path) -> Iterator[Path]:
                 _unpack_tar(path, folder)
         except tarfile.FilterError as error:
             raise IngestError(f"{path}: {error}; make the archive of the images' own folder") from None
-        except (
-            tarfile.TarError,
-            zipfile.BadZipFile,
-            EOFError,
-            zlib.error,
-            LZMAError,
-            RuntimeError,
-            ValueError,
-        ) as error:
-            if isinstance(error, IngestError):
-                raise
+        except (IngestError, PermissionError):
+            raise
+        except DAMAGE as error:
             cause = " ".join(str(error).split())
+            if isinstance(error, OSError) and error.errno:  # of the system; those of gzip and bz2 have no number
+                raise IngestError(f"{path} could not be unpacked into {folder.parent}: {cause}; {DISK}") from None
             raise IngestError(f"{path} is no complete archive ({cause}); download or pack it again") from None
         yield _without_wrapper(folder)
 
@@ -77,15 +75,14 @@ def _unpack_tar(path: Path, folder: Path) -> None:
             _check_size(path, member.size, folder)
             if member.isfile() or member.isdir() or member.issym() or member.islnk():
                 archive.extract(member, folder, filter="data")
+        while archive.fileobj and archive.fileobj.read(2**20):  # a compressed file has a checksum behind its last byte
+            pass
 
 
 def _check_size(path: Path, size: int, folder: Path) -> None:
     free = shutil.disk_usage(folder).free - SPARE
     if size > free:
-        raise IngestError(
-            f"{path} needs {size:,} bytes unpacked, and {folder.parent} has {free:,} free; free disk space, or set "
-            "TMPDIR to another disk"
-        )
+        raise IngestError(f"{path} needs {size:,} bytes unpacked, and {folder.parent} has {free:,} free; {DISK}")
 
 
 def _without_wrapper(folder: Path) -> Path:

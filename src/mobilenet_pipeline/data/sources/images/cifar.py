@@ -2,7 +2,9 @@
 
 import io
 import tarfile
+import zlib
 from collections.abc import Iterator
+from lzma import LZMAError
 from pathlib import Path
 
 from mobilenet_pipeline.data.sources import cifar10
@@ -25,7 +27,9 @@ def is_archive(path: Path) -> bool:
     try:
         with tarfile.open(path) as archive:
             return any(Path(member.name).name.removesuffix(".bin") in cifar10.BATCHES for member in archive)
-    except (tarfile.TarError, EOFError, OSError):
+    except PermissionError:
+        raise
+    except (tarfile.TarError, EOFError, zlib.error, LZMAError, OSError):
         return False
 
 

@@ -31,7 +31,7 @@ def with_images(paths: list[Path]) -> list[Path]:
         try:
             if _image_column(pq.read_schema(path)):
                 images.append(path)
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, OSError) as error:
             damaged.append(_damaged(path, error))
     if images and damaged:
         raise damaged[0]
@@ -58,7 +58,7 @@ def read(paths: list[Path], root: Path) -> Found:
     """Return the images of Parquet files that `with_images` returned.
 
     The split is in a file's name, such as `test-00000-of-00001.parquet`. Raises IngestError if a file lacks a
-    column of labels.
+    column of labels, or is damaged; `contents` raises it, too.
     """
     records: list[Record] = []
     problems: list[Problem] = []
@@ -71,35 +71,38 @@ def read(paths: list[Path], root: Path) -> Found:
         names = names or names_here
         taken: list[bool] = []
         split = _split_in(path.relative_to(root)) or ""
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(
-                4096, columns=[f"{image}.path", label] if _has_path(schema, image) else [label]
-            ):
-                files = (
-                    batch.column(image).field("path").to_pylist()
-                    if image in batch.schema.names
-                    else [None] * len(batch)
-                )
-                for name, value in zip(files, batch.column(label).to_pylist(), strict=True):
-                    shown = f"{path.name}, row {len(taken) + 1}" + (f" ({name})" if name else "")
-                    text = _text(value, names_here)
-                    taken.append(text is not None)
-                    if text is None:
-                        problems.append(Problem(shown, "incomplete", f"the label {value!r} is none of the classes"))
-                    else:
-                        records.append(Record(shown, text, split))
+        columns = [f"{image}.path", label] if _has_path(schema, image) else [label]
+        for batch in _batches(path, 4096, columns):
+            has_path = image in batch.schema.names
+            files = batch.column(image).field("path").to_pylist() if has_path else [None] * len(batch)
+            for name, value in zip(files, batch.column(label).to_pylist(), strict=True):
+                shown = f"{path.name}, row {len(taken) + 1}" + (f" ({name})" if name else "")
+                text = _text(value, names_here)
+                taken.append(text is not None)
+                if text is None:
+                    problems.append(Problem(shown, "incomplete", f"the label {value!r} is none of the classes"))
+                else:
+                    records.append(Record(shown, text, split))
         places.append((path, image, taken))
 
     def contents() -> Iterator[Content]:
         for path, image, taken in places:
             keep = iter(taken)
-            with pq.ParquetFile(path, pre_buffer=False, buffer_size=2**20) as file:
-                for batch in file.iter_batches(BATCH, columns=[f"{image}.bytes"]):
-                    for data in batch.column(image).field("bytes"):
-                        if next(keep):
-                            yield data.as_py() or b""
+            for batch in _batches(path, BATCH, [f"{image}.bytes"], pre_buffer=False, buffer_size=2**20):
+                for data in batch.column(image).field("bytes"):
+                    if next(keep):
+                        yield data.as_py() or b""
 
     return Found("Hugging Face Parquet files", records, problems, contents, names)
+
+
+def _batches(path: Path, rows: int, columns: list[str], **options: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the columns, at most `rows` rows at a time. Raises IngestError if the file is damaged."""
+    try:
+        with pq.ParquetFile(path, **options) as file:
+            yield from file.iter_batches(rows, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(path, error) from None
 
 
 def _label_column(schema: pa.Schema, image: str, path: Path) -> tuple[str, list[str]]:

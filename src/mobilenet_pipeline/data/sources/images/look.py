@@ -24,10 +24,10 @@ def opened(path: Path) -> Iterator[Found]:
     with ExitStack() as stack:
         try:
             found = _look(path, stack)
-        except PermissionError as error:
-            raise IngestError(
-                f"{error.filename or path} cannot be read ({error.strerror}); correct its permissions"
-            ) from None
+        except OSError as error:
+            remedy = "correct its permissions" if isinstance(error, PermissionError) else "check its disk"
+            cause = error.strerror or " ".join(str(error).split())
+            raise IngestError(f"{error.filename or path} cannot be read ({cause}); {remedy}") from None
         if not found.records:
             lines = [f"{problem.name}: {problem.sentence}" for problem in found.problems[:3]]
             raise IngestError("; ".join([f"{path} has no images with a class", *lines, f"give {FORMS}"]))
