@@ -74,6 +74,23 @@ def test_a_parquet_table_is_a_table(tmp_path):
     assert labels(tmp_path / "list.parquet") == [("3", "")]
 
 
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pa.array([2**60 + 1, None]), [str(2**60 + 1)]),
+        (pa.array([3.0, None]), ["3"]),  # pandas wrote integers so
+        (pa.array([3.5, None]), ["3.5"]),
+        (pa.array([3.0, 4.0]), ["3.0", "4.0"]),
+        (pa.array(["03", None]), ["03"]),
+    ],
+)
+def test_a_missing_label_of_a_parquet_table_leaves_the_others(tmp_path, values, expected):
+    put(tmp_path / "a.png", 1)
+    pq.write_table(pa.table({"path": ["a.png", "a.png"], "label": values}), tmp_path / "list.parquet")
+    with opened(tmp_path / "list.parquet") as found:
+        assert [record.label for record in found.records] == expected
+
+
 def test_a_table_with_faults_names_every_row(tmp_path):
     put(tmp_path / "a.png", 1)
     rows = "path,label,split\na.png,cat,train\nb.png,cat,train\na.png,,train\na.png,cat,holdout\n"

@@ -4,6 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from mobilenet_pipeline.data.sources.base import IngestError
@@ -16,6 +17,8 @@ COLUMNS = {
     "group": ("group", "group_id", "patient", "patient_id", "product", "product_id", "subject", "subject_id"),
 }
 """Names of the columns; capitals do not matter."""
+FLOATS = (float, np.floating)
+"""What pandas writes to Parquet for integers of which one is missing."""
 
 
 def columns(names: list[str]) -> dict[str, str]:
@@ -80,7 +83,7 @@ def _problem(name: str, label: str, split: str, file: Path, within: Path | None)
 def _cells(path: Path) -> pd.DataFrame:
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            return pd.read_parquet(path)
+            return pd.read_parquet(path, dtype_backend="numpy_nullable")  # integers stay so where one is missing
         # Labels such as 007 and NA are text; the separator is found by the csv module.
         return pd.read_csv(path, dtype=str, keep_default_na=False, sep=None, engine="python", encoding="utf-8-sig")
     except (ValueError, OSError, csv.Error) as error:  # pandas's own errors are ValueErrors
@@ -88,4 +91,8 @@ def _cells(path: Path) -> pd.DataFrame:
 
 
 def _texts(column: pd.Series) -> list[str]:
-    return ["" if pd.isna(value) else str(value).strip() for value in column]
+    values = [None if pd.isna(value) else value for value in column]
+    present = [value for value in values if value is not None]
+    if len(present) < len(values) and all(isinstance(value, FLOATS) and value.is_integer() for value in present):
+        values = [None if value is None else int(value) for value in values]
+    return ["" if value is None else str(value).strip() for value in values]
