@@ -99,10 +99,16 @@ def _type_of(schema: Mapping[str, Any]) -> tuple[str, str]:
         return "string", ", ".join(f"`{value}`" for value in schema["enum"])
     if schema["type"] == "array":
         kind, limit = _type_of(schema["items"])
-        least = f"at least {schema['minItems']} value" if "minItems" in schema else ""
-        return f"list of {kind}s", ", ".join(part for part in (least, f"each {limit}" if limit else "") if part)
+        number = _number_of(schema) if "minItems" in schema else ""
+        return f"list of {kind}s", ", ".join(part for part in (number, f"each {limit}" if limit else "") if part)
     signs = {"exclusiveMinimum": ">", "minimum": "≥", "exclusiveMaximum": "<", "maximum": "≤"}
     return schema["type"], ", ".join(f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema)
+
+
+def _number_of(schema: Mapping[str, Any]) -> str:
+    least = schema["minItems"]
+    bound = "exactly" if schema.get("maxItems") == least else "at least"
+    return f"{bound} {least} value{'s' if least > 1 else ''}"
 
 
 def commands_page() -> str:

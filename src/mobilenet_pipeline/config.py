@@ -73,6 +73,17 @@ def _fits_every_framework(name: str) -> str:
 ModelName = Annotated[str, AfterValidator(_fits_every_framework)]
 
 
+def _differ(names: list[str]) -> list[str]:
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"it names {twice[0]!r} twice; name every class once")
+    return names
+
+
+ClassNames = Annotated[list[str], Field(min_length=2), AfterValidator(_differ)]
+Channels = Annotated[list[float], Field(min_length=3, max_length=3)]
+PartOf = Annotated[float, Field(gt=0, lt=1)]
+
+
 class Section(BaseModel):
     """A part of `params.yaml`. Immutable; an unknown, missing or mistyped key is an error.
 
@@ -95,7 +106,7 @@ class Data(Section):
     resize: Literal["crop", "pad"] = "crop"
     """How an image of the source `images`, or of a request, becomes a square: `crop` takes the central square, `pad`
     adds black borders."""
-    test_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    test_share: PartOf | None = None
     """About this share is held out for testing if the source `images` has no test split; else null. An image stays on
     its side when others are added. With another share, seed, size or `resize`, the champion has seen many of the test
     images: set another `registered_model`, too."""
@@ -105,15 +116,15 @@ class Data(Section):
     """Largest share of the source's images that the dataset may lack, because they cannot be read or are duplicates."""
     digest: str
     """SHA-256 over hash, label, split and group of every image, in hash order. Ingestion refuses any other digest."""
-    class_names: list[str]
+    class_names: ClassNames
     """Names of the classes, in the order of their labels."""
     train_rows: Positive
     """Number of training images, validation images included."""
     test_rows: Positive
     """Number of test images."""
-    channel_mean: list[float]
+    channel_mean: Channels
     """Expected mean of red, green and blue over the training images, on the scale 0 to 1."""
-    channel_std: list[float]
+    channel_std: Channels
     """Expected standard deviation of red, green and blue over the training images, on the scale 0 to 1."""
     channel_tolerance: Rate
     """Largest difference from `channel_mean` and `channel_std` that passes validation."""
@@ -124,7 +135,7 @@ class Data(Section):
 class Split(Section):
     """Which training images are held out for validation."""
 
-    validation_share: Share
+    validation_share: PartOf
     """Share of the training images that is held out, stratified by class; a group is held out as a whole."""
     seed: int
     """Seed of the split."""
@@ -310,7 +321,7 @@ class Gate(Section):
     """Largest increase of the test loss against the champion."""
     corruption_drop: Share
     """Largest drop of the mean accuracy on corrupted images against the champion; only a significant drop fails."""
-    coverage: Annotated[float, Field(gt=0, lt=1)] | None
+    coverage: PartOf | None
     """Share of the images whose prediction set contains their class. Its threshold is from the validation images; the
     gate checks it on the test images, and only a significant shortfall fails. Null: no prediction sets."""
 
@@ -338,7 +349,7 @@ class Monitoring(Section):
     """Chance that any test finds drift in a window without drift; the p-values of a window are Holm-adjusted."""
     distance: Share
     """Least Kolmogorov-Smirnov distance of an input statistic or the confidence from the test images'."""
-    class_ratio: Annotated[float, Field(gt=0, lt=1)]
+    class_ratio: PartOf
     """A class has drifted if its share of the predictions is below this part of its share on the test images, or above
     the inverse."""
     milliseconds: Rate
