@@ -1,3 +1,5 @@
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from mobilenet_pipeline.data.dataset import Dataset
 
 LABELS = np.repeat(np.arange(10), 50)
 LIMITS = config.Split(validation_share=0.2, seed=0)
+FORMER = ["693c415f", "f3025009", "8314ff65", "939fdce9", "93212736"]
+"""Hashes of the rows that version 0.1 held out."""
 
 
 def test_every_class_has_the_same_share_held_out():
@@ -44,6 +48,28 @@ def test_no_group_is_on_both_sides():
     assert not {*groups[kept]} & {*groups[held_out]}
     assert 60 < len(held_out) < 140
     assert {*LABELS[kept]} == {*LABELS[held_out]} == {*range(10)}
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.95])
+@pytest.mark.parametrize("size", [5, 50])
+def test_about_the_share_of_the_images_in_groups_is_held_out(share, size):
+    groups = np.array([f"patient {number // size}" for number in range(500)])
+    labels = np.arange(500) % 10
+    kept, held_out = split.hold_out(labels, groups, share, seed=0)
+    assert not {*groups[kept]} & {*groups[held_out]}
+    assert len(held_out) / 500 == pytest.approx(share, abs=0.06 + size / 500)  # a group more or less
+
+
+def test_few_groups_are_on_both_sides_of_a_large_share():
+    groups = np.repeat(["a", "b", "c", "d"], 5)
+    _, held_out = split.hold_out(np.arange(20) % 5, groups, 0.7, seed=0)
+    assert len({*groups[held_out]}) in (2, 3)
+
+
+def test_the_split_by_groups_of_a_usual_share_stays_what_it_was():
+    groups = np.array([f"patient {number // 7}" for number in range(500)])
+    held = [split.hold_out(LABELS, groups, share, seed=0)[1] for share in (0.1, 0.2, 0.25, 0.3, 0.5)]
+    assert [hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()[:8] for rows in held] == FORMER
 
 
 def test_images_without_a_group_are_split_one_by_one():

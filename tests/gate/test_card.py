@@ -108,6 +108,11 @@ def test_a_card_says_how_many_replicas_trained(recipe: config.Recipe, facts: dic
     assert f"- **processor**: {processor}\n" in made(recipe, files=files)
 
 
+def test_a_card_has_the_share_that_was_held_out_for_validation(recipe: config.Recipe):
+    metrics = METRICS | {"validation": SCORES | {"rows": 479}}
+    assert "1,437 for training, 33% of them held out" in made(recipe, files=replace(FILES, metrics=metrics))
+
+
 def test_a_card_has_the_accuracy_without_near_duplicates(recipe: config.Recipe):
     twins = {"rows": 4, "accuracy_with": 1.0, "accuracy_without": 0.875}
     text = made(recipe, files=replace(FILES, metrics=METRICS | {"near_duplicates": twins}))

@@ -1,11 +1,16 @@
 """Training and validation images: a stratified split of the images that are not for testing. Pure."""
 
 import warnings
+from fractions import Fraction
+from itertools import islice
 
 import numpy as np
 
 from mobilenet_pipeline.config import Split
 from mobilenet_pipeline.data.dataset import Dataset
+
+NEAR = 0.05
+"""Difference between the share that is asked for and one of a single fold, 1/2, 1/3 and so on, that is accepted."""
 
 
 def stratify(labels: np.ndarray, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +47,8 @@ def hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: 
     names, units = np.unique(groups.astype(str), return_inverse=True)
     if not 0 < share < 1:
         raise ValueError(f"a share of {share} leaves one side of the split empty; take a share between 0 and 1")
-    folds = min(max(2, round(1 / share)), np.unique(labels, return_counts=True)[1].max())
+    parts = int((names != "").sum() + (groups == "").sum())
+    held, folds = _folds(share, int(np.unique(labels, return_counts=True)[1].max()), parts)
     _, kinds = np.unique(labels, return_inverse=True)
     order = np.random.default_rng(seed).permutation(np.flatnonzero(groups == ""))
     for kind in np.unique(kinds[order]):  # the images without a group, in as many units as folds: few units are fast
@@ -52,7 +58,8 @@ def hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds
         is_held = np.zeros(len(labels), bool)
-        is_held[next(splitter.split(labels, labels, units))[1]] = True
+        for _, members in islice(splitter.split(labels, labels, units), held):
+            is_held[members] = True
     for side in (True, False):  # of a small class, the smallest group moves
         for label in np.setdiff1d(labels, labels[is_held == side]):
             sizes = {unit: (units == unit).sum() for unit in np.unique(units[labels == label])}
@@ -65,6 +72,20 @@ def hold_out(labels: np.ndarray, groups: np.ndarray | None, share: float, seed: 
     if lacking := np.setdiff1d(labels, np.intersect1d(labels[is_held], labels[~is_held])).tolist():
         raise ValueError(f"no split by groups has images with label {lacking[0]} on both sides; add groups")
     return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
+def _folds(share: float, images: int, parts: int) -> tuple[int, int]:
+    """Return how many folds are held out, of how many, so that they come near to the share.
+
+    There are at most as many folds as `images` of the largest class. `parts` is the number of groups and of images
+    without one.
+    """
+    folds = max(2, round(1 / share))
+    if abs(1 / folds - share) <= NEAR:
+        return 1, min(folds, images)
+    most = max(2, min(10, images, parts))  # few, so that each fold has a group
+    near = min(Fraction(share).limit_denominator(most), Fraction(most - 1, most))
+    return near.numerator, near.denominator
 
 
 def split_rows(data: Dataset, limits: Split) -> tuple[np.ndarray, np.ndarray]:

@@ -156,7 +156,9 @@ def _model(recipe: Recipe, files: CandidateFiles) -> str:
 
 
 def _data(recipe: Recipe, files: CandidateFiles) -> str:
-    rows, share = files.dataset["rows"], recipe.split.validation_share
+    rows = files.dataset["rows"]
+    # Groups stay together, so that the share is another one than the recipe's.
+    share = files.metrics["validation"]["rows"] / rows["train"]
     return _list(
         {
             "source": recipe.data.path or recipe.data.source,
