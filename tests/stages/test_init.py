@@ -1,5 +1,6 @@
 """`init`: what it writes is a recipe that ingestion accepts, and an error leaves params.yaml as it was."""
 
+import difflib
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_all_other_bytes_of_the_file_stay():
     before = PARAMS.read_bytes()
     run("mine", "--images", "pictures")
     assert PARAMS.read_bytes().startswith(before)
+
+
+@pytest.mark.usefixtures("pictures")
+@pytest.mark.parametrize("ending", [b"", b"\n"])
+def test_a_file_from_windows_keeps_its_line_ends(ending):
+    PARAMS.write_bytes(b"\r\n".join(PARAMS.read_bytes().splitlines()) + ending.replace(b"\n", b"\r\n"))
+    before = PARAMS.read_bytes()
+    run("mine", "--images", "pictures")
+    assert PARAMS.read_bytes().startswith(before)
+    assert PARAMS.read_bytes().count(b"\n") == PARAMS.read_bytes().count(b"\r\n")
 
 
 @pytest.mark.usefixtures("pictures")
@@ -160,6 +171,22 @@ def test_an_update_leaves_all_other_lines_of_the_file(pictures):
     before = (ROOT / PARAMS).read_text().splitlines()
     assert lines[: len(before)] == before
     assert recipe.promotion == "manual"
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_an_update_leaves_every_byte_of_the_other_lines(pictures, end):
+    run("mine", "--images", "pictures")
+    text = PARAMS.read_text().replace("as_good_and_lighter:\n", "as_good_and_lighter: # as we like it\n")
+    lines = [("  " + line if line.startswith("      - ") else line) for line in text.splitlines()]
+    lines = [line.replace(": null", ": ~", 1) for line in lines]
+    PARAMS.write_bytes(end.join([*lines, ""]).encode())
+    put(pictures / "a cat" / "more.png", 500)
+    assert run("mine", "--update") == 0
+    after = PARAMS.read_bytes().decode().split(end)
+    changed = [line[2:].strip() for line in difflib.ndiff([*lines, ""], after) if line[:2] in ("- ", "+ ")]
+    assert changed
+    assert all(line.startswith(("- 0.", "digest: ", "train_rows: ", "test_rows: ")) for line in changed)
+    assert config.load_recipe("mine").data.train_rows + config.load_recipe("mine").data.test_rows == 41
 
 
 def test_an_update_of_unchanged_images_changes_nothing(pictures, capsys):

@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from io import StringIO
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 from tqdm import tqdm
 
 from mobilenet_pipeline.config import WIDTHS, Candidate, Data, Recipe, load_recipe, recipe_names
@@ -157,23 +159,51 @@ def append(name: str, text: str, params: Path = PARAMS) -> None:
 
     Raises ValueError, and changes nothing, if the file would not be read as before, with the recipe added.
     """
-    before = params.read_text(encoding="utf-8")
-    _write(name, before, before + ("" if before.endswith("\n") else "\n") + "\n" + text, params)
+    before = _read(params)
+    end = "\r\n" if "\r\n" in before else "\n"
+    text = "\n" + text if before.endswith("\n") else "\n\n" + text
+    _write(name, before, before + text.replace("\n", end), params)
 
 
 def replace_values(name: str, values: Mapping[str, Any], params: Path = PARAMS) -> None:
-    """Give a recipe these data settings; comments and all other values of params.yaml stay.
+    """Give a recipe these data settings; all other lines of params.yaml stay.
 
     Raises ValueError, and changes nothing, if the recipe would not be valid.
     """
-    before = params.read_text(encoding="utf-8")
+    before = _read(params)
     editor = YAML()
     editor.preserve_quotes, editor.width = True, 2**20
-    document = editor.load(before)
+    document = editor.load(before.replace("\r\n", "\n"))
+    unchanged, after = StringIO(), StringIO()
+    editor.dump(document, unchanged)
     document["recipes"][name].setdefault("data", {}).update(values)
-    after = StringIO()
     editor.dump(document, after)
-    _write(name, before, after.getvalue(), params)
+    _write(name, before, _with_own_lines(before, unchanged.getvalue(), after.getvalue()), params)
+
+
+def _with_own_lines(own: str, before: str, after: str) -> str:
+    """Return the document `after` with the lines of `own` that did not change since `before`.
+
+    `own` is `before` as a person writes it: with other line ends, indents of lists, or words for null. Return `after`
+    if the lines do not match, or do not mean the same together.
+    """
+    lines, old, new = (text.splitlines(keepends=True) for text in (own, before, after))
+    if len(lines) != len(old):
+        return after
+    end = "\r\n" if "\r\n" in own else "\n"
+    parts: list[str] = []
+    for kind, start, stop, first, last in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        parts += lines[start:stop] if kind == "equal" else [line.replace("\n", end) for line in new[first:last]]
+    try:
+        same = YAML(typ="safe").load("".join(parts)) == YAML(typ="safe").load(after)
+    except YAMLError:  # of a list, one line was changed, and the others have another indent
+        same = False
+    return "".join(parts) if same else after
+
+
+def _read(params: Path) -> str:
+    """Return the text with its own line ends, which `Path.read_text` changes."""
+    return params.read_bytes().decode("utf-8")
 
 
 def _write(name: str, before: str, after: str, params: Path) -> None:
