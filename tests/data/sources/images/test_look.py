@@ -9,6 +9,7 @@ import tarfile
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,7 @@ from cifar10_archives import Images, binary_members, python_members, write_tar
 from picture_files import classes, encoded, put
 
 from mobilenet_pipeline.data.sources.base import IngestError
+from mobilenet_pipeline.data.sources.images import archives
 from mobilenet_pipeline.data.sources.images.look import opened
 
 
@@ -273,6 +275,18 @@ def test_an_archive_larger_than_the_disk_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("mobilenet_pipeline.data.sources.images.archives.SPARE", 2**60)
     with pytest.raises(IngestError, match=r"needs .* bytes unpacked, .*TMPDIR"):
         labels(path)
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.zip"])
+def test_the_size_of_an_archive_is_that_of_all_its_files(tmp_path, monkeypatch, name):
+    contents = {f"cat/{number}.png": bytes(1_000) for number in range(3)}
+    write_tar(tmp_path / "a.tar", contents, "")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file, content in contents.items():
+            archive.writestr(file, content)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=archives.SPARE + 2_500))
+    with pytest.raises(IngestError, match=rf"{name} needs at least 3,000 bytes unpacked, and .* has 2,500 free"):
+        labels(tmp_path / name)
 
 
 @pytest.mark.parametrize("members", [binary_members, python_members])

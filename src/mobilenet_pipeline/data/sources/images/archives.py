@@ -37,7 +37,7 @@ def unpacked(path: Path) -> Iterator[Path]:
         try:
             if zipfile.is_zipfile(path):
                 with zipfile.ZipFile(path) as archive:
-                    _check_size(path, sum(member.file_size for member in archive.infolist()), folder)
+                    _check_size(path, sum(member.file_size for member in archive.infolist()), _free(folder), folder)
                     archive.extractall(folder)  # it drops drives, roots and ".." of names, and makes no links
             else:
                 _unpack_tar(path, folder)
@@ -68,21 +68,26 @@ class _Header(tarfile.TarInfo):
 
 
 def _unpack_tar(path: Path, folder: Path) -> None:
-    size = 0
+    size, free = 0, _free(folder)
     with tarfile.open(path, tarinfo=_Header) as archive:
         for member in archive:  # in the order of the file, so that a compressed archive is read once
             size += member.size
-            _check_size(path, member.size, folder)
+            _check_size(path, size, free, folder)
             if member.isfile() or member.isdir() or member.issym() or member.islnk():
                 archive.extract(member, folder, filter="data")
-        while archive.fileobj and archive.fileobj.read(2**20):  # a compressed file has a checksum behind its last byte
+        while archive.fileobj.read(2**20):  # a compressed file has a checksum behind its last byte
             pass
 
 
-def _check_size(path: Path, size: int, folder: Path) -> None:
-    free = shutil.disk_usage(folder).free - SPARE
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free - SPARE
+
+
+def _check_size(path: Path, size: int, free: int, folder: Path) -> None:
     if size > free:
-        raise IngestError(f"{path} needs {size:,} bytes unpacked, and {folder.parent} has {free:,} free; {DISK}")
+        raise IngestError(
+            f"{path} needs at least {size:,} bytes unpacked, and {folder.parent} has {free:,} free; {DISK}"
+        )
 
 
 def _without_wrapper(folder: Path) -> Path:

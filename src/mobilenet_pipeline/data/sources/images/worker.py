@@ -32,7 +32,6 @@ SUFFIXES = {
     "AVIF": (".avif", ".avifs"),
 }
 KINDS = {
-    "empty": "the file has no bytes",
     "mislabelled": "the file is {format} by its content; it is kept",
     "animated": "the file has several images; the first one is kept",
     "cmyk": "the colours are for printing (CMYK); the image is kept in RGB",
