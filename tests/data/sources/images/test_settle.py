@@ -124,6 +124,23 @@ def test_of_the_same_pixels_one_file_is_kept(root):
     assert len(found.rows) == 16
 
 
+@pytest.mark.parametrize(
+    ("groups", "expected"), [(("anna", "bert"), "anna"), (("bert", "anna"), "anna"), (("", "bert"), "bert")]
+)
+def test_the_group_of_the_same_pixels_does_not_depend_on_names(tmp_path, groups, expected):
+    rows = ["path,label,group"]
+    for number in range(12):
+        put(tmp_path / f"{number}.png", number)
+        rows.append(f"{number}.png,{'cat' if number % 2 else 'dog'},g{number}")
+    for name, group in zip("ab", groups, strict=True):
+        put(tmp_path / f"{name}.png", 99)
+        rows.append(f"{name}.png,cat,{group}")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    found = settled(tmp_path / "list.csv").rows
+    assert len(found) == 13
+    assert found[found["name"].isin(["a.png", "b.png"])]["group"].tolist() == [expected]
+
+
 def test_the_same_pixels_in_two_classes_are_left_out_in_both(root):
     put(root / "dog" / "copy.png", 1)
     found = settled(root)

@@ -122,8 +122,12 @@ def _without_contradictions(rows: pd.DataFrame, problems: list[Problem]) -> pd.D
 
 
 def _without_duplicates(rows: pd.DataFrame, problems: list[Problem]) -> pd.DataFrame:
-    """Keep one of the images with the same pixels: one for testing rather than one for training."""
-    order = rows.assign(training=rows["split"] != TEST).sort_values(["training", "name"], kind="stable")
+    """Keep one of the images with the same pixels: for testing rather than training, and of the first group by name.
+
+    One of a group comes before one of none, because the split must know the group of these pixels.
+    """
+    order = rows.assign(training=rows["split"] != TEST, alone=rows["group"] == "")
+    order = order.sort_values(["training", "alone", "group", "name"], kind="stable")
     first = order.drop_duplicates("hash").set_index("hash")
     copies = order[order["hash"].duplicated()].sort_values("record")
     for copy in copies.to_dict("records"):
