@@ -1,3 +1,5 @@
+import hashlib
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,18 @@ def test_a_model_of_smaller_images_answers_them(exported: list[Path]) -> None:
 def test_images_of_the_wrong_size_are_refused_with_the_right_one(exported: list[Path]) -> None:
     with pytest.raises(ValueError, match=rf"uint8 \(n, {SMALL}, {SMALL}, 3\)"):
         Artefact(exported[2]).predict(IMAGES)
+
+
+def test_a_large_file_is_hashed_piece_by_piece(tmp_path: Path) -> None:
+    content = bytes(2**24)
+    (tmp_path / "large").write_bytes(content)
+    expected = hashlib.sha256(content).hexdigest()
+    tracemalloc.start()
+    try:
+        assert sha256_of(tmp_path / "large") == expected
+        assert tracemalloc.get_traced_memory()[1] < 2**21
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("content", [None, b"changed"])

@@ -26,8 +26,9 @@ class ArtefactError(ValueError):
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, hex."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    """Return the SHA-256 of a file, hex. The file may be larger than the memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_sha256(path: Path, expected: str, name: str | None = None) -> None:
