@@ -117,8 +117,8 @@ def commands_page() -> str:
     parts = [
         _head("Commands", "src/mobilenet_pipeline/cli.py"),
         "Run the commands in the project's folder, after `. .venv/bin/activate`. Every command has `--help`. The exit\n"
-        "code is 0 for success, 1 for an error that the last line explains, 2 for a wrong command line, 3 for something\n"
-        "that needs a person (`status`, `monitor`), and 130 after Ctrl-C.",
+        "code is 0 for success, 1 for an error that the last line explains, 2 for a wrong command line, 3 for\n"
+        "something that needs a person (`status`, `monitor`), and 130 after Ctrl-C.",
         *_describe_command(root, 2),
     ]
     return "\n\n".join(parts) + "\n"
