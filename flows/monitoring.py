@@ -36,7 +36,7 @@ from mobilenet_pipeline.monitoring.alarms import Alert
 from mobilenet_pipeline.monitoring.look import Look
 from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.workspace import locks
+from mobilenet_pipeline.workspace import locks, records
 
 EVENTS = {"raised": alerts.DRIFT, "closed": "mobilenet-pipeline.drift.closed", "proposed": alerts.PROPOSAL}
 """By what has changed."""
@@ -59,17 +59,9 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
     environment.prepare()
     logs.set_up(recipe)
     loaded = load_recipe(recipe)
-    seen = look.look(loaded, Path(labels) if labels else None)
-    # Before the state is written: a killed look is repeated, and Prefect drops an event that it has got minutes before.
-    for change in seen.document["changes"]:
-        tell(loaded, EVENTS[change["what"]], change)
-    causes = look.needs_training(seen)
-    if causes and (sentence := start_training(loaded, seen.state.open)):
-        seen = look.with_training(seen, causes, sentence)
-        for alert in seen.document["drift"]:
-            if alert["cause"] in causes:
-                tell(loaded, REQUESTED, alert)
-    look.keep(seen)
+    # A look writes at its end what it has read at its beginning: state and labels.
+    with records.exclusively(f"monitoring-{recipe}", everywhere=False):
+        seen = _look(loaded, Path(labels) if labels else None)
     alerts.write_gauges(lambda: gauges.write(loaded))
     publish(loaded, seen)
     message = " ".join(sentences(seen.document))
@@ -79,6 +71,22 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
 
 # As in `flows.training`: deploying makes the schema again, with the recipes as choices.
 monitor.fn.__annotations__["recipe"] = RecipeName
+
+
+def _look(recipe: Recipe, labels: Path | None) -> Look:
+    """Look at the record, tell people what has changed, start a training if the recipe wants one, and keep the look."""
+    seen = look.look(recipe, labels)
+    # Before the state is written: a killed look is repeated, and Prefect drops an event that it has got minutes before.
+    for change in seen.document["changes"]:
+        tell(recipe, EVENTS[change["what"]], change)
+    causes = look.needs_training(seen)
+    if causes and (sentence := start_training(recipe, seen.state.open)):
+        seen = look.with_training(seen, causes, sentence)
+        for alert in seen.document["drift"]:
+            if alert["cause"] in causes:
+                tell(recipe, REQUESTED, alert)
+    look.keep(seen)
+    return seen
 
 
 def tell(recipe: Recipe, event: str, alert: Mapping[str, Any]) -> None:

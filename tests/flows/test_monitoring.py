@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -14,7 +15,7 @@ import pytest
 from bento_fixtures import CLASSES
 from prefect.states import Completed
 from toy_fixtures import Toy
-from waiting import ran, wait_until
+from waiting import LIMIT, ran, wait_until
 
 from flows import monitoring
 from flows.training import train_and_promote
@@ -25,7 +26,7 @@ from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.monitoring import look
 from mobilenet_pipeline.monitoring.alarms import Alert, State
 from mobilenet_pipeline.registry.versions import Version
-from mobilenet_pipeline.workspace import locks
+from mobilenet_pipeline.workspace import locks, records
 
 CHAMPION = Version("cifar10-mobilenet", "2", "2" * 32, "scratch", "digits", 0.9, "d" * 64, "0" * 64)
 ALERT = Alert("2-images-900", "images", "2", 900.0, ["short"], {"brightness": "brightness is 180"})
@@ -183,6 +184,22 @@ def test_the_command_says_with_its_exit_code_whether_people_are_needed(
     monkeypatch.setattr(monitoring, "monitor", lambda *_, return_state: Completed(data=document))
     assert cli.main(["monitor", "--json"]) == code
     assert json.loads(capsys.readouterr().out) == document
+
+
+def test_a_look_waits_for_the_one_before(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = threading.Event()
+
+    def fail(*_: Any) -> None:
+        began.set()
+        raise look.MonitoringError("there is no champion")
+
+    monkeypatch.setattr(look, "look", fail)
+    second = threading.Thread(target=monitoring.monitor.fn, args=("digits",))
+    with records.exclusively("monitoring-digits", everywhere=False):
+        second.start()
+        assert not began.wait(2)
+    assert began.wait(LIMIT)
+    second.join()
 
 
 def test_a_look_that_fails_does_not_end_the_monitoring(

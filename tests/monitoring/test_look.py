@@ -11,7 +11,7 @@ from registry_fixtures import Runs
 
 from mobilenet_pipeline.config import Monitoring, Recipe
 from mobilenet_pipeline.evaluation.reference import Reference
-from mobilenet_pipeline.monitoring import look
+from mobilenet_pipeline.monitoring import look, state
 from mobilenet_pipeline.monitoring.alarms import Alert, State
 from mobilenet_pipeline.monitoring.answers import Answers, Record
 from mobilenet_pipeline.monitoring.look import MonitoringError, needs_training, see, with_training
@@ -106,6 +106,15 @@ def test_labels_are_kept_and_their_accuracy_reported(served: Recipe, tmp_path: P
     document = look.look(served, now=2 * HOUR).document
     assert document["accuracy"]["rows"] == 200
     assert "mobilenet-pipeline rollback --recipe digits" in document["proposal"]
+
+
+def test_a_look_without_new_labels_writes_none(served: Recipe, tmp_path: Path, shifted: Record) -> None:
+    truth, kept = tmp_path / "truth.csv", state.folder(served) / "labels.csv"
+    truth.write_text(f"answer_id,truth\n{shifted.answers.ids[0]},dog\n")
+    look.keep(look.look(served, truth, now=2 * HOUR))
+    written = kept.stat().st_mtime_ns
+    look.keep(look.look(served, now=2 * HOUR))
+    assert kept.stat().st_mtime_ns == written
 
 
 def test_a_proposal_is_told_when_it_begins(served: Recipe, tmp_path: Path, shifted: Record) -> None:

@@ -46,8 +46,9 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """A look at the POSIX second `at`, with document, picture and labels; nothing is written before `keep`.
+    """A look at the POSIX second `at`, with document and picture; nothing is written before `keep`.
 
+    `labels` are all labels if the look has brought new ones, and none if it has not.
     The document's `changes` are what people must be told: alerts that were raised or closed, and a proposal.
     """
 
@@ -169,7 +170,7 @@ def look(recipe: Recipe, new_labels: Path | None = None, workspace: Path = HERE,
             causes=comparisons.CAUSES,
         )
     )
-    return Look(recipe, at, after, document, picture, all_labels)
+    return Look(recipe, at, after, document, picture, all_labels if reading else [])
 
 
 def keep(seen: Look, workspace: Path = HERE) -> None:
