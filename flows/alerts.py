@@ -1,7 +1,7 @@
 """Tell people: automations of Prefect that send a notification when a run fails or a person has to decide."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from flows import others
 
 PREFIX = "mobilenet-pipeline: "
 NAME = "mobilenet-pipeline"
-"""The name of the blocks that this module makes."""
+"""The name of the blocks that this module makes and `set_up` saves."""
 FLOWS = [others.FLOW, "monitor"]
 APPROVAL = "mobilenet-pipeline.approval.requested"
 DRIFT, PROPOSAL = "mobilenet-pipeline.drift.raised", "mobilenet-pipeline.rollback.proposed"
@@ -57,7 +57,7 @@ CAUSES = {
 
 
 def webhook(url: str) -> Block:
-    """Save a block that posts subject and body as JSON to an address, and return it.
+    """Return a block that posts subject and body as JSON to an address.
 
     The address is a secret of the block: whoever has that of most webhooks can send by them. Raises ValueError if it is
     no address.
@@ -65,13 +65,13 @@ def webhook(url: str) -> Block:
     _check(url)
     content = {"subject": "{{subject}}", "text": "{{body}}"}
     settings = {"name": NAME, "url": "{{url}}", "secrets": {"url": url}, "json_data": content}
-    return _saved(CustomWebhookNotificationBlock.model_validate(settings))
+    return CustomWebhookNotificationBlock.model_validate(settings)
 
 
 def slack(url: str) -> Block:
-    """Save a block for an incoming webhook of Slack, and return it. Raises ValueError if it is no address."""
+    """Return a block for an incoming webhook of Slack. Raises ValueError if it is no address."""
     _check(url)
-    return _saved(SlackWebhook(url=SecretStr(url)))
+    return SlackWebhook(url=SecretStr(url))
 
 
 def _check(url: str) -> None:
@@ -81,13 +81,13 @@ def _check(url: str) -> None:
 
 
 def email(address: str, key: str) -> Block:
-    """Save a block that sends e-mail from and to an address by SendGrid, with SendGrid's API key; return it.
+    """Return a block that sends e-mail from and to an address by SendGrid, with SendGrid's API key.
 
     Raises ValueError if it is no address.
     """
     if not re.fullmatch(r"[^@\s]+@[^@\s]+", address):
         raise ValueError(f"{address!r} is no e-mail address; give one such as team@example.com")
-    return _saved(SendgridEmail(api_key=SecretStr(key), sender_email=address, to_emails=[address]))
+    return SendgridEmail(api_key=SecretStr(key), sender_email=address, to_emails=[address])
 
 
 def load(name: str) -> Block:
@@ -109,8 +109,11 @@ def write_gauges(write: Callable[[], object]) -> None:
         get_run_logger().warning("the gauges were not written: %s", error)
 
 
-def set_up(blocks: Iterable[Block]) -> list[str]:
-    """Make or replace the automations of all `CAUSES`, which notify by these blocks; return their names."""
+def set_up(blocks: Sequence[Block]) -> list[str]:
+    """Save new blocks, make or replace the automations of all `CAUSES`, which notify by them; return their names."""
+    for block in blocks:
+        if not block._block_document_id:
+            block.save(NAME, overwrite=True)
     ids = [block._block_document_id for block in blocks if block._block_document_id]
     with get_client(sync_client=True) as client:
         for name, cause in CAUSES.items():
@@ -126,14 +129,15 @@ def set_up(blocks: Iterable[Block]) -> list[str]:
 
 
 def test(blocks: Iterable[Block]) -> None:
-    """Send a message by each block. Raises ConnectionError, naming the block, if one cannot be sent."""
+    """Send a message by each block, saved or not. Raises ConnectionError, naming the block, if one cannot be sent."""
     for block in blocks:
-        slug = f"{block.get_block_type_slug()}/{block._block_document_name}"
+        slug = f"{block.get_block_type_slug()}/{block._block_document_name or NAME}"
+        remedy = "correct the block on Prefect's page" if block._block_document_name else "correct its address or key"
         try:
             with block.raise_on_failure():  # type: ignore[attr-defined]
                 block.notify(subject=f"{NAME}: a test", body="Notifications arrive here.")  # type: ignore[attr-defined]
         except Exception as error:  # each kind of block raises its own
-            raise ConnectionError(f"{slug} cannot send: {error}; correct the block on Prefect's page") from None
+            raise ConnectionError(f"{slug} cannot send: {error}; {remedy}") from None
 
 
 def tell_approval(recipe: str, version: str, run_id: str, sentence: str) -> None:
@@ -161,8 +165,3 @@ def _trigger(event: str) -> EventTrigger:
         threshold=1,
         within=timedelta(0),
     )
-
-
-def _saved(block: Block) -> Block:
-    block.save(NAME, overwrite=True)
-    return block

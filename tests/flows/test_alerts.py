@@ -12,6 +12,7 @@ from prefect.blocks.system import Secret
 from waiting import wait_until
 
 from flows import alerts
+from mobilenet_pipeline import cli
 
 Sent = list[dict[str, str]]
 
@@ -66,7 +67,7 @@ def test_a_version_that_waits_is_told_once_a_day(prefect: Any, hook: tuple[str, 
 
 
 def test_prefect_s_page_does_not_show_the_address_of_a_webhook(prefect: Any) -> None:
-    alerts.webhook("http://127.0.0.1:9/a-secret")
+    alerts.set_up([alerts.webhook("http://127.0.0.1:9/a-secret")])
     shown = prefect.read_block_document_by_name(alerts.NAME, "custom-webhook", include_secrets=False)
     assert "a-secret" not in str(shown.data)
 
@@ -78,8 +79,23 @@ def test_set_up_again_replaces_the_automations(prefect: Any, hook: tuple[str, Se
 
 
 def test_a_webhook_that_does_not_answer_is_named(prefect: Any) -> None:
-    with pytest.raises(ConnectionError, match="custom-webhook/mobilenet-pipeline cannot send"):
+    with pytest.raises(ConnectionError, match=r"custom-webhook/mobilenet-pipeline cannot send.*correct its address"):
         alerts.test([alerts.webhook("http://127.0.0.1:9")])
+
+
+def test_a_failed_test_leaves_the_notifications_as_they_were(
+    prefect: Any, hook: tuple[str, Sent], capsys: pytest.CaptureFixture[str]
+) -> None:
+    alerts.set_up([alerts.webhook(hook[0])])
+    assert cli.main(["alerts", "--webhook", "http://127.0.0.1:9", "--test"]) == 1
+    assert "custom-webhook/mobilenet-pipeline cannot send" in capsys.readouterr().err
+    alerts.test([alerts.load("custom-webhook/mobilenet-pipeline")])
+
+
+def test_a_wrong_address_changes_no_other_block(prefect: Any, hook: tuple[str, Sent]) -> None:
+    alerts.set_up([alerts.webhook(hook[0])])
+    assert cli.main(["alerts", "--webhook", "http://127.0.0.1:9", "--slack", "nonsense"]) == 1
+    alerts.test([alerts.load("custom-webhook/mobilenet-pipeline")])
 
 
 def test_a_block_that_sends_nothing_is_refused(prefect: Any) -> None:
