@@ -31,10 +31,12 @@ ANSWER_SECONDS = 60
 UPLOAD = "mobilenet_pipeline.upload"
 """Key of the upload in the ASGI scope: the bytes of an image file; for a batch, a list of them or raw pixels."""
 READS, POSTS = ("GET", "HEAD"), ("POST",)
+PREDICTING = ("/predict", BATCH_PATH, "/compare")
+"""The paths whose answers are recorded, and therefore whose failures are."""
 HEALTH = ("/livez", "/readyz", "/healthz")
 PATHS = {
     **dict.fromkeys(("/", "/docs", "/docs.json", "/schema.json", "/model", "/metrics", *HEALTH), READS),
-    **dict.fromkeys(("/predict", BATCH_PATH, "/compare", "/input"), POSTS),
+    **dict.fromkeys((*PREDICTING, "/input"), POSTS),
 }
 STATIC = "/static_content/"
 """Scripts and styles of the OpenAPI page."""
@@ -46,7 +48,7 @@ class FrontDoor:
     """ASGI middleware: admits known requests, puts their upload into `scope[UPLOAD]`, and counts the answers.
 
     With a `key`, every path but those in OPEN needs it. `failed` is called with path and status of every upload that
-    gets no answer, except for one with a wrong key.
+    gets no prediction, except for one with a wrong key.
     """
 
     def __init__(
@@ -108,7 +110,7 @@ class FrontDoor:
             self.held -= held
             self.working -= working
             measures.count_request(path, status, version, time.perf_counter() - started)
-            if scope["method"] in POSTS and PATHS.get(path) == POSTS and status >= 400 and status != 401:
+            if scope["method"] in POSTS and path in PREDICTING and status >= 400 and status != 401:
                 self.failed(path, status)
 
     def _admit(self, scope: Scope) -> None:

@@ -80,6 +80,14 @@ def test_failed_requests_are_drift(
     assert cause in found(answered(100), reference, limits, np.full(20, status))
 
 
+def test_the_share_of_refusals_counts_the_files_of_batches(
+    answered: Answered, reference: Reference, limits: Monitoring
+) -> None:
+    batches = replace(answered(990), first=np.arange(990) % 99 == 0)
+    findings = {one.test: one for one in compare(batches, np.full(10, 400), reference, limits)}
+    assert findings["refusals"].window == pytest.approx(0.01)
+
+
 def test_what_an_older_record_lacks_is_not_compared(
     answered: Answered, reference: Reference, limits: Monitoring
 ) -> None:

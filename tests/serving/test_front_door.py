@@ -155,7 +155,7 @@ def test_an_error_is_json_unless_the_answer_has_begun(begun: bool, caplog: pytes
         assert "out of order" in caplog.text
 
 
-@pytest.mark.parametrize("path", ["/model", "/predict"])
+@pytest.mark.parametrize("path", ["/model", "/predict", "/input"])
 def test_a_late_answer_is_a_504_in_json(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[Any] = []
     failed: list[tuple[str, int]] = []
@@ -176,7 +176,7 @@ def test_a_late_answer_is_a_504_in_json(path: str, monkeypatch: pytest.MonkeyPat
     asyncio.run(door(scope, receive, send))
     assert (sent[0]["status"], json.loads(sent[1]["body"])["error"]["code"]) == (504, "no_answer")
     assert (door.working, door.held) == (0, 0)
-    assert failed == ([("/predict", 504)] if method == "POST" else [])
+    assert failed == ([("/predict", 504)] if path == "/predict" else [])
 
 
 def test_an_answer_that_has_begun_is_not_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:

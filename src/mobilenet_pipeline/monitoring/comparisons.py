@@ -160,10 +160,11 @@ def _limits(answers: Answers, failures: np.ndarray, limits: Monitoring) -> Itera
     timed = answers.milliseconds[~np.isnan(answers.milliseconds)]
     requests = int(answers.first.sum()) + len(failures)
     broken, refused = int((failures >= 500).sum()), int((failures < 500).sum())
+    files = len(answers) + refused  # a refused file of a batch is recorded as its answered ones are
     counts = (
         ("latency", int((timed > limits.milliseconds).sum()), len(timed), SLOW_SHARE),
         ("errors", broken, requests, limits.error_share),
-        ("refusals", refused, requests, limits.error_share),
+        ("refusals", refused, files, limits.error_share),
     )
     for cause, count, trials, limit in counts:
         if trials:
