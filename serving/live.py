@@ -52,7 +52,7 @@ class Live:
             self.look()
 
     def look(self) -> None:
-        """Load the models of the live Bento if the pointer was written since the last call."""
+        """Load the models of the live Bento if the pointer was written since the last call, or not read then."""
         assert self.pointer is not None
         try:
             tag, written = self.pointer.read_text(encoding="utf-8").strip(), self.pointer.stat().st_mtime_ns
@@ -65,8 +65,12 @@ class Live:
             self._load(self.pointer.parent.parent, tag)
             self.refused = None
         except Exception as error:  # a damaged Bento raises any error; the old models stay
-            LOG.exception("%s is refused; the old models stay", tag)
-            self.refused = {"bento": tag, "reason": str(error)}
+            refusal = {"bento": tag, "reason": str(error) or type(error).__name__}
+            if refusal != self.refused:
+                LOG.exception("%s is refused; the old models stay", tag)
+            self.refused = refusal
+            if isinstance(error, (OSError, MemoryError)):
+                self.seen = None  # disk or memory may be there again at the next look
 
     def _load(self, home: Path, tag: str) -> None:
         source = home / "bentos" / tag.replace(":", "/") / "src"

@@ -19,6 +19,8 @@ from waiting import LIMIT, wait_until
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.release import bento
+from serving.live import Live
+from serving.served import ROLES_FILE
 
 Encode = Callable[..., bytes]
 PROMOTIONS = 20
@@ -29,6 +31,17 @@ def both(own_bento_store: Path, served_recipe: Recipe, served_versions: list[Pat
     """The tags of two Bentos by their champion's version. The Bento of version 2 is live."""
     first = bento.package(served_recipe, served_versions[0], served_versions[1])
     return {"1": first, "2": str(bento.live(served_recipe))}
+
+
+def store(folder: Path) -> tuple[Path, Path]:
+    """Return the role files of two Bentos without code. The second one is live."""
+    paths = [folder / "bentos" / "m" / tag / "src" / ROLES_FILE.name for tag in ("old", "new")]
+    for path in paths:
+        path.parent.mkdir(parents=True)
+        path.write_text(path.parts[-3])
+    (folder / "live").mkdir()
+    (folder / "live" / "m").write_text("m:new")
+    return paths[0], paths[1]
 
 
 def serves(service: Service, version: str) -> bool:
@@ -127,6 +140,44 @@ def test_without_a_pointer_a_service_keeps_its_bento(own_bento_store: Path, both
         bento.put_live(both["1"])
         time.sleep(2)
         assert service.ask("GET", "/model").json()["champion"]["version"] == "2"
+
+
+@pytest.mark.parametrize("error", [OSError("the disk is away"), MemoryError()])
+def test_a_champion_that_could_not_be_read_is_loaded_later(tmp_path: Path, error: Exception) -> None:
+    old, _ = store(tmp_path)
+    answers: list[Any] = [{"champion": "old"}, error, error, {"champion": "new"}]
+
+    def load(*_: Any) -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    live = Live(tmp_path / "live" / "m", old, load)
+    live.look()
+    assert (live.roles, live.refused) == (
+        {"champion": "old"},
+        {"bento": "m:new", "reason": str(error) or "MemoryError"},
+    )
+    while answers:
+        live.look()
+    assert (live.roles, live.refused) == ({"champion": "new"}, None)
+
+
+def test_a_damaged_champion_is_loaded_once(tmp_path: Path) -> None:
+    old, _ = store(tmp_path)
+    loads: list[Path] = []
+
+    def load(path: Path, _: Path | None) -> Any:
+        loads.append(path)
+        if path != old:
+            raise ValueError("it is damaged")
+        return {"champion": "old"}
+
+    live = Live(tmp_path / "live" / "m", old, load)
+    for _ in range(3):
+        live.look()
+    assert len(loads) == 2
 
 
 def test_a_service_survives_the_loss_of_its_store(
