@@ -37,6 +37,8 @@ class Live:
         if own.is_file():
             self.pointer = pointer
             self.roles, self.tags, self.code = load(own, None), own.read_bytes(), _code(own.parent)
+            if self.pointer:
+                self.look()  # a worker that is started again begins with the Bento that the service was started with
         else:
             self.pointer, self.tags = pointer or only_pointer(own.parent), b""
             self._load(self.pointer.parent.parent, self.pointer.read_text(encoding="utf-8").strip())

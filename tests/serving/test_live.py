@@ -38,10 +38,15 @@ def store(folder: Path) -> tuple[Path, Path]:
     paths = [folder / "bentos" / "m" / tag / "src" / ROLES_FILE.name for tag in ("old", "new")]
     for path in paths:
         path.parent.mkdir(parents=True)
-        path.write_text(path.parts[-3])
+        path.write_text(path.parent.parent.name)
     (folder / "live").mkdir()
     (folder / "live" / "m").write_text("m:new")
     return paths[0], paths[1]
+
+
+def named(path: Path, _: Path | None) -> Any:
+    """Load a Bento of `store`: give its version in the place of its models."""
+    return {"champion": path.parent.parent.name}
 
 
 def serves(service: Service, version: str) -> bool:
@@ -140,6 +145,24 @@ def test_without_a_pointer_a_service_keeps_its_bento(own_bento_store: Path, both
         bento.put_live(both["1"])
         time.sleep(2)
         assert service.ask("GET", "/model").json()["champion"]["version"] == "2"
+
+
+def test_a_worker_that_starts_again_serves_the_live_champion_at_once(tmp_path: Path) -> None:
+    old, _ = store(tmp_path)
+    live = Live(tmp_path / "live" / "m", old, named)
+    assert live.roles == {"champion": "new"}
+
+
+def test_without_a_pointer_a_worker_serves_its_own_champion(tmp_path: Path) -> None:
+    old, _ = store(tmp_path)
+    live = Live(None, old, named)
+    assert live.roles == {"champion": "old"}
+
+
+def test_a_pointer_that_is_gone_stops_no_start(tmp_path: Path) -> None:
+    old, _ = store(tmp_path)
+    live = Live(tmp_path / "live" / "gone", old, named)
+    assert live.roles == {"champion": "old"}
 
 
 @pytest.mark.parametrize("error", [OSError("the disk is away"), MemoryError()])
