@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from mobilenet_pipeline.inference import statistics
+from mobilenet_pipeline.monitoring import answers as record
 from mobilenet_pipeline.monitoring.answers import Record, read
 from serving.record import Answer, Fault, answer_ids, describe, describe_fault
 
@@ -85,6 +86,17 @@ def test_files_of_all_workers_are_in_the_order_of_time(tmp_path: Path) -> None:
     answers = record_of(tmp_path, OLD, {**OLD, "model_version": "3"}).answers
     assert (np.diff(answers.at) >= 0).all()
     assert [len(answers), len(answers.of("2"))] == [3, 2]
+
+
+def test_a_file_that_is_renamed_meanwhile_is_read_once(tmp_path: Path) -> None:
+    newest, older = tmp_path / "answers-1.jsonl", tmp_path / "answers-1.jsonl.1"
+    newest.write_text("new\n")
+    older.write_text("old\n")
+    lines = record._lines(tmp_path)
+    read_first = next(lines)
+    older.rename(tmp_path / "answers-1.jsonl.2")
+    newest.rename(older)
+    assert [read_first, *lines].count(b"new\n") == 1
 
 
 def test_answers_of_another_model_in_the_same_folder_do_not_count(tmp_path: Path) -> None:

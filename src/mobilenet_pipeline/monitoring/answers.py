@@ -1,5 +1,6 @@
 """The record of answers, read into arrays: what the service has answered, when, and what it failed to answer."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -95,10 +96,15 @@ def read(folder: Path, model: str, class_names: Sequence[str]) -> Record:
 
 
 def _lines(folder: Path) -> Iterator[bytes]:
+    seen = set[tuple[int, int]]()
     for path in sorted(folder.rglob("answers-*.jsonl*")):
         try:
             with path.open("rb") as file:
-                yield from file
+                facts = os.fstat(file.fileno())
+                place = facts.st_dev, facts.st_ino
+                if place not in seen:  # the service renames a full file, perhaps after it was read
+                    seen.add(place)
+                    yield from file
         except FileNotFoundError:  # the service has renamed it meanwhile
             continue
 
