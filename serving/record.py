@@ -4,7 +4,8 @@ Images are kept only on request. `mobilenet-pipeline monitor` reads the record.
 
 A thread of its own builds and writes many lines at a time: NumPy releases the GIL for every sum, and reacquiring it for
 every answer costs 25 % of the throughput. The queue is bounded: with a full or slow disk, lines are lost and counted,
-and answers are not delayed. BentoML's own monitor keeps one file a day without end, and writes before it answers.
+and answers are not delayed. The log has the error of the disk when it begins or changes. BentoML's own monitor keeps
+one file a day without end, and writes before it answers.
 """
 
 import base64
@@ -25,6 +26,7 @@ import orjson
 from mobilenet_pipeline.inference import statistics
 from serving import measures
 
+LOG = logging.getLogger("bentoml.serving.record")
 WAITING_BYTES = 6 * 2**20
 """The most bytes of pixels that wait to be written, 2,048 images of 32 × 32; the lines of more are lost. One request
 always fits."""
@@ -77,6 +79,7 @@ class Record:
         self.waiting: list[Answer] = []
         self.faults: list[Fault] = []
         self.waiting_bytes = 0
+        self.error = ""  # of the last write
         self.adding, self.writing = threading.Lock(), threading.Lock()
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +116,11 @@ class Record:
                 lines = chain(describe(answers, self.keep_images), map(describe_fault, faults))
                 text = "\n".join(orjson.dumps(line, option=NUMPY).decode() for line in lines)
                 self.handler.emit(logging.LogRecord("record", logging.INFO, "", 0, text, None, None))
-            except Exception:  # the disk may raise any error
+                self.error = ""
+            except Exception as error:  # the disk may raise any error
+                if str(error) != self.error:  # a full disk fails ten times a second
+                    LOG.warning("answers are not recorded in %s: %s", self.path, error)
+                self.error = str(error)
                 measures.count_unrecorded(sum(len(answer.predictions) for answer in answers) + len(faults))
 
     def _write_for_ever(self) -> None:

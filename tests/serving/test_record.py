@@ -1,6 +1,7 @@
 """The record of answers: its lines, its bounds, and what the running service writes."""
 
 import json
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,26 @@ def test_failed_requests_are_recorded_up_to_a_bound(tmp_path: Path, monkeypatch:
     kept.write()
     (line,) = (tmp_path / "answers.jsonl").read_text().splitlines()
     assert ((document := json.loads(line))["endpoint"], document["status"], lost) == ("/predict", 503, [1])
+
+
+def test_an_error_of_the_disk_is_logged_when_it_begins_or_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(record, "SECONDS", 3600)
+    monkeypatch.setattr(logging.getLogger("bentoml"), "propagate", True)
+    failing = Record(tmp_path / "answers.jsonl")
+    errors = iter(["full", "full", "gone", "", "full"])
+
+    def emit(_: object) -> None:
+        if error := next(errors):
+            raise OSError(error)
+
+    monkeypatch.setattr(failing.handler, "emit", emit)
+    for _ in range(5):
+        failing.fail(Fault("/predict", "m", 503))
+        failing.write()
+    told = [f"answers are not recorded in {failing.path}: {error}" for error in ("full", "gone", "full")]
+    assert caplog.messages == told
 
 
 def test_answers_of_two_image_shapes_are_described() -> None:
