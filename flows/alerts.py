@@ -26,18 +26,25 @@ NAME = "mobilenet-pipeline"
 FLOWS = [others.FLOW, "monitor"]
 APPROVAL = "mobilenet-pipeline.approval.requested"
 DRIFT, PROPOSAL = "mobilenet-pipeline.drift.raised", "mobilenet-pipeline.rollback.proposed"
+OF = "mobilenet-pipeline.cause"
+"""The label of an event's resource that has the cause of drift."""
 RUNBOOK = "docs/runbook"
 
 
 @dataclass(frozen=True)
 class Cause:
-    """What people are told of: the event, the page of the runbook, and the sentence as a template of Prefect."""
+    """What people are told of: the event, the page of the runbook, and the sentence as a template of Prefect.
+
+    `of` are the causes of drift that the page is about, as the event's resource names them.
+    """
 
     event: str
     page: str
     sentence: str
+    of: tuple[str, ...] = ()
 
 
+_DRIFT = "{{ event.payload.recipe }}: {{ event.payload.sentence }}"
 _OF_RUN = "{{ flow.name }} of {{ flow_run.parameters.recipe }}, run {{ flow_run.name }}"
 CAUSES = {
     "a run has failed": Cause(
@@ -50,8 +57,11 @@ CAUSES = {
     "a version waits for approval": Cause(APPROVAL, "waiting-for-approval", "{{ event.payload.sentence }}"),
     "a rollback is proposed": Cause(PROPOSAL, "rollback-proposed", "{{ event.payload.sentence }}"),
     "pictures have drifted": Cause(
-        DRIFT, "drift", "Drift of {{ event.payload.cause }} in {{ event.payload.recipe }}: {{ event.payload.sentence }}"
+        DRIFT, "drift", f"Drift of {{{{ event.payload.cause }}}} in {_DRIFT}", ("images", "classes", "confidence")
     ),
+    "answers are slow": Cause(DRIFT, "slow", _DRIFT, ("latency",)),
+    "requests fail": Cause(DRIFT, "errors", _DRIFT, ("errors",)),
+    "uploads are refused": Cause(DRIFT, "refusals", _DRIFT, ("refusals",)),
 }
 """By name of the automation."""
 
@@ -122,7 +132,7 @@ def set_up(blocks: Sequence[Block]) -> list[str]:
             subject, body = f"{NAME}: {name}", f"{cause.sentence}\n\nWhat to do: {RUNBOOK}/{cause.page}.md"
             Automation(
                 name=PREFIX + name,
-                trigger=_trigger(cause.event),
+                trigger=_trigger(cause),
                 actions=[SendNotification(block_document_id=id_, subject=subject, body=body) for id_ in ids],
             ).create()
     return [PREFIX + name for name in CAUSES]
@@ -154,11 +164,17 @@ def tell_approval(recipe: str, version: str, run_id: str, sentence: str) -> None
     )
 
 
-def _trigger(event: str) -> EventTrigger:
-    if not event.startswith("prefect."):
-        return EventTrigger(expect={event}, posture=Posture.Reactive, threshold=1, within=timedelta(0))
+def _trigger(cause: Cause) -> EventTrigger:
+    if not cause.event.startswith("prefect."):
+        return EventTrigger(
+            expect={cause.event},
+            match=ResourceSpecification({OF: list(cause.of)} if cause.of else {}),
+            posture=Posture.Reactive,
+            threshold=1,
+            within=timedelta(0),
+        )
     return EventTrigger(
-        expect={event},
+        expect={cause.event},
         match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
         match_related=ResourceSpecification({"prefect.resource.role": ["flow"], "prefect.resource.name": FLOWS}),
         posture=Posture.Reactive,

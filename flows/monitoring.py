@@ -98,7 +98,7 @@ def tell(recipe: Recipe, event: str, alert: Mapping[str, Any]) -> None:
         resource={
             "prefect.resource.id": f"mobilenet-pipeline.recipe.{recipe.name}",
             "prefect.resource.name": recipe.name,
-            "mobilenet-pipeline.cause": str(alert["cause"]),
+            alerts.OF: str(alert["cause"]),
         },
         payload={"recipe": recipe.name, **known, "picture": str(look.picture_path(recipe).resolve())},
         id=uuid5(NAMESPACE_URL, "/".join([event, recipe.registered_model, alert["version"], alert["id"], closed])),

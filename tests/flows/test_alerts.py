@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -11,9 +12,12 @@ from prefect import flow
 from prefect.blocks.system import Secret
 from waiting import wait_until
 
-from flows import alerts
+from flows import alerts, monitoring
 from mobilenet_pipeline import cli
+from mobilenet_pipeline.config import load_recipe
+from mobilenet_pipeline.monitoring.comparisons import CAUSES
 
+ROOT = Path(__file__).resolve().parents[2]
 Sent = list[dict[str, str]]
 
 
@@ -54,6 +58,34 @@ def test_a_failed_run_is_told_with_its_reason_and_the_runbook_s_page(prefect: An
     assert "train-and-promote of digits" in text
     assert "the disk of Monday is full" in text
     assert "docs/runbook/run-failed.md" in text
+
+
+def test_each_cause_of_drift_is_told_with_its_own_page(workspace: Path, prefect: Any, hook: tuple[str, Sent]) -> None:
+    address, sent = hook
+    alerts.set_up([alerts.webhook(address)])
+    for cause in CAUSES:
+        alert = {"id": f"2-{cause}-900", "cause": cause, "version": "2", "sentence": f"the test of {cause}"}
+        monitoring.tell(load_recipe("digits"), alerts.DRIFT, alert)
+
+    def pages() -> dict[str, list[str]]:
+        texts = {cause: [one["text"] for one in sent if f"the test of {cause}" in one["text"]] for cause in CAUSES}
+        return {cause: [text.partition("What to do: ")[2] for text in found] for cause, found in texts.items()}
+
+    wait_until(lambda: all(pages().values()), lambda: str(sent))
+    drift = ["docs/runbook/drift.md"]
+    assert pages() == {
+        "images": drift,
+        "classes": drift,
+        "confidence": drift,
+        "latency": ["docs/runbook/slow.md"],
+        "errors": ["docs/runbook/errors.md"],
+        "refusals": ["docs/runbook/refusals.md"],
+    }
+
+
+@pytest.mark.parametrize("cause", alerts.CAUSES.values())
+def test_every_notification_has_its_page_in_the_runbook(cause: alerts.Cause) -> None:
+    assert (ROOT / alerts.RUNBOOK / f"{cause.page}.md").is_file()
 
 
 def test_a_version_that_waits_is_told_once_a_day(prefect: Any, hook: tuple[str, Sent]) -> None:
