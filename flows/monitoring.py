@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import NAMESPACE_URL, uuid5
@@ -41,6 +42,8 @@ from mobilenet_pipeline.workspace import locks, records
 EVENTS = {"raised": alerts.DRIFT, "closed": "mobilenet-pipeline.drift.closed", "proposed": alerts.PROPOSAL}
 """By what has changed."""
 REQUESTED = "mobilenet-pipeline.training.requested"
+POLLED_WITHIN = timedelta(seconds=60)
+"""A worker or schedule that is there asks for runs every 10 s; after this time Prefect takes it for gone."""
 outside: ContextVar[Mapping[str, str] | None] = ContextVar("outside", default=None)
 """The environment of a training that outlives this process: that before this process chose a Prefect server."""
 
@@ -140,9 +143,12 @@ def _is_served(deployment: str) -> bool:
     """Return whether the server has the deployment, and a worker or a schedule has asked for its runs just now."""
     with get_client(sync_client=True) as client:
         try:
-            return client.read_deployment_by_name(deployment).status == DeploymentStatus.READY
+            found = client.read_deployment_by_name(deployment)
         except ObjectNotFound:
             return False
+    # A server that ends leaves the status as it is, and a temporary one never changes it.
+    recently = found.last_polled is not None and datetime.now(UTC) - found.last_polled < POLLED_WITHIN
+    return found.status == DeploymentStatus.READY and recently
 
 
 def publish(recipe: Recipe, seen: Look) -> None:

@@ -176,6 +176,26 @@ def test_a_deployment_that_nothing_serves_gets_no_run(prefect: Any) -> None:
     assert not served
 
 
+def test_a_deployment_that_nothing_has_polled_for_a_minute_is_not_served(
+    prefect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployment = prefect.create_deployment(prefect.create_flow_from_name(train_and_promote.name), "digits")
+    name = f"{train_and_promote.name}/digits"
+    prefect.get_scheduled_flow_runs_for_deployments([deployment])
+    wait_until(lambda: monitoring._is_served(name))
+    polled = prefect.read_deployment_by_name(name).last_polled
+
+    class Later(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return polled + timedelta(seconds=61)
+
+    monkeypatch.setattr(monitoring, "datetime", Later)
+    served = monitoring._is_served(name)
+    prefect.delete_deployment(deployment)
+    assert not served
+
+
 @pytest.mark.parametrize(("drift", "proposal", "code"), [([], None, 0), (["images"], None, 3), ([], "Consider", 3)])
 def test_the_command_says_with_its_exit_code_whether_people_are_needed(
     workspace: Path, prefect: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, drift: Any, proposal: Any, code: int
