@@ -12,6 +12,7 @@ import shlex
 import shutil
 import socket
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -32,11 +33,18 @@ def serve(tag: str, host: str, port: int, metrics: Path) -> None:
     """Serve the Bento on the address until SIGTERM or SIGINT. The workers keep their counts in the folder `metrics`.
 
     `host` is an IP address. Prints the address when it is bound. Raises ValueError for another host or a wrong
-    setting, OSError if the address cannot be used, and RuntimeError if all workers end before one is ready.
+    setting, OSError if the address or the folder cannot be used, and RuntimeError if all workers end before one is
+    ready.
     """
     address = ipaddress.ip_address(host)
     settings.check()
     keep_alive = ["--timeout-keep-alive", str(settings.keep_alive())]
+
+    try:  # here, because an error of `begin` would be a traceback of the supervisor
+        metrics.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=metrics).close()
+    except OSError as error:
+        raise OSError(f"{error}; make the folder writable, or set BENTOML_HOME to a store that is") from None
 
     def begin(**_: object) -> bool:
         remove_folder()  # a killed server leaves its counts

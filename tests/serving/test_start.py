@@ -97,6 +97,17 @@ def test_a_service_that_never_was_ready_ends(bento_store: Path) -> None:
     assert "it ended before it was ready" in done.stderr
 
 
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BENTOML_HOME", str(tmp_path))
+    (tmp_path / "file").touch()
+    command = bento.serve_command("no:such", port=0)
+    command[-1] = str(tmp_path / "file" / "counts")
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"'{command[-1]}'; make the folder writable, or set BENTOML_HOME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_stopped_service_leaves_nothing_behind(
     filled_bento_store: Path, start: Callable[..., AbstractContextManager[Service]]
 ) -> None:
