@@ -131,6 +131,22 @@ def test_sixteen_bits_of_grey_keep_their_range(kind: str) -> None:
     assert np.all(decode(encode(grey, kind)) == 200)
 
 
+def test_a_tiff_of_sixteen_bits_in_which_zero_is_white_is_inverted() -> None:
+    black_is_zero = encode(Image.fromarray(np.full((40, 40), 200 * 257, np.uint16)), "TIFF")
+    entry = struct.pack("<HHIHH", preprocess.PHOTOMETRIC, 3, 1, 1, 0)
+    assert black_is_zero.count(entry) == 1
+    white_is_zero = black_is_zero.replace(entry, entry[:8] + bytes(4))
+    assert np.all(decode(white_is_zero) == 55)
+
+
+def test_a_transparent_grey_of_sixteen_bits_is_white() -> None:
+    pixels = np.full((SIZE, SIZE), 100 * 257, np.uint16)
+    pixels[:, : SIZE // 2] = 1234
+    decoded = decode(encode(Image.fromarray(pixels), transparency=1234))
+    assert np.all(decoded[:, : SIZE // 2] == 255)
+    assert np.all(decoded[:, SIZE // 2 :] == 100)
+
+
 def test_sixteen_bits_are_rounded_to_the_nearest_of_eight() -> None:
     values = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     assert np.array_equal(preprocess._eight_bits(values), np.round(values / 257))

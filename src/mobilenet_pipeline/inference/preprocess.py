@@ -26,6 +26,8 @@ SAME_COLOUR = 2
 """Colour profiles that change no channel by more are sRGB: profiles of sRGB differ among themselves by 1."""
 Resize = Literal["crop", "pad"]
 """How an oblong image becomes a square: its centre is cropped, or it is padded with black."""
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0
+"""A tag of TIFF, and its value for a negative."""
 ORIENTATION = 0x0112
 # What undoes each value of the EXIF orientation.
 UPRIGHT = {
@@ -92,7 +94,7 @@ def shrink(image: Image.Image, size: int, resize: Resize = "crop") -> np.ndarray
     try:
         image.load()
         whole = image.crop(_middle(image.size)) if resize == "crop" else image
-        small = _plain(whole)
+        small = _plain(whole, is_negative=getattr(image, "tag_v2", {}).get(PHOTOMETRIC) == WHITE_IS_ZERO)
         scale = size / max(small.size)
         if scale != 1:
             sides = [max(1, round(side * scale)) for side in small.size]
@@ -135,10 +137,16 @@ def _middle(size: tuple[int, int]) -> tuple[int, int, int, int]:
     return left, top, left + side, top + side
 
 
-def _plain(image: Image.Image) -> Image.Image:
-    """Return the image as RGB, as L if it is grey, or as CMYK."""
+def _plain(image: Image.Image, is_negative: bool) -> Image.Image:
+    """Return the image as RGB, as L if it is grey, or as CMYK. `is_negative`: in its file, 0 is white."""
     if image.mode.startswith("I"):  # 16 bits of grey; Pillow's own conversion would clip them to 8
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        wide = np.asarray(image)
+        grey = _eight_bits(wide)
+        if is_negative:  # of fewer bits, Pillow has inverted it
+            np.invert(grey, out=grey)
+        if "transparency" in image.info:
+            grey[wide == image.info["transparency"]] = 255
+        image = Image.fromarray(grey)
     if image.mode == "F":
         raise ImageError("unknown_range", "The pixels are floating-point numbers; save the image with 8 or 16 bits.")
     if image.has_transparency_data:
