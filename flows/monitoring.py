@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import DeploymentStatus, State
 from prefect.deployments import run_deployment
 from prefect.events import emit_event
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import Settings
 from prefect.states import Completed
 
 from flows import alerts, artifacts, logs
@@ -37,13 +38,13 @@ from mobilenet_pipeline.monitoring.alarms import Alert
 from mobilenet_pipeline.monitoring.look import Look
 from mobilenet_pipeline.reports import gauges
 from mobilenet_pipeline.system import environment
-from mobilenet_pipeline.workspace import locks, records
+from mobilenet_pipeline.workspace import locks
 
 EVENTS = {"raised": alerts.DRIFT, "closed": "mobilenet-pipeline.drift.closed", "proposed": alerts.PROPOSAL}
 """By what has changed."""
 REQUESTED = "mobilenet-pipeline.training.requested"
-POLLED_WITHIN = timedelta(seconds=60)
-"""A worker or schedule that is there asks for runs every 10 s; after this time Prefect takes it for gone."""
+CLOCKS = timedelta(minutes=1)
+"""The largest difference between the clocks of this machine and of the server that changes nothing."""
 outside: ContextVar[Mapping[str, str] | None] = ContextVar("outside", default=None)
 """The environment of a training that outlives this process: that before this process chose a Prefect server."""
 
@@ -62,8 +63,7 @@ def monitor(recipe: str = "digits", labels: str | None = None) -> State:
     environment.prepare()
     logs.set_up(recipe)
     loaded = load_recipe(recipe)
-    # A look writes at its end what it has read at its beginning: state and labels.
-    with records.exclusively(f"monitoring-{recipe}", everywhere=False):
+    with locks.only_look(loaded):
         seen = _look(loaded, Path(labels) if labels else None)
     alerts.write_gauges(lambda: gauges.write(loaded))
     publish(loaded, seen)
@@ -143,12 +143,13 @@ def _is_served(deployment: str) -> bool:
     """Return whether the server has the deployment, and a worker or a schedule has asked for its runs just now."""
     with get_client(sync_client=True) as client:
         try:
-            found = client.read_deployment_by_name(deployment)
+            read = client.read_deployment_by_name(deployment)
         except ObjectNotFound:
             return False
     # A server that ends leaves the status as it is, and a temporary one never changes it.
-    recently = found.last_polled is not None and datetime.now(UTC) - found.last_polled < POLLED_WITHIN
-    return found.status == DeploymentStatus.READY and recently
+    limit = timedelta(seconds=Settings().server.services.foreman.deployment_last_polled_timeout_seconds) + CLOCKS
+    recently = read.last_polled is not None and datetime.now(UTC) - read.last_polled < limit
+    return read.status == DeploymentStatus.READY and recently
 
 
 def publish(recipe: Recipe, seen: Look) -> None:

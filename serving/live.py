@@ -4,6 +4,7 @@ The old models answer the requests that have begun. A Bento that cannot be loade
 """
 
 import logging
+import math
 import os
 import threading
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 from serving.served import ROLES_FILE, Roles, load_served
 
 LOOK_SECONDS = 0.5
+RETRY_SECONDS = 30.0
+"""From a look at which the disk or the memory failed to the next try."""
 LOG = logging.getLogger("bentoml.serving.live")
 
 
@@ -33,6 +36,7 @@ class Live:
         self.load = load
         self.refused: dict[str, str] | None = None
         self.seen: tuple[str, int] | None = None
+        self.retry_at = math.inf
         self.code: dict[str, bytes] | None = None
         if own.is_file():
             self.pointer = pointer
@@ -54,15 +58,18 @@ class Live:
             self.look()
 
     def look(self) -> None:
-        """Load the models of the live Bento if the pointer was written since the last call, or not read then."""
+        """Load the models of the live Bento if the pointer was written since the last call.
+
+        Models that disk or memory kept away are tried again after `RETRY_SECONDS`.
+        """
         assert self.pointer is not None
         try:
             tag, written = self.pointer.read_text(encoding="utf-8").strip(), self.pointer.stat().st_mtime_ns
         except (OSError, ValueError):  # no Bento is live, or the disk is away
             return
-        if (tag, written) == self.seen:
+        if (tag, written) == self.seen and time.monotonic() < self.retry_at:
             return
-        self.seen = tag, written
+        self.seen, self.retry_at = (tag, written), math.inf
         try:
             self._load(self.pointer.parent.parent, tag)
             self.refused = None
@@ -71,8 +78,8 @@ class Live:
             if refusal != self.refused:
                 LOG.exception("%s is refused; the old models stay", tag)
             self.refused = refusal
-            if isinstance(error, (OSError, MemoryError)):
-                self.seen = None  # disk or memory may be there again at the next look
+            if isinstance(error, (OSError, MemoryError)):  # disk or memory may be there again
+                self.retry_at = time.monotonic() + RETRY_SECONDS
 
     def _load(self, home: Path, tag: str) -> None:
         source = home / "bentos" / tag.replace(":", "/") / "src"

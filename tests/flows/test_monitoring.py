@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -15,7 +14,7 @@ import pytest
 from bento_fixtures import CLASSES
 from prefect.states import Completed
 from toy_fixtures import Toy
-from waiting import LIMIT, ran, wait_until
+from waiting import ran, wait_until
 
 from flows import monitoring
 from flows.training import train_and_promote
@@ -26,7 +25,7 @@ from mobilenet_pipeline.inference.artefact import Artefact
 from mobilenet_pipeline.monitoring import look
 from mobilenet_pipeline.monitoring.alarms import Alert, State
 from mobilenet_pipeline.registry.versions import Version
-from mobilenet_pipeline.workspace import locks, records
+from mobilenet_pipeline.workspace import locks
 
 CHAMPION = Version("cifar10-mobilenet", "2", "2" * 32, "scratch", "digits", 0.9, "d" * 64, "0" * 64)
 ALERT = Alert("2-images-900", "images", "2", 900.0, ["short"], {"brightness": "brightness is 180"})
@@ -176,7 +175,7 @@ def test_a_deployment_that_nothing_serves_gets_no_run(prefect: Any) -> None:
     assert not served
 
 
-def test_a_deployment_that_nothing_has_polled_for_a_minute_is_not_served(
+def test_a_deployment_that_nothing_has_polled_for_two_minutes_is_not_served(
     prefect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deployment = prefect.create_deployment(prefect.create_flow_from_name(train_and_promote.name), "digits")
@@ -188,7 +187,7 @@ def test_a_deployment_that_nothing_has_polled_for_a_minute_is_not_served(
     class Later(datetime):
         @classmethod
         def now(cls, tz: Any = None) -> datetime:
-            return polled + timedelta(seconds=61)
+            return polled + timedelta(seconds=121)
 
     monkeypatch.setattr(monitoring, "datetime", Later)
     served = monitoring._is_served(name)
@@ -206,20 +205,12 @@ def test_the_command_says_with_its_exit_code_whether_people_are_needed(
     assert json.loads(capsys.readouterr().out) == document
 
 
-def test_a_look_waits_for_the_one_before(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    began = threading.Event()
-
-    def fail(*_: Any) -> None:
-        began.set()
-        raise look.MonitoringError("there is no champion")
-
-    monkeypatch.setattr(look, "look", fail)
-    second = threading.Thread(target=monitoring.monitor.fn, args=("digits",))
-    with records.exclusively("monitoring-digits", everywhere=False):
-        second.start()
-        assert not began.wait(2)
-    assert began.wait(LIMIT)
-    second.join()
+def test_a_look_beside_one_that_hangs_ends_with_a_sentence(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "LOOK_SECONDS", 0.1)
+    with locks.only_look(load_recipe("digits")):
+        state = monitoring.monitor.fn("digits")
+    assert state.is_failed()
+    assert state.message.startswith("another look at digits has been in progress for 0.1 s")
 
 
 def test_a_look_that_fails_does_not_end_the_monitoring(

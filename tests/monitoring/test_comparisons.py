@@ -88,6 +88,14 @@ def test_the_share_of_refusals_counts_the_files_of_batches(
     assert findings["refusals"].window == pytest.approx(0.01)
 
 
+def test_the_share_of_errors_does_not_count_refused_files(
+    answered: Answered, reference: Reference, limits: Monitoring
+) -> None:
+    failures = np.array([400] * 900 + [503] * 5)
+    findings = {one.test: one for one in compare(answered(95), failures, reference, limits)}
+    assert findings["errors"].window == pytest.approx(0.05)
+
+
 def test_what_an_older_record_lacks_is_not_compared(
     answered: Answered, reference: Reference, limits: Monitoring
 ) -> None:

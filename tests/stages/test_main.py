@@ -43,7 +43,10 @@ def test_a_training_without_a_commit_says_so_first(stage, capsys: pytest.Capture
 def test_a_stage_that_gets_sigterm_removes_its_temporary_files(stage, workspace: Path) -> None:
     def work() -> None:
         with tempfile.TemporaryDirectory(prefix="left-", dir=workspace):
-            os.kill(os.getpid(), signal.SIGTERM)
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+            finally:
+                os.kill(os.getpid(), signal.SIGTERM)  # to the whole group, and again by the parent
 
     with pytest.raises(SystemExit) as ended:
         stage("ingest", "digits", work=work)

@@ -31,13 +31,14 @@ def test_runs_of_two_recipes_do_not_wait_for_each_other(workspace: Path) -> None
         assert other is None
 
 
-def test_a_decision_waits_for_the_one_before(workspace: Path) -> None:
+@pytest.mark.parametrize("lock", ["deciding", "only_look"])
+def test_a_decision_and_a_look_wait_for_the_one_before(lock: str, workspace: Path) -> None:
     command = (
         "from mobilenet_pipeline.config import load_recipe; from mobilenet_pipeline.workspace import locks\n"
         "print('started', flush=True)\n"
-        "with locks.deciding(load_recipe('digits')): print('decided')"
+        f"with locks.{lock}(load_recipe('digits')): print('decided')"
     )
-    with locks.deciding(load_recipe("digits")):
+    with getattr(locks, lock)(load_recipe("digits")):
         second = subprocess.Popen([sys.executable, "-c", command], stdout=subprocess.PIPE, text=True)
         assert second.stdout is not None
         assert second.stdout.readline() == "started\n"

@@ -158,9 +158,9 @@ def mix_of(expected: np.ndarray, found: np.ndarray) -> tuple[float, float]:
 
 def _limits(answers: Answers, failures: np.ndarray, limits: Monitoring) -> Iterator[Finding]:
     timed = answers.milliseconds[~np.isnan(answers.milliseconds)]
-    requests = int(answers.first.sum()) + len(failures)
     broken, refused = int((failures >= 500).sum()), int((failures < 500).sum())
-    files = len(answers) + refused  # a refused file of a batch is recorded as its answered ones are
+    # A refused file of a batch has a line of its own, as an answered one has, so refusals are shares of files.
+    requests, files = int(answers.first.sum()) + broken, len(answers) + refused
     counts = (
         ("latency", int((timed > limits.milliseconds).sum()), len(timed), SLOW_SHARE),
         ("errors", broken, requests, limits.error_share),

@@ -30,6 +30,11 @@ ARGUMENTS = {
 }
 
 
+def _end(number: int, _: object) -> None:
+    signal.signal(number, signal.SIG_IGN)  # a second one would interrupt the removal of temporary files
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the stage of the command line.
 
@@ -40,7 +45,7 @@ def main() -> None:
         usages = [" ".join([stage, *words]) for stage, words in ARGUMENTS.items()]
         sys.exit(f"usage: python -m mobilenet_pipeline.stages {' | '.join(usages)}")
     if name != "train":  # a training has handlers of its own, which see a second signal
-        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+        signal.signal(signal.SIGTERM, _end)
     try:
         environment.prepare()
         recipe = load_recipe(names[0])

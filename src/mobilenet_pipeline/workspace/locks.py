@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -9,6 +10,9 @@ from pathlib import Path
 
 from mobilenet_pipeline.config import Recipe
 from mobilenet_pipeline.workspace import paths, records
+
+LOOK_SECONDS = 300.0
+"""The longest time that a look of the monitoring waits for another one, which takes seconds."""
 
 
 @contextmanager
@@ -31,6 +35,31 @@ def only_run(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[str | None
         file.write(f"process {os.getpid()}, since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC")
         file.flush()
         yield None
+
+
+@contextmanager
+def only_look(recipe: Recipe, workspace: Path = Path(".")) -> Iterator[None]:
+    """Lock the recipe's monitoring during the `with` body; a second look waits for a while.
+
+    A look writes at its end what it has read at its beginning: state and labels. Raises BlockingIOError if another one
+    takes longer than `LOOK_SECONDS`.
+    """
+    path = paths.records_folder(workspace) / f".monitoring-{recipe.name}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    until = time.monotonic() + LOOK_SECONDS
+    with path.open("a") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise BlockingIOError(
+                        f"another look at {recipe.name} has been in progress for {LOOK_SECONDS:g} s; end that process "
+                        "if it hangs"
+                    ) from None
+            time.sleep(0.1)
+        yield
 
 
 @contextmanager

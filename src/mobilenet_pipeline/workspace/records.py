@@ -145,6 +145,8 @@ def check_room(path: Path) -> None:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        if path.exists():
+            path.open("ab").close()
         with tempfile.TemporaryFile(dir=path.parent) as trial:
             trial.write(bytes(_ROOM))
             trial.flush()

@@ -1,5 +1,6 @@
 """Unpack a zip or tar archive into a temporary folder. Nothing is written outside of it."""
 
+import errno
 import shutil
 import tarfile
 import tempfile
@@ -48,7 +49,8 @@ def unpacked(path: Path) -> Iterator[Path]:
         except DAMAGE as error:
             cause = " ".join(str(error).split())
             if isinstance(error, OSError) and error.errno:  # of the system; those of gzip and bz2 have no number
-                raise IngestError(f"{path} could not be unpacked into {folder.parent}: {cause}; {DISK}") from None
+                remedy = DISK if error.errno in (errno.ENOSPC, errno.EDQUOT) else "correct this, or pack it again"
+                raise IngestError(f"{path} could not be unpacked into {folder.parent}: {cause}; {remedy}") from None
             raise IngestError(f"{path} is no complete archive ({cause}); download or pack it again") from None
         yield _without_wrapper(folder)
 

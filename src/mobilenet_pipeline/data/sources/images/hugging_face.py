@@ -31,6 +31,8 @@ def with_images(paths: list[Path]) -> list[Path]:
         try:
             if _image_column(pq.read_schema(path)):
                 images.append(path)
+        except PermissionError:
+            raise
         except (pa.ArrowException, OSError) as error:
             damaged.append(_damaged(path, error))
     if images and damaged:
