@@ -51,7 +51,8 @@ def trees() -> Iterator[dict[str, Path]]:
         clones = {"base": Path(folder) / "base", "now": Path(folder) / "now"}
         for clone in clones.values():
             subprocess.run(["git", "clone", "--quiet", ".", str(clone)], check=True)
-        subprocess.run(["git", "checkout", "--quiet", BASE], cwd=clones["base"], check=True)
+        # On a branch, as in a workspace: some tests push it.
+        subprocess.run(["git", "checkout", "--quiet", "-B", "earlier", BASE], cwd=clones["base"], check=True)
         yield clones
 
 
