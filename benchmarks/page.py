@@ -111,9 +111,9 @@ def accuracy_table(rows: Sequence[Mapping]) -> str:
     ]
     for row in rows:
         bar = bar_of(row)
-        limit = f"{bar[2]:.1%} in {bar[1]} | {bar[3]:.1%}" if bar else "– | –"
-        if bar and row["cpu_minutes"] > bar[1]:
-            limit = limit.replace(" |", f" (exceeded by {row['cpu_minutes'] - bar[1]:.1f}) |")
+        excess = row["cpu_minutes"] - bar[1] if bar else 0
+        more = f" (exceeded by {excess:.1f})" if excess > 0 else ""
+        limit = f"{bar[2]:.1%} in {bar[1]}{more} | {bar[3]:.1%}" if bar else "– | –"
         spread = f" ± {row['sd'] * 100:.2f}" if row["sd"] is not None else ""
         commits = ", ".join(dict.fromkeys(run["git_commit"][:7] for run in row["runs"]))
         lines.append(

@@ -30,18 +30,18 @@ from mobilenet_pipeline.workspace import files, provenance
 RESULTS = Path("docs/results/profile.json")
 BATCHES = 20
 REST = "everything else"
+PRODUCTS = "pointwise convolutions and stem"
 KINDS = (
     # What part of an operation's type says which kind it is; the first that fits counts.
     ("Depthwise", "depthwise convolutions"),
     ("BatchNorm", "batch normalisation"),
-    ("Conv2D", "pointwise convolutions and stem"),
-    ("MatMul", "pointwise convolutions and stem"),
+    ("Conv2D", PRODUCTS),
+    ("MatMul", PRODUCTS),
     ("Relu6", "ReLU6"),
     ("fusion", "ReLU6"),  # XLA compiles nothing else
     ("Momentum", "optimizer"),
     ("Cast", "number formats"),
 )
-PRODUCTS = "pointwise convolutions and stem"
 ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1"}
 
 
