@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 from dotenv.parser import parse_stream
 
+from mobilenet_pipeline.system import imports
+
 TELEMETRY_OFF = {
     "BENTOML_DO_NOT_TRACK": "True",
     "DO_NOT_TRACK": "1",
@@ -73,7 +75,7 @@ _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 
 
 def prepare() -> None:
-    """Replace this process's environment by `prepared`. Call this before importing a framework.
+    """Replace this process's environment by `prepared`, and make Keras lean. Call this before importing a framework.
 
     What the environment lacks comes from `servers.env` in the current folder, the settings of a team's servers.
 
@@ -86,6 +88,7 @@ def prepare() -> None:
     for name in os.environ.keys() - variables.keys():
         del os.environ[name]
     os.environ.update(variables)
+    imports.lean_keras()
 
 
 def team_settings(path: Path = Path(SERVERS)) -> dict[str, str]:

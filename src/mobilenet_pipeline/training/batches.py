@@ -173,20 +173,25 @@ def training_batches(
     size = global_batch // share.pieces
     transform = augment(candidate, global_batch)
 
+    plain = tf.autograph.experimental.do_not_convert  # reading code that needs no change takes long
+
+    @plain
     def fetch(step: tf.Tensor, piece: tf.Tensor, rows: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         part = slice(piece * size, (piece + 1) * size)
         rows = rows[part]
         return transform(images.read(rows), rows, step // steps, step, part), tf.gather(classes, rows)
 
+    @plain
     def epoch_batches(epoch: tf.Tensor) -> tf.data.Dataset:
         noise = tf.random.stateless_uniform([count], [candidate.seed, tf.cast(epoch, tf.int32)])
         rows = tf.reshape(tf.argsort(noise)[: steps * global_batch], [steps, global_batch])
         numbers = epoch * steps + tf.range(steps, dtype=tf.int64)
         return tf.data.Dataset.from_tensor_slices((numbers, rows))
 
+    @plain
     def pieces(step: tf.Tensor, rows: tf.Tensor) -> tf.data.Dataset:
         parts = tf.data.Dataset.range(share.first, share.first + share.count, output_type=tf.int32)
-        return parts.map(lambda piece: (step, piece, rows))
+        return parts.map(plain(lambda piece: (step, piece, rows)))
 
     first_epoch, done = divmod(first_step, steps)
     stream = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches).skip(done)

@@ -97,7 +97,8 @@ class Validator:
         self.count, self.glance = len(images), min(GLANCE, len(images))
         classes = model.output_shape[-1]
         self._copy = network.build_trained(candidate.model_copy(update={"precision": "float32"}), classes)
-        self._answer = answers(self._copy, candidate)
+        self._answers = answers(self._copy, candidate)
+        self._images = tf.TensorSpec([None, *images.pixels.shape[1:]], tf.uint8)
 
     def logits(self, count: int, size: int, should_stop: Callable[[], bool] = lambda: False) -> np.ndarray | None:
         """Return the logits (count, classes) of the first `count` images.
@@ -107,11 +108,12 @@ class Validator:
         self._copy.set_weights(self.model.get_weights())
         parts = []
         piece = at_once(PIECE, size, size)
+        answer = self._answers.get_concrete_function(self._images, size)  # one graph for batches of every length
         for start in range(0, count, piece):
             if should_stop():
                 return None
             batch = self.images.first(min(piece, count - start), start)
-            parts.append(self._answer(tf.constant(batch), size).numpy())
+            parts.append(answer(tf.constant(batch)).numpy())
         return np.concatenate(parts)
 
     def scores(self, logits: np.ndarray) -> tuple[float, float]:
@@ -198,16 +200,17 @@ def steps_in_graph(
                 moment.assign(mean)
         return loss, right
 
-    @tf.function
+    @tf.function(autograph=False)  # it would take half a second to read code that needs no change
     def run(stream: tf.data.Iterator, count: tf.Tensor, size: int) -> Sums:
-        done, losses, right = 0, 0.0, 0.0
-        while done < count and tf.math.is_finite(losses):
-            images, labels = next(stream)
-            loss, hits = strategy.run(step, args=(images, labels, size))
-            losses += strategy.reduce("SUM", loss, axis=None)
-            right += strategy.reduce("SUM", hits, axis=None)
-            done += 1
-        return done, losses, right
+        def goes_on(done: tf.Tensor, losses: tf.Tensor, right: tf.Tensor) -> tf.Tensor:
+            return (done < count) & tf.math.is_finite(losses)
+
+        def take(done: tf.Tensor, losses: tf.Tensor, right: tf.Tensor) -> Sums:
+            loss, hits = strategy.run(step, args=(*next(stream), size))
+            sums = (strategy.reduce("SUM", value, axis=None) for value in (loss, hits))
+            return done + 1, losses + next(sums), right + next(sums)
+
+        return tf.while_loop(goes_on, take, (0, 0.0, 0.0))
 
     return run
 
@@ -232,13 +235,13 @@ def agreed(gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     return [tf.where(overflows > 0, math.nan, gradient) for gradient in gradients]
 
 
-def answers(model: keras.Model, candidate: Candidate) -> Callable[[tf.Tensor, int], tf.Tensor]:
-    """Return a function that computes a trained model's logits.
+def answers(model: keras.Model, candidate: Candidate) -> tf.types.experimental.PolymorphicFunction:
+    """Return a function in the graph that computes a trained model's logits.
 
     It maps (images uint8 (b, h, w, 3), size) to (b, classes).
     """
 
-    @tf.function
+    @tf.function(autograph=False)
     def answer(images: tf.Tensor, size: int) -> tf.Tensor:
         return model(network.resize(images, candidate, size), training=False)
 
