@@ -75,7 +75,9 @@ _PROXIES = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY")
 
 
 def prepare() -> None:
-    """Replace this process's environment by `prepared`, and make Keras lean. Call this before importing a framework.
+    """Replace this process's environment by `prepared`, and hide from Keras what nobody here needs.
+
+    Call this before importing a framework.
 
     What the environment lacks comes from `servers.env` in the current folder, the settings of a team's servers.
 

@@ -206,9 +206,9 @@ def steps_in_graph(
             return (done < count) & tf.math.is_finite(losses)
 
         def take(done: tf.Tensor, losses: tf.Tensor, right: tf.Tensor) -> Sums:
-            loss, hits = strategy.run(step, args=(*next(stream), size))
-            sums = (strategy.reduce("SUM", value, axis=None) for value in (loss, hits))
-            return done + 1, losses + next(sums), right + next(sums)
+            of_replicas = strategy.run(step, args=(*next(stream), size))
+            loss, hits = (strategy.reduce("SUM", value, axis=None) for value in of_replicas)
+            return done + 1, losses + loss, right + hits
 
         return tf.while_loop(goes_on, take, (0, 0.0, 0.0))
 
