@@ -63,6 +63,10 @@ def test_a_stream_resumed_at_a_step_is_the_same_stream():
     assert np.array_equal(whole[3], later[0])
 
 
+def test_no_tuner_holds_up_the_end_of_a_training():
+    assert training_batches(NUMBERED, SMALL, 10, 1).options().autotune.enabled is False
+
+
 def test_the_pieces_of_a_batch_are_the_batch():
     images = coloured(40)
 

@@ -195,4 +195,6 @@ def training_batches(
 
     first_epoch, done = divmod(first_step, steps)
     stream = tf.data.Dataset.range(first_epoch, epochs).flat_map(epoch_batches).skip(done)
-    return stream.flat_map(pieces).map(fetch, num_parallel_calls=2).prefetch(4)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # there is nothing to tune, and freeing an iterator may wait for the tuner
+    return stream.flat_map(pieces).map(fetch, num_parallel_calls=2).prefetch(4).with_options(options)
