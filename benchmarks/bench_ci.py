@@ -27,10 +27,10 @@ OWN = ("CIFAR10_ARCHIVE", "IMAGENET_WEIGHTS_DIR", "PYTHONPATH", "VIRTUAL_ENV", "
 def main() -> None:
     """Run both, print the figures, and write them."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    commit = provenance.git_commit(Path("."))[0]
     LOGS.mkdir(exist_ok=True)
     with speed.told(), speed.trees() as trees:
         outcomes = {name: run(tree, LOGS / f"ci-{name}.log") for name, tree in trees.items()}
+        commit = provenance.git_commit(trees["now"])[0]
     (seconds, tests), (seconds_before, tests_before) = outcomes["now"], outcomes["base"]
     figures = [
         Figure(".ci/run, seconds", seconds, seconds_before, f"ratio ≤ {LARGEST_RATIO}"),
